@@ -1,0 +1,1603 @@
+/* See LICENSE file for copyright and license details.
+ *
+ * client_proxy is an XMPP component (XEP-0114) behind whose address stand
+ * the resources of one ordinary account, the target. It learns from the
+ * target's presence which of them are online, hands each IQ request to one
+ * of them, with the requester's address as the resource of `from', and leads
+ * the answer back by that address (JAT, Jabber Address Translation).
+ *
+ * Data flows one way, and the file is written in the same order:
+ *
+ *	socket -> expat -> stanza (fixed tree) -> route -> out buffer -> socket
+ */
+#define _POSIX_C_SOURCE 200809L
+
+#include <sys/socket.h>
+#include <sys/types.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <bearssl.h>
+#include <expat.h>
+
+#include "config.h"
+
+#define LEN(x)        (sizeof(x) / sizeof((x)[0]))
+#define MIN(a, b)     ((a) < (b) ? (a) : (b))
+
+#define NS_COMPONENT  "jabber:component:accept"
+#define NS_CLIENT     "jabber:client"
+#define NS_STREAM     "http://etherx.jabber.org/streams"
+
+enum {
+	PARTMAX  = 1023,            /* bytes of each part of a JID, RFC 7622 3.1 */
+	BAREMAX  = 2 * PARTMAX + 1,
+	JIDMAX   = 3 * PARTMAX + 2,
+	RESERVE  = 8192,            /* of the out buffer, for what no stanza causes */
+	FIRSTPAUSE = 1000,          /* ms before the first reconnect, at most */
+	CLOSETIME  = 500            /* ms for the last bytes, then the socket is closed */
+};
+
+/* One stanza and what else has to go out with it must fit. */
+typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + RESERVE ? 1 : -1];
+
+/* An element or a text. Offsets are into text[]; names end with a NUL. */
+struct node {
+	int up;                     /* its parent; -1: it is the stanza itself */
+	int str, len;               /* its name, or the text */
+	int attr, nattr;            /* first attribute and how many; nattr -1: a text */
+};
+
+struct attr {
+	int name, value;            /* both end with a NUL */
+};
+
+enum { NOTHING, OPENED, ELEMENT, CLOSED };             /* event of the parser */
+enum { WAITING, CONNECTING, OPENING, ONLINE, CLOSING }; /* state of the connection */
+
+/* clock and choice */
+static long long now;           /* ms, monotonic, taken once a turn of the loop */
+static br_hmac_drbg_context rng;
+
+/* resources of the target that are online */
+static char resources[MAXRESOURCES][PARTMAX + 1];
+static int nresources, toomany;
+
+/* the target's presence subscription */
+static int subscribed;
+static long long asktime, askpause;
+
+/* the out buffer: out[outpos] to out[outlen - 1] wait to be written */
+static char out[OUTSIZE];
+static size_t outpos, outlen, outmark;
+static int outfull;
+
+/* the stanza that is being read, and its own attributes */
+static char text[MAXSTANZA];
+static struct node nodes[MAXNODES];
+static struct attr attrs[MAXATTRS];
+static int ntext, nnodes, nattrs, current, toolarge, prefixed;
+static const char *kind, *from, *to, *type, *id;
+
+/* the parser and its input */
+static XML_Parser parser;
+static size_t heap;             /* bytes that expat has allocated */
+static char in[INSIZE];
+static size_t inlen;
+static XML_Index parsed;        /* bytes the parser took before in[] */
+static int depth, event, held;
+static const char *fault;       /* stream error to send, RFC 6120 4.9.3 */
+
+/* the stream */
+static char decls[1024];        /* its prefixes: name, NUL, value, NUL, ... */
+static size_t ndecls;
+static int authenticated;
+
+/* the connection */
+static int fd = -1, state, pinged;
+static struct addrinfo *addresses, *address;
+static long long deadline;      /* ms, when `state' or the server's silence ends */
+static long long backoff = FIRSTPAUSE;
+static int wake[2];             /* signal handlers write, the loop reads */
+static volatile sig_atomic_t resolving, quitting;
+
+/* ---- log and clock ---- */
+
+/* Write byte c as %XX. Returns the bytes written, always 3. */
+static size_t
+puthex(char *dst, unsigned char c)
+{
+	static const char hex[] = "0123456789ABCDEF";
+
+	dst[0] = '%';
+	dst[1] = hex[c >> 4];
+	dst[2] = hex[c & 15];
+	return 3;
+}
+
+/* Log one line. What comes from the wire is kept to printable ASCII, the rest
+ * is written as in translated addresses. */
+static void
+say(const char *fmt, ...)
+{
+	char raw[2 * JIDMAX], line[3 * sizeof(raw) + 32];
+	const unsigned char *s;
+	size_t n;
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(raw, sizeof(raw), fmt, ap);
+	va_end(ap);
+	n = (size_t)sprintf(line, "client_proxy: ");
+	for (s = (unsigned char *)raw; *s; s++) {
+		if (*s >= ' ' && *s <= '~')
+			line[n++] = (char)*s;
+		else
+			n += puthex(line + n, *s);
+	}
+	line[n++] = '\n';
+	if (write(2, line, n) < 0)
+		return; /* nobody is left to tell */
+}
+
+static void
+die(const char *what, const char *why)
+{
+	say("%s: %s", what, why);
+	exit(1);
+}
+
+static long long
+milliseconds(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (long long)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+/* A random number from 0 to n - 1, each as likely as the others. */
+static unsigned long
+below(unsigned long n)
+{
+	static unsigned long pool[64];
+	static size_t left;
+	unsigned long r;
+
+	do {
+		if (left == 0) {
+			br_hmac_drbg_generate(&rng, pool, sizeof(pool));
+			left = LEN(pool);
+		}
+		r = pool[--left];
+	} while (r >= ULONG_MAX - ULONG_MAX % n);
+	return r % n;
+}
+
+/* ---- JIDs ---- */
+
+/* 1 if jid is [node@]domain[/resource] with our domain, and fit to be part of
+ * an address that we write; servers deliver others' stanzas to us as well. */
+static int
+isours(const char *jid)
+{
+	size_t bare = strcspn(jid, "/"), node = strcspn(jid, "@/");
+	size_t len = strlen(domain);
+
+	if (jid[node] == '@') {
+		if (node == 0 || node++ > PARTMAX)
+			return 0;
+	} else {
+		node = 0;
+	}
+	return bare - node == len && !memcmp(jid + node, domain, len) &&
+	       strcmp(jid + bare, "/") != 0;
+}
+
+/* 1 if jid is the target itself or one of its resources. */
+static int
+istarget(const char *jid)
+{
+	size_t len = strlen(target);
+
+	return !strncmp(jid, target, len) &&
+	       (jid[len] == '\0' || jid[len] == '/');
+}
+
+/* The resource of a JID, or NULL. */
+static const char *
+resourceof(const char *jid)
+{
+	const char *s = strchr(jid, '/');
+
+	return s ? s + 1 : NULL;
+}
+
+/* 1 if str is UTF-8 (RFC 3629 4) of characters that XML has (XML 1.0 2.2), but
+ * for TAB, LF and CR, which are in no JID either. */
+static int
+isutf8(const char *str)
+{
+	static const unsigned long least[] = { 0, 0x80, 0x800, 0x10000 };
+	const unsigned char *s = (const unsigned char *)str;
+	unsigned long c;
+	int i, more;
+
+	while ((c = *s++)) {
+		more = c < 0x80 ? 0 : c < 0xe0 ? 1 : c < 0xf0 ? 2 : 3;
+		if (c < ' ' || (c >= 0x80 && c < 0xc0) || c > 0xf7)
+			return 0;
+		c &= more ? 0x3fUL >> more : 0x7f;
+		for (i = 0; i < more; i++, s++) {
+			if ((*s & 0xc0) != 0x80)
+				return 0;
+			c = c << 6 | (*s & 0x3f);
+		}
+		if (c < least[more] || (c >= 0xd800 && c <= 0xdfff) ||
+		    c == 0xfffe || c == 0xffff || c > 0x10ffff)
+			return 0;
+	}
+	return 1;
+}
+
+/* Write jid as a resource into dst[PARTMAX + 1]: printable ASCII as it is, so
+ * that the target's client can read it, the rest as %XX: a server on the way
+ * may refuse it, as mixed directions of writing (RFC 8266). 0 if too long. */
+static int
+enc(char *dst, const char *jid)
+{
+	const unsigned char *s;
+	size_t n = 0;
+	int plain;
+
+	for (s = (const unsigned char *)jid; *s; s++) {
+		plain = *s >= ' ' && *s <= '~' && *s != '%';
+		if (n + (plain ? 1 : 3) > PARTMAX)
+			return 0;
+		if (plain)
+			dst[n++] = (char)*s;
+		else
+			n += puthex(dst + n, *s);
+	}
+	dst[n] = '\0';
+	return 1;
+}
+
+/* Undo enc: the resource src becomes a JID in dst[PARTMAX + 1]. 0 if it is
+ * none; written out as it came it could make ill-formed XML of our stream. */
+static int
+dec(char *dst, const char *src)
+{
+	char hex[3] = "";
+	size_t n;
+
+	for (n = 0; *src; n++) {
+		if (n == PARTMAX)
+			return 0;
+		if (*src != '%') {
+			dst[n] = *src++;
+			continue;
+		}
+		if (strspn(src + 1, "0123456789ABCDEFabcdef") < 2)
+			return 0;
+		memcpy(hex, src + 1, 2);
+		if (!(dst[n] = (char)strtol(hex, NULL, 16)))
+			return 0;
+		src += 3;
+	}
+	dst[n] = '\0';
+	return n > 0 && isutf8(dst);
+}
+
+/* ---- resources ---- */
+
+/* Where it is in the table, or -1. */
+static int
+findresource(const char *name)
+{
+	int i;
+
+	for (i = 0; i < nresources; i++)
+		if (!strcmp(resources[i], name))
+			return i;
+	return -1;
+}
+
+static void
+addresource(const char *name)
+{
+	size_t len = strlen(name);
+
+	if (strncmp(name, prefix, strlen(prefix)) || findresource(name) >= 0)
+		return;
+	if (len == 0 || len > PARTMAX) {
+		say("ignored: %s/%s: not a legal resource", target, name);
+	} else if (nresources < MAXRESOURCES) {
+		memcpy(resources[nresources++], name, len + 1);
+		say("joined: %s/%s: %d online", target, name, nresources);
+	} else if (!toomany) {
+		say("ignored: %s/%s and any more: %d online is the limit",
+		    target, name, nresources);
+		toomany = 1;
+	}
+}
+
+static void
+removeresource(const char *name)
+{
+	int i = findresource(name);
+
+	if (i < 0)
+		return;
+	nresources--;
+	if (i < nresources)
+		memcpy(resources[i], resources[nresources], sizeof(resources[i]));
+	toomany = 0;
+	say("left: %s/%s: %d online", target, name, nresources);
+}
+
+static void
+clearresources(void)
+{
+	if (nresources > 0)
+		say("left: %s, all of its resources: 0 online", target);
+	nresources = toomany = 0;
+}
+
+/* ---- out buffer and serialising ---- */
+
+/* 1 if whatever one more stanza causes fits into the out buffer. */
+static int
+hasroom(void)
+{
+	return OUTSIZE - outlen >= MAXSTANZA + RESERVE;
+}
+
+/* A stanza goes out whole or not at all: what is put after begin stays only if
+ * commit returns 1. It returns 0 if there was no room or the stanza is larger
+ * than servers take. */
+static void
+begin(void)
+{
+	outmark = outlen;
+	outfull = 0;
+}
+
+static int
+commit(void)
+{
+	if (!outfull && outlen - outmark <= MAXSTANZA)
+		return 1;
+	outlen = outmark;
+	return 0;
+}
+
+static void
+put(const char *s, size_t n)
+{
+	if (n > OUTSIZE - outlen) {
+		outfull = 1;
+		return;
+	}
+	memcpy(out + outlen, s, n);
+	outlen += n;
+}
+
+static void
+putstr(const char *s)
+{
+	put(s, strlen(s));
+}
+
+/* What has to be written for c in a value in these quotes or, if quote is 0, in
+ * a text; NULL for c itself. Only what must be is escaped (XML 1.0 2.4, 3.3.3):
+ * servers count bytes as written, and what its sender may send has to fit. */
+static const char *
+reference(char c, char quote)
+{
+	switch (c) {
+	case '&':
+		return "&amp;";
+	case '<':
+		return "&lt;";
+	case '\r':
+		return "&#13;";
+	case '\n':
+		return quote ? "&#10;" : NULL;
+	case '\t':
+		return quote ? "&#9;" : NULL;
+	case '\'':
+		return quote == c ? "&apos;" : NULL;
+	case '"':
+		return quote == c ? "&quot;" : NULL;
+	}
+	return NULL;
+}
+
+static void
+putescaped(const char *s, size_t n, char quote)
+{
+	const char *ref;
+	size_t i, run = 0;
+
+	for (i = 0; i < n; i++) {
+		ref = reference(s[i], quote);
+		if (!quote && i >= 2 && !memcmp(s + i - 2, "]]>", 3))
+			ref = "&gt;";
+		if (ref) {
+			put(s + run, i - run);
+			putstr(ref);
+			run = i + 1;
+		}
+	}
+	put(s + run, n - run);
+}
+
+/* Put an attribute, if it has a value, in the quotes that need less escapes. */
+static void
+putattr(const char *name, const char *value)
+{
+	const char *s;
+	char quote = '\'';
+	long more = 0;
+
+	if (!value)
+		return;
+	for (s = value; *s; s++)
+		more += (*s == '\'') - (*s == '"');
+	if (more > 0)
+		quote = '"';
+	put(" ", 1);
+	putstr(name);
+	put("=", 1);
+	put(&quote, 1);
+	putescaped(value, (size_t)(s - value), quote);
+	put(&quote, 1);
+}
+
+/* The value of an attribute of element n, or NULL. */
+static const char *
+attrof(int n, const char *name)
+{
+	int i;
+
+	for (i = nodes[n].attr; i < nodes[n].attr + nodes[n].nattr; i++)
+		if (!strcmp(text + attrs[i].name, name))
+			return text + attrs[i].value;
+	return NULL;
+}
+
+/* Declare the prefixes that only the header of the server's stream declares. */
+static void
+putdecls(void)
+{
+	const char *name = decls, *value;
+
+	for (; name < decls + ndecls; name = value + strlen(value) + 1) {
+		value = name + strlen(name) + 1;
+		if (!attrof(0, name))
+			putattr(name, value);
+	}
+}
+
+/* Put the tag of element n, with other addresses and without the namespace if
+ * it is the stanza itself: jabber:client is not understood on our stream. */
+static void
+putelement(int n, const char *f, const char *t)
+{
+	const char *name, *value;
+	int i;
+
+	put("<", 1);
+	put(text + nodes[n].str, (size_t)nodes[n].len);
+	for (i = nodes[n].attr; i < nodes[n].attr + nodes[n].nattr; i++) {
+		name = text + attrs[i].name;
+		value = text + attrs[i].value;
+		if (n > 0 || strcmp(name, "xmlns"))
+			putattr(name, value == from ? f : value == to ? t : value);
+	}
+	if (n == 0 && prefixed)
+		putdecls();
+	if (n + 1 < nnodes && nodes[n + 1].up == n)
+		put(">", 1);
+	else
+		put("/>", 2);
+}
+
+/* Close element n if it has content, and those around it until `up' is the
+ * innermost one that is open. */
+static void
+putends(int n, int up)
+{
+	for (; n != up; n = nodes[n].up) {
+		if (n + 1 == nnodes || nodes[n + 1].up != n)
+			continue;
+		put("</", 2);
+		put(text + nodes[n].str, (size_t)nodes[n].len);
+		put(">", 1);
+	}
+}
+
+/* Put the stanza, from f, to t. 0 if it is too large. */
+static int
+forward(const char *f, const char *t)
+{
+	int i, open = -1;
+
+	if (toolarge)
+		return 0;
+	begin();
+	for (i = 0; i < nnodes; i++) {
+		putends(open, nodes[i].up);
+		open = nodes[i].up;
+		if (nodes[i].nattr < 0) {
+			putescaped(text + nodes[i].str, (size_t)nodes[i].len, 0);
+		} else {
+			putelement(i, f, t);
+			open = i;
+		}
+	}
+	putends(open, -1);
+	return commit();
+}
+
+/* Put the start of a small stanza of our own, without what is NULL. */
+static void
+puthead(const char *name, const char *t, const char *i, const char *f,
+        const char *d)
+{
+	begin();
+	put("<", 1);
+	putstr(name);
+	putattr("type", t);
+	putattr("id", i);
+	putattr("from", f);
+	putattr("to", d);
+}
+
+/* Put an error (RFC 6120 8.3) about the stanza, from f, to t. */
+static void
+puterror(const char *f, const char *t, const char *errtype, const char *condition)
+{
+	puthead(kind, "error", id, f, t);
+	putstr("><error type='");
+	putstr(errtype);
+	putstr("'><");
+	putstr(condition);
+	putstr(" xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></");
+	putstr(kind);
+	put(">", 1);
+	if (!commit())
+		say("dropped: error to %s: %s: too large", t, condition);
+}
+
+static void
+putpresence(const char *t, const char *f, const char *d)
+{
+	puthead("presence", t, NULL, f, d);
+	put("/>", 2);
+	commit();
+}
+
+/* ---- routing ---- */
+
+static void
+drop(const char *why)
+{
+	say("dropped: %s %s from %s to %s: %s", kind, type ? type : "(no type)",
+	    from ? from : "(nobody)", to ? to : "(nobody)", why);
+}
+
+/* Answer the stanza with an error, from the address that was asked. */
+static void
+refuse(const char *errtype, const char *condition)
+{
+	puterror(to, from, errtype, condition);
+}
+
+/* Ask for the target's presence: for the subscription until it is granted,
+ * each time later, then for what may have been missed (RFC 6121 3.1, 4.3). On
+ * Prosody a probe before that would withdraw the request. */
+static void
+ask(void)
+{
+	putpresence(subscribed ? "probe" : "subscribe", domain, target);
+	if (subscribed) {
+		asktime = now + refresh * 1000LL;
+	} else {
+		asktime = now + askpause;
+		askpause = MIN(2 * askpause, askmax * 1000LL);
+	}
+}
+
+/* The target or its server does not let us see its presence. */
+static void
+denied(const char *why)
+{
+	say("not subscribed: %s: %s", target, why);
+	clearresources();
+	if (subscribed) {
+		subscribed = 0;
+		askpause = askmin * 1000LL;
+		asktime = now + askpause;
+	}
+}
+
+/* The first element in element n, with this name if there is one; or 0. */
+static int
+child(int n, const char *name)
+{
+	int i;
+
+	for (i = n + 1; i < nnodes; i++)
+		if (nodes[i].up == n && nodes[i].nattr >= 0 &&
+		    (!name || !strcmp(text + nodes[i].str, name)))
+			return i;
+	return 0;
+}
+
+/* The condition of an error, element n: the name of the first one in it. */
+static const char *
+condition(int n)
+{
+	int i = child(n, NULL);
+
+	return i ? text + nodes[i].str : "no condition given";
+}
+
+/* Presence from the target or one of its resources to self. */
+static void
+targetpresence(const char *self)
+{
+	const char *name = resourceof(from);
+
+	if (type && !strcmp(type, "subscribe")) {
+		putpresence("subscribed", self, from);
+		putpresence(NULL, self, from);
+	} else if (type && !strcmp(type, "probe")) {
+		putpresence(NULL, self, from);
+	} else if (strcmp(to, domain)) {
+		; /* only what our domain is told says who is online */
+	} else if (!type && name) {
+		addresource(name);
+	} else if (type && !strcmp(type, "unavailable")) {
+		if (name)
+			removeresource(name);
+		else
+			clearresources();
+	} else if (!type) {
+		; /* available, but no resource to ask */
+	} else if (!strcmp(type, "subscribed")) {
+		if (!subscribed)
+			say("subscribed: %s", target);
+		subscribed = 1;
+		ask();
+	} else if (!strcmp(type, "unsubscribed")) {
+		denied("it refuses or has withdrawn the subscription");
+	} else if (!strcmp(type, "error")) {
+		denied(condition(child(0, "error")));
+	}
+}
+
+static void
+presence(const char *self)
+{
+	if (istarget(from))
+		targetpresence(self);
+	else if (type && (!strcmp(type, "subscribe") || !strcmp(type, "probe")))
+		putpresence("unsubscribed", self, from);
+}
+
+/* A request: hand it to a resource of the target. */
+static void
+request(const char *self)
+{
+	char src[JIDMAX + 1], dst[JIDMAX + 1], resource[PARTMAX + 1];
+
+	if (istarget(from)) {
+		refuse("cancel", "feature-not-implemented");
+	} else if (resourceof(to) || nresources == 0) {
+		refuse("cancel", "service-unavailable");
+	} else if (!enc(resource, from)) {
+		refuse("modify", "not-acceptable");
+	} else {
+		snprintf(src, sizeof(src), "%s/%s", self, resource);
+		snprintf(dst, sizeof(dst), "%s/%s", target,
+		         resources[below((unsigned long)nresources)]);
+		if (!forward(src, dst))
+			refuse("modify", "policy-violation");
+	}
+}
+
+/* An answer: lead it back to the requester that our address tells. One that
+ * cannot pass still ends the request. */
+static void
+response(const char *self)
+{
+	char requester[PARTMAX + 1];
+
+	if (!istarget(from) || !resourceof(from))
+		drop("not from a resource of the target");
+	else if (!resourceof(to) || !dec(requester, resourceof(to)))
+		drop("no requester in the address");
+	else if (!forward(self, requester))
+		puterror(self, requester, "modify", "policy-violation");
+}
+
+/* Handle the stanza that is in the tree. */
+static void
+route(void)
+{
+	char self[BAREMAX + 1];
+	const char *ns = attrof(0, "xmlns"), *t = type ? type : "";
+
+	if (!from || !to || !isours(to)) {
+		drop("not from anybody to us");
+		return;
+	}
+	snprintf(self, sizeof(self), "%.*s", (int)strcspn(to, "/"), to);
+	if (ns && strcmp(ns, NS_COMPONENT) && strcmp(ns, NS_CLIENT))
+		drop("unknown namespace");
+	else if (isours(from))
+		; /* our own ping, or what became of it */
+	else if (!strcmp(kind, "presence"))
+		presence(self);
+	else if (!strcmp(kind, "message") && strcmp(t, "error"))
+		refuse("cancel", "feature-not-implemented");
+	else if (!strcmp(kind, "message"))
+		; /* errors never answer errors, RFC 6120 8.3.1 */
+	else if (!strcmp(t, "get") || !strcmp(t, "set"))
+		request(self);
+	else if (!strcmp(t, "result") || !strcmp(t, "error"))
+		response(self);
+	else
+		drop("unknown type");
+}
+
+/* ---- parsing ---- */
+
+/* What expat allocates, with the size in front, is counted: it keeps each name
+ * it has seen, and every user can send us new ones. Above the hard limit there
+ * is no more. */
+union block {
+	size_t size;
+	long double align;
+};
+
+static void *
+resize(void *p, size_t size)
+{
+	union block *b = p ? (union block *)p - 1 : NULL;
+	size_t had = b ? b->size : 0;
+
+	if (heap - had + size > PARSERHARD ||
+	    !(b = realloc(b, sizeof(*b) + size)))
+		return NULL;
+	heap = heap - had + size;
+	b->size = size;
+	return b + 1;
+}
+
+static void *
+allocate(size_t size)
+{
+	return resize(NULL, size);
+}
+
+static void
+release(void *p)
+{
+	if (p) {
+		heap -= ((union block *)p - 1)->size;
+		free((union block *)p - 1);
+	}
+}
+
+/* Keep a string. Returns where, or -1 if the stanza is too large. */
+static int
+keep(const char *s)
+{
+	size_t n = strlen(s) + 1;
+
+	if (n > (size_t)(MAXSTANZA - ntext)) {
+		toolarge = 1;
+		return -1;
+	}
+	memcpy(text + ntext, s, n);
+	ntext += (int)n;
+	return ntext - (int)n;
+}
+
+/* Add an element to the tree, as the innermost one that is open. An attribute
+ * that does not fit is left out: whom to answer may still come after it. */
+static void
+addelement(const char *name, const char **atts)
+{
+	struct node *n = nodes + nnodes;
+	struct attr *a;
+
+	if (nnodes == MAXNODES || (n->str = keep(name)) < 0) {
+		toolarge = 1;
+		return;
+	}
+	n->up = current;
+	n->len = (int)strlen(name);
+	n->attr = nattrs;
+	n->nattr = 0;
+	current = nnodes++;
+	prefixed |= strchr(name, ':') != NULL;
+	for (; *atts; atts += 2) {
+		a = attrs + nattrs;
+		if (nattrs == MAXATTRS || (a->name = keep(atts[0])) < 0 ||
+		    (a->value = keep(atts[1])) < 0) {
+			toolarge = 1;
+			continue;
+		}
+		prefixed |= strchr(atts[0], ':') != NULL;
+		nattrs++;
+		n->nattr++;
+	}
+}
+
+static int
+isstanza(void)
+{
+	return !strcmp(kind, "iq") || !strcmp(kind, "presence") ||
+	       !strcmp(kind, "message");
+}
+
+/* Stop the parser; `what' is then handled outside of it. */
+static void
+stop(int what)
+{
+	event = what;
+	XML_StopParser(parser, XML_TRUE);
+}
+
+static void XMLCALL
+startelement(void *data, const char *name, const char **atts)
+{
+	(void)data;
+	if (depth++ > 1) {
+		if (!toolarge)
+			addelement(name, atts);
+		return;
+	}
+	ntext = nnodes = nattrs = toolarge = prefixed = 0;
+	current = -1;
+	addelement(name, atts);
+	kind = nnodes ? text + nodes[0].str : "";
+	from = attrof(0, "from");
+	to = attrof(0, "to");
+	type = attrof(0, "type");
+	id = attrof(0, "id");
+	if (depth == 1)
+		stop(OPENED);
+}
+
+static void XMLCALL
+endelement(void *data, const char *name)
+{
+	(void)data;
+	(void)name;
+	if (--depth > 1) {
+		if (!toolarge)
+			current = nodes[current].up;
+	} else if (depth == 0) {
+		stop(CLOSED);
+	} else if (!authenticated || !isstanza()) {
+		stop(ELEMENT);
+	} else {
+		route();
+		if (!hasroom() || heap > PARSERSOFT)
+			stop(NOTHING);
+	}
+}
+
+/* Text between stanzas is white space that keeps the connection alive. */
+static void XMLCALL
+characters(void *data, const char *s, int n)
+{
+	struct node *last = nodes + nnodes - 1;
+
+	(void)data;
+	if (depth < 2 || toolarge)
+		return;
+	if (n > MAXSTANZA - ntext || nnodes == MAXNODES) {
+		toolarge = 1;
+		return;
+	}
+	if (last->nattr >= 0 || last->up != current) {
+		last = nodes + nnodes++;
+		last->up = current;
+		last->str = ntext;
+		last->len = 0;
+		last->nattr = -1;
+	}
+	memcpy(text + ntext, s, (size_t)n);
+	ntext += n;
+	last->len += n;
+}
+
+/* What no other handler is for. Document types, comments and processing
+ * instructions are not for XMPP (RFC 6120 11.1). */
+static void XMLCALL
+otherwise(void *data, const char *s, int n)
+{
+	(void)data;
+	if (n < 6 || *s != '<' || (s[1] == '!' && s[2] == '[') ||
+	    (depth == 0 && !strncmp(s, "<?xml", 5) && s[5] <= ' '))
+		return;
+	fault = "restricted-xml";
+	XML_StopParser(parser, XML_FALSE);
+}
+
+/* Some expats have this function and hold the end of a stanza back for more
+ * input, until they are told not to; others of the same version have not. */
+XML_Bool XML_SetReparseDeferralEnabled(XML_Parser, XML_Bool);
+#pragma weak XML_SetReparseDeferralEnabled
+
+/* Make a fresh parser that stands inside of the elements opened so far: none,
+ * or the stream. 0 without memory. */
+static int
+newparser(void)
+{
+	static const XML_Memory_Handling_Suite memory = {
+		allocate, resize, release
+	};
+	static const char root[] = "<stream:stream>";
+
+	if (parser)
+		XML_ParserFree(parser);
+	if (!(parser = XML_ParserCreate_MM("UTF-8", &memory, NULL)))
+		return 0;
+	if (XML_SetReparseDeferralEnabled)
+		XML_SetReparseDeferralEnabled(parser, XML_FALSE);
+	parsed = depth ? (XML_Index)strlen(root) : 0;
+	if (depth && XML_Parse(parser, root, (int)parsed, 0) == XML_STATUS_ERROR)
+		return 0;
+	XML_SetElementHandler(parser, startelement, endelement);
+	XML_SetCharacterDataHandler(parser, characters);
+	XML_SetDefaultHandler(parser, otherwise);
+	return 1;
+}
+
+/* ---- stream ---- */
+
+/* Open our stream (RFC 6120 4.2). Without a version, as XEP-0114 has it:
+ * jabberd2 would send features before the handshake. 0 without memory. */
+static int
+openstream(void)
+{
+	outpos = outlen = outmark = inlen = 0;
+	depth = event = held = authenticated = subscribed = 0;
+	fault = NULL;
+	putstr("<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
+	       "' xmlns:stream='" NS_STREAM "'");
+	putattr("to", domain);
+	put(">", 1);
+	return newparser();
+}
+
+static void
+closestream(void)
+{
+	if (fault) {
+		putstr("<stream:error><");
+		putstr(fault);
+		putstr(" xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>");
+	}
+	putstr("</stream:stream>");
+}
+
+/* Remember a prefix that the header of the server's stream declares; our own
+ * declares `stream' too. 0 if there are too many. */
+static int
+savedecl(const char *name, const char *value)
+{
+	size_t len = strlen(name) + 1, vlen = strlen(value) + 1;
+
+	if (strncmp(name, "xmlns:", 6) || !strcmp(name, "xmlns:stream"))
+		return 1;
+	if (len + vlen > sizeof(decls) - ndecls)
+		return 0;
+	memcpy(decls + ndecls, name, len);
+	memcpy(decls + ndecls + len, value, vlen);
+	ndecls += len + vlen;
+	return 1;
+}
+
+/* Put the handshake: SHA-1 in lower-case hex of the stream id and the secret
+ * (XEP-0114 3). */
+static void
+handshake(void)
+{
+	unsigned char digest[br_sha1_SIZE];
+	char hex[3];
+	br_sha1_context sha1;
+	size_t i;
+
+	br_sha1_init(&sha1);
+	br_sha1_update(&sha1, id, strlen(id));
+	br_sha1_update(&sha1, secret, strlen(secret));
+	br_sha1_out(&sha1, digest);
+	putstr("<handshake>");
+	for (i = 0; i < sizeof(digest); i++) {
+		sprintf(hex, "%02x", digest[i]);
+		put(hex, 2);
+	}
+	putstr("</handshake>");
+}
+
+/* The server's stream header is in the tree. Returns NULL or what is wrong. */
+static const char *
+opened(void)
+{
+	const char *stream = attrof(0, "xmlns:stream"), *ns = attrof(0, "xmlns");
+	int i, fits = !toolarge;
+
+	for (ndecls = 0, i = 0; fits && i < nattrs; i++)
+		fits = savedecl(text + attrs[i].name, text + attrs[i].value);
+	if (strcmp(kind, "stream:stream") || !id)
+		fault = "bad-format";
+	else if (!stream || strcmp(stream, NS_STREAM) ||
+	         !ns || strcmp(ns, NS_COMPONENT))
+		fault = "invalid-namespace";
+	else if (!fits)
+		fault = "policy-violation";
+	if (fault)
+		return "this is no component port: its stream header is not one";
+	handshake();
+	return NULL;
+}
+
+/* A stream error (RFC 6120 4.9) is in the tree. */
+static const char *
+streamerror(void)
+{
+	static char why[1024];
+	int i = child(0, "text") + 1;
+
+	if (i == 1 || i == nnodes || nodes[i].nattr >= 0)
+		return condition(0);
+	snprintf(why, sizeof(why), "%s: %.*s", condition(0), nodes[i].len,
+	         text + nodes[i].str);
+	return why;
+}
+
+/* An element of the stream that is not a stanza, or one too early, is in the
+ * tree. Returns NULL, or why the stream has to end. */
+static const char *
+element(void)
+{
+	if (!strcmp(kind, "stream:error"))
+		return streamerror();
+	if (authenticated) {
+		drop("not a stanza");
+	} else if (isstanza()) {
+		fault = "bad-format";
+		return "the server sends stanzas before the handshake is done";
+	} else if (!strcmp(kind, "handshake")) {
+		authenticated = 1;
+		say("online: %s at %s port %s", domain, host, port);
+		askpause = askmin * 1000LL;
+		ask();
+	}
+	return NULL;
+}
+
+/* The parser gave up. Returns why. */
+static const char *
+broken(void)
+{
+	enum XML_Error error = XML_GetErrorCode(parser);
+
+	if (fault) /* by a handler */
+		return "the server sends XML that is forbidden in XMPP";
+	if (error == XML_ERROR_NO_MEMORY) {
+		fault = "policy-violation";
+		return "the server sends more in one stanza than may be kept";
+	}
+	fault = "not-well-formed";
+	return XML_ErrorString(error);
+}
+
+/* Give the rest of the input to a fresh parser, which has forgotten the names
+ * that this one has seen. 0 without memory. */
+static int
+renewparser(void)
+{
+	size_t used = (size_t)(XML_GetCurrentByteIndex(parser) +
+	                       XML_GetCurrentByteCount(parser) - parsed);
+
+	inlen -= used;
+	memmove(in, in + used, inlen);
+	return newparser();
+}
+
+/* Parse in[inlen], up to where the out buffer has room for no other stanza:
+ * then the parser is held. Returns NULL, or why the stream has to end. */
+static const char *
+parse(void)
+{
+	enum XML_Status status;
+	const char *why = NULL;
+
+	while (!why) {
+		if (held && !hasroom())
+			return NULL;
+		event = NOTHING;
+		status = held ? XML_ResumeParser(parser) :
+		         XML_Parse(parser, in, (int)inlen, 0);
+		held = status == XML_STATUS_SUSPENDED;
+		if (status == XML_STATUS_ERROR)
+			return broken();
+		if (status == XML_STATUS_OK)
+			break;
+		if (event == OPENED)
+			why = opened();
+		else if (event == ELEMENT)
+			why = element();
+		else if (event == CLOSED)
+			why = "the server has closed the stream";
+		if (depth == 1 && heap > PARSERSOFT) {
+			held = 0;
+			if (!renewparser())
+				return broken();
+		}
+	}
+	if (why)
+		return why;
+	parsed += (XML_Index)inlen;
+	inlen = 0;
+	return NULL;
+}
+
+/* ---- connection ---- */
+
+/* Wait before the next attempt: up to a second at first, doubled each time up
+ * to backoffmax, with jitter so that many proxies do not come back at once. */
+static void
+rest(void)
+{
+	long long ms = backoff / 2 + (long long)below((unsigned long)backoff / 2);
+
+	say("waiting: %lld.%lld s before the next attempt to connect",
+	    ms / 1000, ms / 100 % 10);
+	state = WAITING;
+	deadline = now + ms;
+	backoff = MIN(2 * backoff, backoffmax * 1000LL);
+}
+
+static void
+sayaddress(const char *why)
+{
+	char h[64] = "?", p[8] = "?";
+
+	getnameinfo(address->ai_addr, address->ai_addrlen, h, sizeof(h),
+	            p, sizeof(p), NI_NUMERICHOST | NI_NUMERICSERV);
+	say("connect: %s port %s: %s", h, p, why);
+}
+
+/* Begin to connect to `address', or to those after it if that fails at once.
+ * When all have failed, rest. */
+static void
+attempt(void)
+{
+	for (; address; address = address->ai_next) {
+		fd = socket(address->ai_family, address->ai_socktype,
+		            address->ai_protocol);
+		if (fd >= 0 && fcntl(fd, F_SETFL, O_NONBLOCK) == 0 &&
+		    fcntl(fd, F_SETFD, FD_CLOEXEC) == 0 &&
+		    (connect(fd, address->ai_addr, address->ai_addrlen) == 0 ||
+		     errno == EINPROGRESS)) {
+			state = CONNECTING;
+			deadline = now + patience * 1000LL;
+			return;
+		}
+		sayaddress(strerror(errno));
+		if (fd >= 0)
+			close(fd);
+		fd = -1;
+	}
+	rest();
+}
+
+/* Look up host and begin to connect. Looking up may block for long: signals
+ * that end us do so at once while it does. */
+static void
+resolve(void)
+{
+	struct addrinfo hints;
+	int error;
+
+	if (addresses)
+		freeaddrinfo(addresses);
+	addresses = NULL;
+	memset(&hints, 0, sizeof(hints));
+	hints.ai_family = AF_UNSPEC;
+	hints.ai_socktype = SOCK_STREAM;
+	resolving = 1;
+	if (quitting)
+		exit(0);
+	error = getaddrinfo(host, port, &hints, &addresses);
+	resolving = 0;
+	now = milliseconds();
+	if (error) {
+		say("resolve: %s port %s: %s", host, port, gai_strerror(error));
+		addresses = NULL;
+	}
+	address = addresses;
+	attempt();
+}
+
+/* Close the socket, then try the next address, if this one led to no
+ * handshake, or rest. */
+static void
+disconnect(void)
+{
+	close(fd);
+	fd = -1;
+	outpos = outlen = 0;
+	held = 0;
+	if (quitting)
+		exit(0);
+	address = authenticated ? NULL : address->ai_next;
+	attempt();
+}
+
+/* The connection is lost: nothing can be sent any more. */
+static void
+lost(const char *why)
+{
+	if (state != CLOSING)
+		say("disconnected: %s", why);
+	clearresources();
+	disconnect();
+}
+
+/* End the stream, but let what waits in the out buffer go out first. */
+static void
+hangup(const char *why)
+{
+	say("%s: %s", quitting ? "stopping" : "disconnected", why);
+	clearresources();
+	closestream();
+	inlen = 0;
+	held = 0;
+	state = CLOSING;
+	deadline = now + CLOSETIME;
+}
+
+/* There is a sign of life from the server. */
+static void
+alive(void)
+{
+	pinged = 0;
+	deadline = keepalive ? now + keepalive * 1000LL : LLONG_MAX;
+}
+
+/* The server has been silent. Ask ourselves through it whether the route works
+ * (XEP-0199), or give up. */
+static void
+silent(void)
+{
+	if (pinged) {
+		lost("the server is silent");
+		return;
+	}
+	puthead("iq", "get", "ping", domain, domain);
+	putstr("><ping xmlns='urn:xmpp:ping'/></iq>");
+	commit();
+	alive();
+	pinged = 1;
+}
+
+static void
+flush(void)
+{
+	ssize_t n;
+
+	if (outpos == outlen)
+		return;
+	n = write(fd, out + outpos, outlen - outpos);
+	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
+		return;
+	if (n < 0)
+		outpos = outlen; /* reading will tell why */
+	else
+		outpos += (size_t)n;
+	if (held && state == ONLINE)
+		alive();
+	if (outpos < outlen)
+		return;
+	outpos = outlen = 0;
+	if (state == CLOSING)
+		shutdown(fd, SHUT_WR);
+}
+
+/* Parse what has been read and write what comes of it. */
+static void
+process(void)
+{
+	const char *why;
+
+	do {
+		if ((why = parse()))
+			break;
+		if (authenticated && state == OPENING) {
+			state = ONLINE;
+			backoff = FIRSTPAUSE;
+			alive();
+		}
+		flush();
+	} while (held && outlen == 0);
+	if (why) {
+		hangup(why);
+		flush();
+	}
+}
+
+/* Read once. No tag ends without a `>', so until one comes there is nothing
+ * to parse: long ones are not looked at again with each piece of them. */
+static void
+receive(void)
+{
+	ssize_t n = read(fd, in + inlen, sizeof(in) - inlen);
+
+	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
+		return;
+	if (n <= 0) {
+		lost(n < 0 ? strerror(errno) : "the server has closed the connection");
+		return;
+	}
+	if (state == CLOSING)
+		return;
+	if (state == ONLINE)
+		alive();
+	inlen += (size_t)n;
+	if (inlen == sizeof(in) || memchr(in + inlen - n, '>', (size_t)n))
+		process();
+}
+
+/* An attempt to connect has come to its end. */
+static void
+connected(void)
+{
+	int error = 0, one = 1;
+	socklen_t len = sizeof(error);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) < 0)
+		error = errno;
+	if (error) {
+		sayaddress(strerror(error));
+		disconnect();
+		return;
+	}
+	/* an answer is written at once, there is nothing to gather */
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	state = OPENING;
+	deadline = now + patience * 1000LL;
+	if (!openstream())
+		lost(strerror(ENOMEM));
+	else
+		flush();
+}
+
+static void
+overdue(void)
+{
+	switch (state) {
+	case WAITING:
+		resolve();
+		break;
+	case CONNECTING:
+		sayaddress(strerror(ETIMEDOUT));
+		disconnect();
+		break;
+	case OPENING:
+		hangup("the server does not answer the handshake in time");
+		break;
+	case ONLINE:
+		silent();
+		break;
+	case CLOSING:
+		disconnect();
+		break;
+	}
+}
+
+/* SIGTERM or SIGINT came: leave, within CLOSETIME if there is a stream. */
+static void
+quit(void)
+{
+	if (state == OPENING || state == ONLINE) {
+		hangup("signal");
+	} else if (state != CLOSING) {
+		say("stopping: signal");
+		exit(0);
+	}
+}
+
+/* The socket is ready for `events', or broken. */
+static void
+ready(int events)
+{
+	if (state == CONNECTING) {
+		connected();
+		return;
+	}
+	if (events & POLLOUT)
+		flush();
+	if (held && outlen == 0)
+		process();
+	if (!held && (events & ~POLLOUT))
+		receive();
+}
+
+/* Milliseconds until something has to be done without being asked. */
+static int
+timeout(void)
+{
+	long long t = deadline;
+
+	if (state == ONLINE)
+		t = MIN(t, asktime);
+	return t <= now ? 0 : (int)MIN(t - now, INT_MAX);
+}
+
+static void
+run(void)
+{
+	struct pollfd p[2];
+	char c;
+
+	p[0].fd = wake[0];
+	p[0].events = POLLIN;
+	for (;;) {
+		p[1].fd = fd;
+		p[1].events = 0;
+		if (state == CONNECTING || outlen > 0)
+			p[1].events |= POLLOUT;
+		if (state != CONNECTING && !held)
+			p[1].events |= POLLIN;
+		if (poll(p, 2, timeout()) < 0)
+			p[0].revents = p[1].revents = 0;
+		now = milliseconds();
+		while (p[0].revents && read(wake[0], &c, 1) == 1)
+			;
+		if (quitting)
+			quit();
+		if (fd >= 0 && p[1].revents)
+			ready(p[1].revents);
+		if (now >= deadline)
+			overdue();
+		if (state == ONLINE && now >= asktime)
+			ask();
+		flush();
+	}
+}
+
+/* ---- main ---- */
+
+static void
+onsignal(int sig)
+{
+	int saved = errno;
+
+	(void)sig;
+	quitting = 1;
+	if (resolving)
+		_exit(0);
+	if (write(wake[1], "", 1) < 0)
+		errno = saved; /* full: the loop will wake up all the same */
+}
+
+static void
+handle(int sig, void (*handler)(int))
+{
+	struct sigaction sa;
+
+	memset(&sa, 0, sizeof(sa));
+	sa.sa_handler = handler;
+	sigemptyset(&sa.sa_mask);
+	sigaction(sig, &sa, NULL);
+}
+
+/* Signals wake the loop through a pipe, so that none is missed. */
+static void
+setsignals(void)
+{
+	int i;
+
+	if (pipe(wake) < 0)
+		die("pipe", strerror(errno));
+	for (i = 0; i < 2; i++)
+		if (fcntl(wake[i], F_SETFL, O_NONBLOCK) < 0 ||
+		    fcntl(wake[i], F_SETFD, FD_CLOEXEC) < 0)
+			die("pipe", strerror(errno));
+	handle(SIGPIPE, SIG_IGN);
+	handle(SIGTERM, onsignal);
+	handle(SIGINT, onsignal);
+}
+
+/* Die unless s can be a domain, or a bare JID without its slash. Servers write
+ * both in lower case, so nothing else would ever compare equal. */
+static void
+checkaddress(const char *what, const char *s)
+{
+	const char *c;
+
+	for (c = s; *c; c++)
+		if (*c == '/' || *c == ' ' || *c == 127)
+			die(what, "no slash and no space may be in it");
+		else if (*c >= 'A' && *c <= 'Z')
+			die(what, "write it in lower case, as servers do");
+	if (!isutf8(s))
+		die(what, "is not UTF-8 or holds control characters");
+}
+
+/* Refuse a configuration that cannot work. */
+static void
+checkconfig(void)
+{
+	const char *at = strchr(target, '@');
+
+	checkaddress("domain", domain);
+	checkaddress("target", target);
+	if (!*domain || strchr(domain, '@') || strlen(domain) > PARTMAX)
+		die("domain", "is not the domain of a component");
+	if (!at || at == target || at - target > PARTMAX || !at[1] ||
+	    strchr(at + 1, '@') || strlen(at + 1) > PARTMAX)
+		die("target", "is not a bare JID, account@domain");
+	if (!strcmp(at + 1, domain))
+		die("target", "its domain is our own, it needs to be a server's");
+	if (!*secret)
+		die("secret", "is empty");
+	if (!*host)
+		die("host", "is empty");
+	if (!*port)
+		die("port", "is empty");
+	if (!isutf8(prefix) || strlen(prefix) > PARTMAX)
+		die("prefix", "no resource can start with it");
+	if (!backoffmax || !patience || !askmin || askmax < askmin || !refresh)
+		die("times", "of these, only keepalive may be 0");
+}
+
+int
+main(int argc, char *argv[])
+{
+	br_prng_seeder seed = br_prng_seeder_system(NULL);
+
+	if (argc == 2 && !strcmp(argv[1], "-v")) {
+		puts("client_proxy-" VERSION);
+		return 0;
+	}
+	if (argc != 1) {
+		fputs("usage: client_proxy [-v]\n", stderr);
+		return 1;
+	}
+	(void)argv;
+	checkconfig();
+	br_hmac_drbg_init(&rng, &br_sha256_vtable, NULL, 0);
+	if (!seed || !seed(&rng.vtable))
+		die("random numbers", "the system has no seed for them");
+	setsignals();
+	now = milliseconds();
+	run();
+}
+

@@ -1,0 +1,33 @@
+/* See LICENSE file for copyright and license details. */
+
+/* who we are, whom we stand for, where the server is */
+static const char *domain = "proxy.localhost";    /* our address: the component's domain */
+static const char *secret = "secret";             /* shared with the server */
+static const char *target = "service@localhost";  /* bare JID whose resources answer */
+static const char *host   = "127.0.0.1";          /* server: name or address, IPv4 or IPv6 */
+static const char *port   = "5347";               /* its component port */
+static const char *prefix = "";                   /* use only resources that start with this */
+
+/* times, all in seconds */
+static const unsigned int keepalive  = 60;        /* seconds of silence before the route is checked */
+static const unsigned int backoffmax = 60;        /* longest pause between two attempts to connect, seconds */
+static const unsigned int patience   = 10;        /* for one address to accept, then for the handshake */
+static const unsigned int askmin     = 60;        /* until the target is asked again for its presence: */
+static const unsigned int askmax     = 3600;      /* from askmin, doubled each time up to askmax */
+static const unsigned int refresh    = 300;       /* between two probes for presence that was missed */
+
+/* sizes: memory is fixed, this is what happens at each limit */
+enum {
+	MAXRESOURCES = 1024,    /* resources online at once: more are ignored, said once */
+	MAXSTANZA    = 524288,  /* bytes of a stanza, held decoded and written out:
+	                         * a larger one is refused, Prosody would cut us off */
+	MAXNODES     = 65536,   /* elements and texts in a stanza: more are refused */
+	MAXATTRS     = 65536,   /* attributes in a stanza: more are refused */
+	OUTSIZE      = 1048576, /* bytes waiting to be written: when no further stanza
+	                         * fits we stop reading until the server has read them */
+	INSIZE       = 65536,   /* bytes read at once */
+	PARSERSOFT   = 1048576, /* bytes expat may keep: above, the next stanza
+	                         * gets a fresh parser */
+	PARSERHARD   = 7340032  /* bytes expat may use within one stanza: above, the
+	                         * stream is closed and opened again */
+};

@@ -1,0 +1,1445 @@
+#!/bin/sh
+# client_proxy's tests and its demo. See LICENSE file for copyright and license.
+#
+#	./test.sh            all tests, then all of them once more with sanitizers
+#	./test.sh NAME...    these tests only, as the list below names them
+#	./test.sh list       the names
+#	./test.sh demo       the exchange of the man page, on a real server
+#
+# Servers and clients run on loopback, in a throw-away directory, and never as
+# root: started as root, everything runs as `nobody'.
+
+# shellcheck disable=SC2154 # dir, c2s and cport are set by run
+set -u
+LC_ALL=C
+export LC_ALL
+here=$(cd "$(dirname "$0")" && pwd)
+
+if [ -z "${TESTDIR-}" ]; then
+	TESTDIR=$(mktemp -d "${TMPDIR:-/tmp}/client_proxy.XXXXXX") || exit 1
+	export TESTDIR
+	trap 'rm -rf "$TESTDIR"' EXIT
+	trap 'exit 1' HUP INT TERM
+	mkdir "$TESTDIR/src"
+	for f in Makefile client_proxy.c config.def.h client_proxy.1 test.sh \
+	    LICENSE README; do
+		cp "$here/$f" "$TESTDIR/src" || exit 1
+	done
+	user=
+	if [ "$(id -u)" = 0 ]; then
+		chown -R nobody "$TESTDIR"
+		user="setpriv --reuid=nobody --regid=nogroup --clear-groups"
+	fi
+	cd "$TESTDIR/src" || exit 1
+	HOME=$TESTDIR $user sh ./test.sh "$@"
+	exit
+fi
+
+# ---- helpers: processes ----
+
+# Wait until a command succeeds, for ten seconds at most.
+await() {
+	tries=200
+	until "$@" >/dev/null 2>&1; do
+		tries=$((tries - 1))
+		[ $tries -gt 0 ] || { echo "waited in vain for: $*"; return 1; }
+		sleep 0.05
+	done
+}
+
+# Run a command in the background until the test ends; its pid is $pid.
+background() {
+	"$@" &
+	pid=$!
+	echo $pid >>"$dir/pids"
+}
+
+gone() { ! kill -0 "$1" 2>/dev/null; }
+
+# End a process, with a signal if it is not to be TERM.
+end() {
+	kill "-${2-TERM}" "$1"
+	await gone "$1"
+}
+
+# End everything that the test started and has not ended itself.
+cleanup() {
+	set +e
+	[ -f "$dir/pids" ] || return
+	while read -r p; do
+		kill -CONT "$p"
+		kill "$p"
+	done <"$dir/pids" 2>/dev/null
+	while read -r p; do
+		n=100
+		while kill -0 "$p" && [ $n -gt 0 ]; do
+			sleep 0.02
+			n=$((n - 1))
+		done
+		kill -9 "$p"
+	done <"$dir/pids" 2>/dev/null
+	rm -f "$dir/pids"
+}
+
+listening() { socat -u OPEN:/dev/null "TCP:127.0.0.1:$1"; }
+
+freeport() {
+	port=
+	while [ -z "$port" ] || listening "$port" 2>/dev/null; do
+		port=$(($(od -An -N2 -tu2 /dev/urandom) % 12000 + 20000))
+	done
+	echo "$port"
+}
+
+# ---- helpers: what is tested ----
+
+# Build client_proxy with settings NAME=VALUE in config.h; the binary is $bin.
+configure() {
+	config=$dir/config.h
+	cp config.def.h "$config"
+	for s in port="\"$cport\"" "$@"; do
+		sed "s|^\\(static const .*[ *]${s%%=*} *= \\)[^;]*;|\\1${s#*=};|
+		     s|^\\(	${s%%=*} *= \\)[0-9]*|\\1${s#*=}|" \
+		    "$config" >"$config.new"
+		mv "$config.new" "$config"
+	done
+	build=$TESTDIR/build.$(cat "$config" - <<-E | cksum | tr ' ' .
+		${CC-} ${CFLAGS-}
+	E
+	)
+	bin=$build/client_proxy
+	[ -x "$bin" ] && return
+	mkdir -p "$build"
+	cp Makefile client_proxy.c config.def.h "$config" "$build"
+	(cd "$build" && make) >"$build/log" 2>&1 || { cat "$build/log"; return 1; }
+}
+
+# Run it, configured so; its log is $log.
+proxy() {
+	configure "$@" || return
+	log=$dir/proxy.log
+	background "$bin" 2>>"$log"
+	proxypid=$pid
+}
+
+# Stop it: within a second, with status 0.
+stop() {
+	kill "$proxypid"
+	n=20
+	until gone "$proxypid" || [ $n = 0 ]; do
+		sleep 0.05
+		n=$((n - 1))
+	done
+	[ $n -gt 0 ] || { echo "still runs after a second"; return 1; }
+	wait "$proxypid" || { echo "exit status $?"; cat "$log"; return 1; }
+}
+
+logged() { await grep -q -e "$1" "$log"; }
+
+unlogged() {
+	! grep -e "$1" "$log" || { echo "logged: $1"; return 1; }
+}
+
+# ---- helpers: talking XMPP ----
+
+# Print the stanzas of a stream on standard input, one a line. A tag ends with
+# the first `>' outside of quotes.
+stanzas() {
+	awk 'BEGIN { RS = ">" }
+	{
+		if (!intag) {
+			buf = buf $0 ">"
+			if (!(i = index($0, "<")))
+				next
+			tag = substr($0, i)
+		} else {
+			buf = buf $0 ">"
+			tag = tag ">" $0
+		}
+		bare = tag
+		gsub(/"[^"]*"|'\''[^'\'']*'\''/, "", bare)
+		intag = bare ~ /["'\'']/
+		if (intag)
+			next
+		if (tag ~ /^<\?/) {
+			buf = ""
+			next
+		}
+		if (tag ~ /^<stream:stream/)
+			depth = 1
+		else if (tag ~ /^<\//)
+			depth--
+		else if (tag !~ /\/$/)
+			depth++
+		if (depth > 1)
+			next
+		gsub(/\n/, " ", buf)
+		sub(/^ */, "", buf)
+		print buf
+		buf = ""
+	}'
+}
+
+# 1: a peer, others: patterns. Find the first stanza that it got, was not heard
+# yet, and matches all of them: $heard.
+find_stanza() {
+	peer=$dir/$1
+	shift
+	heard=$(stanzas <"$peer.out" | awk '
+	BEGIN {
+		for (i = 2; i < ARGC; i++) {
+			pattern[i] = ARGV[i]
+			ARGV[i] = ""
+		}
+		while ((getline line <ARGV[1]) > 0)
+			old[line] = 1
+		ARGV[1] = "-"
+	}
+	{
+		if (NR in old)
+			next
+		for (i in pattern)
+			if ($0 !~ pattern[i])
+				next
+		print NR
+		print
+		exit
+	}' "$peer.heard" "$@")
+	[ -n "$heard" ] || return 1
+	echo "${heard%%
+*}" >>"$peer.heard"
+	heard=${heard#*
+}
+}
+
+# Wait for such a stanza.
+hear() {
+	tries=200
+	until find_stanza "$@"; do
+		tries=$((tries - 1))
+		[ $tries -gt 0 ] || {
+			echo "$1 did not hear: $*; but:"
+			stanzas <"$dir/$1.out" | cut -c1-1000
+			return 1
+		}
+		sleep 0.05
+	done
+}
+
+# None such may come.
+hush() {
+	sleep 0.5
+	! find_stanza "$@" || { echo "$1 heard: $heard"; return 1; }
+}
+
+# What was heard went to exactly this JID.
+hear_to() {
+	case $heard in
+	*" to='$1'"*) ;;
+	*" to=\"$1\""*) ;;
+	*)
+		echo "not to $1: $heard"
+		return 1
+		;;
+	esac
+}
+
+# The named peer sends the rest of the arguments.
+tell() {
+	peer=$dir/$1
+	shift
+	printf %s "$*" >"$peer.in"
+}
+
+# A raw connection: its name, then socat's address.
+connect() {
+	mkfifo "$dir/$1.in"
+	: >"$dir/$1.heard"
+	: >"$dir/$1.out"
+	background socat "FD:3!!OPEN:$dir/$1.out,append" "$2" \
+	    3<>"$dir/$1.in" 2>>"$dir/socat.log"
+}
+
+# Cut a peer's connection.
+cut_off() {
+	end "$(cat "$dir/$1.pid")" 9
+	rm -f "$dir/$1".*
+}
+
+# ---- helpers: servers and clients ----
+
+# What config.def.h expects of the server.
+hosts='VirtualHost "localhost"
+Component "proxy.localhost"
+	component_secret = "secret"'
+
+# A throw-away Prosody with $hosts; everybody's password is `pw'.
+prosody() {
+	mkdir -p "$dir/prosody"
+	cat >"$dir/prosody.cfg.lua" <<-E
+	data_path = "$dir/prosody"
+	plugin_paths = { "$dir" }
+	log = { { levels = { min = "debug" }, to = "file",
+	    filename = "$dir/prosody.log" } }
+	interfaces = { "127.0.0.1" }
+	c2s_ports = { $c2s }
+	component_ports = { $cport }
+	modules_enabled = { "roster", "saslauth", "disco" }
+	modules_disabled = { "s2s", "tls", "offline" }
+	authentication = "anyone"
+	c2s_require_encryption = false
+	allow_unencrypted_plain_auth = true
+	$hosts
+	E
+	cat >"$dir/mod_auth_anyone.lua" <<-\E
+	local provider = {};
+	function provider.test_password(user, password) return password == "pw"; end
+	function provider.user_exists(user) return user ~= "nobody"; end
+	function provider.get_sasl_handler()
+		return require "util.sasl".new(module.host, {
+			plain_test = function(_, user, password)
+				return provider.test_password(user, password), true;
+			end
+		});
+	end
+	module:provides("auth", provider);
+	E
+	background command prosody --config "$dir/prosody.cfg.lua" -F \
+	    >>"$dir/prosody.out" 2>&1
+	prosodypid=$pid
+	await listening "$c2s"
+	await listening "$cport"
+}
+
+# Log in: name of the peer, resource; user and host, if they are not these.
+login() {
+	connect "$1" "TCP:127.0.0.1:$c2s"
+	echo "$pid" >"$dir/$1.pid"
+	u=${3-$1}
+	h=${4-localhost}
+	open="<stream:stream to='$h' version='1.0' xmlns='jabber:client'
+		xmlns:stream='http://etherx.jabber.org/streams'>"
+	tell "$1" "<?xml version='1.0'?>$open"
+	hear "$1" "<stream:features"
+	if [ -n "$u" ]; then
+		sasl="mechanism='PLAIN'>$(printf '\0%s\0pw' "$u" | openssl base64 -A)"
+	else
+		sasl="mechanism='ANONYMOUS'>"
+	fi
+	tell "$1" "<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' $sasl</auth>"
+	hear "$1" "<success"
+	tell "$1" "<?xml version='1.0'?>$open"
+	hear "$1" "<stream:features.*bind"
+	tell "$1" "<iq type='set' id='bind'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'>
+		<resource>$2</resource></bind></iq>"
+	hear "$1" "<iq.*id='bind'.*<jid>"
+	jid=${heard#*<jid>}
+	jid=${jid%%</jid>*}
+}
+
+# Log in as the target and come online.
+service() {
+	login "$1" "$1" service
+	tell "$1" "<presence/>"
+	hear "$1" "<presence.*from='service@localhost/$1'"
+}
+
+# The target, with these resources, has accepted the proxy and is seen by it.
+services() {
+	service "$1"
+	hear "$1" "<presence" "type='subscribe'" "from='proxy.localhost'"
+	tell "$1" "<presence type='subscribed' to='proxy.localhost'/>"
+	logged "joined: service@localhost/$1: 1 online"
+	shift
+	for r in "$@"; do
+		service "$r"
+		logged "joined: service@localhost/$r:"
+	done
+}
+
+# Send a request: peer, id, optional address.
+ask() {
+	tell "$1" "<iq type='get' id='$2' to='${3-proxy.localhost}'>
+		<query xmlns='test'/></iq>"
+}
+
+# A resource of the target answers what it has heard last.
+answer() {
+	requester=$(echo "$heard" | sed "s/.* from='\\([^']*\\)'.*/\\1/")
+	i=$(echo "$heard" | sed "s/.* id='\\([^']*\\)'.*/\\1/")
+	tell "$1" "<iq type='result' id='$i' to='$requester'>
+		<query xmlns='test' by='$1'/></iq>"
+}
+
+# A server of our own making, at the component port: a raw peer named srv.
+# ID is what it gives as the stream's id, $decl what its header declares.
+serve() {
+	rm -f "$dir/srv".*
+	connect srv "TCP-LISTEN:$cport,bind=127.0.0.1,reuseaddr,nodelay"
+	echo "$pid" >"$dir/srv.pid"
+	await listening_only "$cport"
+}
+
+# The port is bound; to connect would use up the one connection.
+listening_only() {
+	grep -q "0100007F:$(printf %04X "$1") 00000000:0000 0A" /proc/net/tcp
+}
+
+sha1() { printf %s "$1" | openssl dgst -sha1 -r | cut -d' ' -f1; }
+
+# It accepts the proxy.
+welcome() {
+	hear srv "<stream:stream" "to='proxy.localhost'" \
+	    "xmlns='jabber:component:accept'"
+	tell srv "<?xml version='1.0'?><stream:stream id='${ID-s1}'
+		xmlns='jabber:component:accept' from='proxy.localhost' ${decl-}
+		xmlns:stream='http://etherx.jabber.org/streams'>"
+	hear srv "<handshake>$(sha1 "${ID-s1}secret")</handshake>"
+	tell srv "<handshake/>"
+	hear srv "<presence type='subscribe' from='proxy.localhost' to='service@localhost'/>"
+}
+
+# It tells of the target's resources.
+online() {
+	for r in "$@"; do
+		tell srv "<presence from='service@localhost/$r' to='proxy.localhost'/>"
+	done
+}
+
+# A scripted server, the proxy (configured with the arguments) and resource a.
+scripted() {
+	serve
+	proxy "$@"
+	welcome
+	online a
+	logged "joined: service@localhost/a: 1 online"
+}
+
+# The server delivers a stanza: element, type, from, to, the rest of the tag.
+deliver() {
+	rest="id='1'/"
+	[ -z "$2" ] || rest="type='$2' $rest"
+	tell srv "<$1 from='$3' to='$4' ${5-$rest}>"
+}
+
+# A stanza in, the stanza out: everything but the addresses is as it was.
+kept() {
+	tell srv "<iq type='set' id='f' $1 from='u@h/r' to='proxy.localhost'$2"
+	want="<iq type='set' id='f' $1 from='proxy.localhost/u@h/r' to='service@localhost/a'${3-$2}"
+	await has_written "$want" || {
+		echo "not: $want"
+		tail -c 1000 "$dir/srv.out"
+		return 1
+	}
+}
+
+has_written() {
+	tail -c $((${#1} + 300)) "$dir/srv.out" | grep -qF -e "$1"
+}
+
+# Read the clients' part in C where shell is too slow:
+#	peer worker PORT USER HOST RESOURCE     answer each request
+#	peer asker PORT USER RESOURCE TO N      send N requests, count the answers
+#	peer drip                               copy stdin, byte by byte
+peer() { background "$(build_peer)" "$@"; }
+
+build_peer() {
+	[ -x "$TESTDIR/peer" ] || {
+		sed -n '/^: <<.*peer.c/,/^END/p' "$TESTDIR/src/test.sh" |
+		    sed '1d;$d' >"$TESTDIR/peer.c"
+		cc -O1 -o "$TESTDIR/peer.new" "$TESTDIR/peer.c" -lexpat >&2 &&
+		    mv "$TESTDIR/peer.new" "$TESTDIR/peer"
+	}
+	echo "$TESTDIR/peer"
+}
+
+: <<\END # peer.c
+#define _POSIX_C_SOURCE 200809L
+#include <arpa/inet.h>
+#include <netinet/tcp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+#include <expat.h>
+
+enum { WINDOW = 100 };
+
+static int fd, depth, asker, ready, sent, wanted, answered, errors, by[256];
+static const char *host, *resource, *to;
+static char id[4096], from[4096], type[64], name[64];
+static XML_Parser parser;
+
+static void
+say(const char *fmt, ...)
+{
+	static char b[16384];
+	va_list ap;
+	int n, w, o;
+
+	va_start(ap, fmt);
+	n = vsnprintf(b, sizeof(b), fmt, ap);
+	va_end(ap);
+	for (o = 0; o < n; o += w)
+		if ((w = write(fd, b + o, n - o)) <= 0)
+			exit(1);
+}
+
+static void
+copy(char *dst, size_t size, const char *src)
+{
+	size_t n = 0;
+
+	for (; *src && n + 7 < size; src++)
+		if (*src == '&' || *src == '\'' || *src == '<')
+			n += sprintf(dst + n, "&#%d;", *src);
+		else
+			dst[n++] = *src;
+	dst[n] = '\0';
+}
+
+static void
+request(void)
+{
+	say("<iq type='get' id='%d' to='%s'><query xmlns='test'/></iq>", sent++, to);
+}
+
+static void
+start(void *data, const char *el, const char **a)
+{
+	int i;
+
+	if (depth++ == 1) {
+		*id = *from = *type = '\0';
+		copy(name, sizeof(name), el);
+		for (i = 0; a[i]; i += 2)
+			if (!strcmp(a[i], "id"))
+				copy(id, sizeof(id), a[i + 1]);
+			else if (!strcmp(a[i], "from"))
+				copy(from, sizeof(from), a[i + 1]);
+			else if (!strcmp(a[i], "type"))
+				copy(type, sizeof(type), a[i + 1]);
+	} else if (depth == 3 && asker && ready && !strcmp(el, "query")) {
+		for (i = 0; a[i]; i += 2)
+			if (!strcmp(a[i], "by"))
+				by[(unsigned char)a[i + 1][0]]++;
+	}
+}
+
+static void
+end(void *data, const char *el)
+{
+	if (--depth != 1)
+		return;
+	if (!strcmp(name, "iq") && !strcmp(id, "bind")) {
+		ready = 1;
+		if (!asker)
+			say("<presence/>");
+		while (asker && sent < wanted && sent < WINDOW)
+			request();
+	} else if (!strcmp(name, "iq") && asker) {
+		if (!strcmp(type, "result"))
+			answered++;
+		else if (!strcmp(type, "error"))
+			errors++;
+		if (sent < wanted)
+			request();
+	} else if (!strcmp(name, "iq") && (!strcmp(type, "get") || !strcmp(type, "set"))) {
+		say("<iq type='result' id='%s' to='%s'><query xmlns='test' by='%s'/></iq>",
+		    id, from, resource);
+	}
+}
+
+static void
+login(const char *port, const char *user)
+{
+	static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+	static const char stream[] = "<stream:stream to='%s' version='1.0' "
+	    "xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'>";
+	struct sockaddr_in sa = { .sin_family = AF_INET };
+	char plain[256] = "", base[400], b[4096];
+	int i, n, one = 1;
+	unsigned long v;
+
+	sa.sin_port = htons(atoi(port));
+	sa.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	fd = socket(AF_INET, SOCK_STREAM, 0);
+	if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
+		exit(1);
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	n = sprintf(plain + 1, "%s", user) + 1;
+	n += sprintf(plain + n + 1, "pw") + 1;
+	for (i = 0; i < n; i += 3) {
+		v = (plain[i] & 255UL) << 16 | (plain[i + 1] & 255UL) << 8 | (plain[i + 2] & 255UL);
+		sprintf(base + i / 3 * 4, "%c%c%c%c", digits[v >> 18], digits[v >> 12 & 63],
+		        i + 1 < n ? digits[v >> 6 & 63] : '=', i + 2 < n ? digits[v & 63] : '=');
+	}
+	say(stream, host);
+	say("<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>%s</auth>", base);
+	for (n = 0; n < (int)sizeof(b) - 1 && !strstr(b, "<success"); b[n] = '\0')
+		if ((i = read(fd, b + n, sizeof(b) - 1 - n)) <= 0)
+			exit(1);
+		else
+			n += i, b[n] = '\0';
+	say(stream, host);
+	say("<iq type='set' id='bind'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'>"
+	    "<resource>%s</resource></bind></iq>", resource);
+}
+
+int
+main(int argc, char **argv)
+{
+	static char b[65536];
+	struct timespec gap = { 0, 20000 };
+	int i, n;
+
+	if (argc == 2) {
+		for (; read(0, b, 1) == 1; nanosleep(&gap, NULL))
+			if (write(1, b, 1) != 1)
+				return 1;
+		return 0;
+	}
+	asker = !strcmp(argv[1], "asker");
+	host = asker ? "localhost" : argv[4];
+	resource = argv[asker ? 4 : 5];
+	if (asker) {
+		to = argv[5];
+		wanted = atoi(argv[6]);
+	}
+	login(argv[2], argv[3]);
+	parser = XML_ParserCreate("UTF-8");
+	XML_SetElementHandler(parser, start, end);
+	while (!asker || answered + errors < wanted) {
+		if ((n = read(fd, b, sizeof(b))) <= 0 || !XML_Parse(parser, b, n, 0))
+			break;
+	}
+	printf("%d sent, %d answered, %d errors;", sent, answered, errors);
+	for (i = 0; i < 256; i++)
+		if (by[i])
+			printf(" %c %d", i, by[i]);
+	puts("");
+	return answered + errors != wanted;
+}
+END
+
+# ---- tests: on a real Prosody ----
+
+# The exchange of mod_client_proxy's documentation, to the letter.
+exchange() {
+	prosody
+	proxy
+	services a b
+	login user abc
+	tell user "<iq type='get' id='1234' to='proxy.localhost'><query xmlns='test'/></iq>"
+	r=a
+	sleep 0.2
+	find_stanza a "<iq" || { r=b; hear b "<iq"; }
+	echo "$heard" | grep -q " type='get'"
+	echo "$heard" | grep -q " id='1234'"
+	echo "$heard" | grep -q " to='service@localhost/$r'"
+	echo "$heard" | grep -q " from='proxy.localhost/user@localhost/abc'"
+	tell $r "<iq type='result' id='1234' to='proxy.localhost/user@localhost/abc'/>"
+	hear user "<iq" " type='result'" " id='1234'" " to='user@localhost/abc'" \
+	    " from='proxy.localhost'"
+}
+
+each_resource_gets_its_share() {
+	prosody
+	proxy
+	services a
+	for r in b c; do
+		peer worker "$c2s" service localhost $r
+		logged "joined: service@localhost/$r:"
+	done
+	tell a "<presence type='unavailable'/>"
+	logged "left: service@localhost/a: 2 online"
+	"$(build_peer)" asker "$c2s" user x proxy.localhost 400 >"$dir/counts"
+	cat "$dir/counts"
+	# 200 each; less than 140 has a chance of one in a billion
+	awk '$3 != 400 { exit 1 }
+	{ exit !($7 == "b" && $8 > 140 && $9 == "c" && $10 > 140) }' "$dir/counts"
+}
+
+resources_join_leave_and_are_cut_off() {
+	prosody
+	proxy
+	services a b c
+	tell a "<presence type='unavailable'/>"
+	logged "left: service@localhost/a: 2 online"
+	cut_off b
+	logged "left: service@localhost/b: 1 online"
+	login user x
+	for i in 1 2 3 4 5 6; do
+		ask user $i
+		hear c "<iq" "id='$i'"
+		answer c
+		hear user "<iq" "type='result'" "id='$i'"
+	done
+	tell a "<presence/>"
+	logged "joined: service@localhost/a: 2 online"
+	tell a "<presence><show>away</show></presence>"
+	tell c "</stream:stream>"
+	logged "left: service@localhost/c: 1 online"
+	ask user 7
+	hear a "<iq" "id='7'"
+}
+
+nobody_online() {
+	prosody
+	proxy
+	login user x
+	ask user 1
+	hear user "<iq" "type='error'" "id='1'" "from='proxy.localhost'" \
+	    "<error type='cancel'><service-unavailable"
+	services a
+	cut_off a
+	logged "left: service@localhost/a: 0 online"
+	ask user 2
+	hear user "<iq" "type='error'" "id='2'" "<service-unavailable"
+}
+
+subscription_is_approved_late_refused_revoked() {
+	prosody
+	proxy
+	logged online
+	sleep 1
+	service a
+	hear a "<presence" "type='subscribe'" "from='proxy.localhost'"
+	tell a "<presence type='unsubscribed' to='proxy.localhost'/>"
+	logged "not subscribed"
+	unlogged joined
+	tell a "<presence type='subscribed' to='proxy.localhost'/>"
+	stop
+	proxy
+	hear a "<presence" "type='subscribe'" "from='proxy.localhost'"
+	sleep 1
+	unlogged joined
+	tell a "<presence type='subscribed' to='proxy.localhost'/>"
+	logged "joined: service@localhost/a: 1 online"
+	login user x
+	tell a "<presence type='unsubscribed' to='proxy.localhost'/>"
+	logged "left: service@localhost.*: 0 online"
+	ask user 1
+	hear user "type='error'" "id='1'" "<service-unavailable"
+}
+
+subscription_is_approved_already() {
+	prosody
+	proxy
+	services a
+	stop
+	: >"$log"
+	proxy
+	logged "joined: service@localhost/a: 1 online"
+	hush a "subscribe"
+}
+
+# A host that is not there answers with an error; asked again, it is there.
+subscription_is_asked_for_again() {
+	prosody
+	proxy askmin=1 target='"service@other.localhost"'
+	logged "not subscribed: service@other.localhost: remote-server-not-found"
+	end "$prosodypid"
+	hosts="$hosts
+	VirtualHost 'other.localhost'"
+	prosody
+	login a a service other.localhost
+	tell a "<presence/>"
+	hear a "<presence" "type='subscribe'" "from='proxy.localhost'"
+	tell a "<presence type='subscribed' to='proxy.localhost'/>"
+	logged "joined: service@other.localhost/a: 1 online"
+}
+
+the_target_subscribes_too() {
+	prosody
+	proxy
+	services a
+	tell a "<presence type='subscribe' to='proxy.localhost'/>"
+	hear a "<presence" "type='subscribed'" "from='proxy.localhost'"
+	hear a "<presence [^>]*/>" "from='proxy.localhost'" "to='service@localhost'"
+	service b
+	hear b "<presence [^>]*/>" "from='proxy.localhost'"
+}
+
+odd_requesters_are_answered() {
+	prosody
+	proxy
+	services a
+	long=$(printf '%0900d' 0)
+	i=0
+	for r in 'שלום' 'مرحبا abc' '🙂' 'with space' "o&apos;clock" '100%' '%41' \
+	    'UPPER' '&quot;&lt;&amp;&gt;' 'a/b@c' "$long"; do
+		i=$((i + 1))
+		login "user$i" "$r"
+		ask "user$i" $i
+		hear a "<iq" "id='$i'"
+		answer a
+		hear "user$i" "<iq" "type='result'" "id='$i'"
+		hear_to "$jid"
+	done
+	longest=$(printf '%01023d' 0)
+	login userx "$longest"
+	ask userx x
+	hear userx "<iq" "type='error'" "id='x'" "type='modify'><not-acceptable"
+}
+
+a_node_answers_as_itself() {
+	prosody
+	proxy
+	services a
+	login user x
+	ask user 1 room@proxy.localhost
+	hear a "<iq" "id='1'" "from='room@proxy.localhost/user@localhost/x'"
+	answer a
+	hear user "<iq" "type='result'" "id='1'" "from='room@proxy.localhost'"
+	ask user 2 proxy.localhost/there
+	hear user "<iq" "type='error'" "id='2'" "from='proxy.localhost/there'" \
+	    "type='cancel'><service-unavailable"
+	ask user 3 room@proxy.localhost/there
+	hear user "<iq" "type='error'" "id='3'" "from='room@proxy.localhost/there'" \
+	    "<service-unavailable"
+}
+
+messages_and_the_targets_requests_are_refused() {
+	prosody
+	proxy
+	services a
+	login user x
+	tell user "<message type='chat' id='m' to='proxy.localhost'><body>hi</body></message>"
+	hear user "<message" "type='error'" "id='m'" "type='cancel'><feature-not-implemented"
+	ask a 1
+	hear a "<iq" "type='error'" "id='1'" "type='cancel'><feature-not-implemented"
+	ask a 2 proxy.localhost/user@localhost/x
+	hear a "<iq" "type='error'" "id='2'" "<feature-not-implemented"
+	hush user "id='2'"
+	tell user "<presence type='subscribe' to='proxy.localhost'/>"
+	hear user "<presence" "type='unsubscribed'" "from='proxy.localhost'"
+	tell user "<presence to='proxy.localhost'/>"
+	tell user "<iq type='result' id='3' to='proxy.localhost/x@localhost/y'/>"
+	logged "dropped: iq result from user@localhost/x"
+	unlogged "user@localhost/x: . online"
+}
+
+# An answer whose request came before a restart is led back all the same.
+the_proxy_restarts() {
+	prosody
+	proxy
+	services a
+	login user x
+	ask user 1
+	hear a "<iq" "id='1'"
+	stop
+	proxy
+	await sh -c "[ \$(grep -c 'joined: .*: 1 online' '$log') = 2 ]"
+	answer a
+	hear user "<iq" "type='result'" "id='1'"
+	kill -9 "$proxypid"
+	proxy
+	await sh -c "[ \$(grep -c 'joined: .*: 1 online' '$log') = 3 ]"
+	ask user 2
+	hear a "<iq" "id='2'"
+}
+
+the_server_restarts() {
+	prosody
+	proxy
+	services a
+	kill "$prosodypid"
+	logged "left: .*: 0 online"
+	logged disconnected
+	await gone "$prosodypid"
+	logged "Connection refused"
+	prosody
+	rm -f "$dir/a".*
+	service a
+	await sh -c "[ \$(grep -c 'joined: .*: 1 online' '$log') = 2 ]"
+	end "$prosodypid" 9
+	prosody
+	rm -f "$dir/a".*
+	service a
+	await sh -c "[ \$(grep -c 'joined: .*: 1 online' '$log') = 3 ]"
+	login user x
+	ask user 1
+	hear a "<iq" "id='1'"
+}
+
+wrong_secret() {
+	prosody
+	proxy secret='"wrong"'
+	logged "disconnected: not-authorized"
+	logged waiting
+	unlogged wrong
+	stop
+	proxy domain='"nobody.localhost"'
+	logged "disconnected: host-unknown"
+}
+
+# A name and its password are the same person twice: the second is refused.
+conflict() {
+	prosody
+	proxy
+	logged online
+	first=$proxypid
+	proxy
+	logged "disconnected: conflict"
+	stop
+	gone "$first" && return 1
+	proxypid=$first
+	stop
+}
+
+# Jitsi Meet's conference focus; somebody else has logged in to its account.
+jitsi_meet() {
+	hosts='VirtualHost "meet.example"
+		authentication = "anonymous"
+	VirtualHost "auth.meet.example"
+	Component "focus.meet.example"
+		component_secret = "secret"'
+	prosody
+	proxy domain='"focus.meet.example"' target='"focus@auth.meet.example"' \
+	    prefix='"focus"'
+	login focus focus focus auth.meet.example
+	tell focus "<presence/>"
+	hear focus "type='subscribe'"
+	tell focus "<presence type='subscribed' to='focus.meet.example'/>"
+	logged "joined: focus@auth.meet.example/focus: 1 online"
+	login other other focus auth.meet.example
+	tell other "<presence/>"
+	hear focus "<presence" "from='focus@auth.meet.example/other'"
+	login guest '' '' meet.example
+	for i in 1 2 3 4 5 6; do
+		tell guest "<iq type='set' id='$i' to='focus.meet.example'>
+			<conference xmlns='http://jitsi.org/protocol/focus' room='r@x'/></iq>"
+		hear focus "<iq" "type='set'" "id='$i'" \
+		    "<conference [^>]*xmlns='http://jitsi.org/protocol/focus'"
+		case $heard in
+		*" from='focus.meet.example/$jid'"*) ;;
+		*) echo "$heard"; return 1 ;;
+		esac
+		tell focus "<iq type='result' id='$i' to='focus.meet.example/$jid'>
+			<conference xmlns='http://jitsi.org/protocol/focus' ready='true'/></iq>"
+		hear guest "<iq" "type='result'" "id='$i'" "from='focus.meet.example'" \
+		    "ready='true'"
+	done
+	unlogged "focus@auth.meet.example/other"
+	hush other "<iq.*conference"
+}
+
+# ---- tests: on a scripted server ----
+
+nothing_else_is_rewritten() {
+	decl="xmlns:s='urn:from-the-stream'"
+	scripted
+	kept "" "/>"
+	kept "xml:lang='de' x:y='1' xmlns:x='urn:x' z=''" "/>"
+	kept "" "><a xmlns='urn:a' b='c'><d xmlns=''/>text<e/>more</a> <b/></iq>"
+	kept "" "><p:a xmlns:p='urn:p' p:b='1'><p:c/></p:a></iq>"
+	kept "" "><a></a></iq>" "><a/></iq>"
+	kept "" "><a>  &amp; &lt; > ]]&gt; &#13; ' \"
+	</a></iq>"
+	kept "" "><a b='&amp;&lt;>&#13;&#10;&#9; '/></iq>"
+	kept "" "><a b='\"\"'/></iq>"
+	kept "" "><a b=\"&quot;'&quot;\"/></iq>" "><a b='\"&apos;\"'/></iq>"
+	kept "" "><a b=\"'''&quot;\"/></iq>"
+	kept "" "><a b='&apos;&apos;'/></iq>" "><a b=\"''\"/></iq>"
+	kept "" "><a>&gt;&apos;&quot;&#x20AC;</a></iq>" "><a>>'\"€</a></iq>"
+	kept "" "><a><![CDATA[<b>]]]]><![CDATA[>]]></a></iq>" "><a>&lt;b>]]&gt;</a></iq>"
+	kept "" "><a b='€🙂ß'>€🙂ß</a></iq>"
+	kept "" "><s:a/></iq>" " xmlns:s='urn:from-the-stream'><s:a/></iq>"
+	deep=$(printf '<a>%.0s' $(seq 2000))$(printf '</a>%.0s' $(seq 2000))
+	kept "" ">$deep</iq>" ">$(echo "$deep" | sed 's|<a></a>|<a/>|')</iq>"
+	wide=$(printf '<a b="c"/>%.0s' $(seq 2000) | tr '"' "'")
+	kept "" ">$wide</iq>"
+	# jabberd2's
+	tell srv "<iq xmlns='jabber:client' type='get' id='j' from='u@h/r'
+		to='proxy.localhost'><q xmlns='jabber:client'/></iq>"
+	hear srv "<iq type='get' id='j' .*><q xmlns='jabber:client'/></iq>"
+	(cat "$dir/srv.out" && echo "</stream:stream>") | xmlwf | grep . && return 1
+	unlogged dropped
+}
+
+resources_of_any_spelling() {
+	scripted
+	tell srv "<presence type='unavailable' from='service@localhost/a' to='proxy.localhost'/>"
+	long=$(printf '%01023d' 0)
+	for r in "it&apos;s" '&quot;x&quot;' '&amp;&lt;&gt;' 'a b' '€🙂' '/' 'x/y@z' "$long"; do
+		online "$r"
+		logged "joined: .*: 1 online"
+		deliver iq get u@h/r proxy.localhost
+		want=$(echo "$r" | sed "s/&quot;/\"/g;s/&gt;/>/g")
+		case $r in
+		*apos*) want="to=\"service@localhost/it's\"" ;;
+		*) want="to='service@localhost/$want'" ;;
+		esac
+		await has_written "<iq type='get' from='proxy.localhost/u@h/r' $want id='1'/>"
+		deliver iq result "service@localhost/$r" proxy.localhost/u@h/r
+		hear srv "<iq type='result' from='proxy.localhost' to='u@h/r' id='1'/>"
+		tell srv "<presence type='unavailable' from='service@localhost/$r' to='proxy.localhost'/>"
+		await sh -c "tail -n 1 '$log' | grep -q 'left: .*: 0 online'"
+	done
+	online "1$long" a
+	logged "ignored: "
+	logged "joined: service@localhost/a: 1 online"
+}
+
+byte_by_byte() {
+	peer=$dir/srv
+	serve
+	proxy
+	welcome
+	{
+		echo "<presence from='service@localhost/a' to='proxy.localhost'/>"
+		i=0
+		while [ $i -lt 20 ]; do
+			i=$((i + 1))
+			printf %s "<iq type='get' id='b$i' from='u&amp;&apos;@h/ü' to='proxy.localhost'>
+				<a b='&lt;ü>'>]]&gt;ü<![CDATA[<]]></a></iq>"
+		done
+	} | "$(build_peer)" drip >"$dir/srv.in"
+	hear srv "<iq type='get' id='b20' from=\"proxy.localhost/u&amp;'@h/%C3%BC\".*<a b='&lt;ü>'>]]&gt;ü&lt;</a></iq>"
+	[ "$(stanzas <"$dir/srv.out" | grep -c "<iq type='get'")" = 20 ]
+}
+
+thousands_at_once() {
+	scripted
+	seq 5000 | sed "s|.*|<iq type='get' id='n&' from='u@h/r' to='proxy.localhost'><q/></iq>|" \
+	    >"$dir/many"
+	cat "$dir/many" >"$dir/srv.in"
+	hear srv "id='n5000'"
+	stanzas <"$dir/srv.out" | sed -n "s/.*id='n\\([0-9]*\\)'.*/\\1/p" >"$dir/ids"
+	seq 5000 | cmp - "$dir/ids"
+}
+
+strangers_presence() {
+	scripted
+	deliver presence subscribe x@localhost proxy.localhost /
+	hear srv "<presence type='unsubscribed' from='proxy.localhost' to='x@localhost'/>"
+	deliver presence probe x@localhost room@proxy.localhost /
+	hear srv "<presence type='unsubscribed' from='room@proxy.localhost' to='x@localhost'/>"
+	for f in x@localhost/a service@localhostx/a xservice@localhost/b \
+	    service@localhos/c service@other/d service/e localhost/f; do
+		for t in '' unavailable subscribed unsubscribed unsubscribe error; do
+			deliver presence "$t" "$f" proxy.localhost /
+		done
+	done
+	deliver iq get u@h/r proxy.localhost
+	hear srv "<iq type='get' .*to='service@localhost/a'"
+	hush srv "<presence"
+	[ "$(grep -c -e joined -e left "$log")" = 1 ]
+}
+
+the_targets_presence() {
+	scripted
+	hush srv "type='probe'"
+	deliver presence subscribed service@localhost proxy.localhost /
+	hear srv "<presence type='probe' from='proxy.localhost' to='service@localhost'/>"
+	online a b c a b c
+	logged "joined: service@localhost/c: 3 online"
+	deliver presence unavailable service@localhost/nobody proxy.localhost /
+	deliver presence unavailable service@localhost/a proxy.localhost /
+	logged "left: service@localhost/a: 2 online"
+	deliver presence unavailable service@localhost proxy.localhost /
+	logged "left: service@localhost, all.*: 0 online"
+	for t in unsubscribed error; do
+		for f in service@localhost service@localhost/x; do
+			: >"$log"
+			online a b
+			logged "joined: service@localhost/b: 2 online"
+			deliver presence $t $f proxy.localhost "><error
+				type='cancel'><gone xmlns='urn:x'/></error></presence>"
+			logged "left: service@localhost, all.*: 0 online"
+		done
+	done
+	logged "not subscribed: service@localhost: gone"
+	deliver presence subscribe service@localhost proxy.localhost /
+	hear srv "<presence type='subscribed' from='proxy.localhost' to='service@localhost'/>"
+	hear srv "<presence from='proxy.localhost' to='service@localhost'/>"
+	deliver presence probe service@localhost/a proxy.localhost /
+	hear srv "<presence from='proxy.localhost' to='service@localhost/a'/>"
+	[ "$(grep -o -e "'subscribe'" "$dir/srv.out" | wc -l)" = 1 ]
+}
+
+# It asks again, each time later; and probes once subscribed.
+asking_again() {
+	scripted askmin=1 askmax=2 refresh=1
+	hear srv "type='subscribe'"
+	hear srv "type='subscribe'"
+	deliver presence subscribed service@localhost proxy.localhost /
+	hear srv "type='probe'"
+	hear srv "type='probe'"
+	hear srv "type='probe'"
+	hush srv "type='subscribe'"
+	deliver presence unsubscribed service@localhost proxy.localhost /
+	hear srv "type='subscribe'"
+}
+
+stray_answers_and_undecodable_addresses() {
+	scripted
+	deliver iq result x@localhost/a proxy.localhost/u@h/r
+	logged "dropped: iq result from x@localhost/a"
+	deliver iq result service@localhost proxy.localhost/u@h/r
+	logged "dropped: iq result from service@localhost to"
+	deliver iq error x@localhost/a proxy.localhost
+	logged "dropped: iq error from x@localhost/a"
+	for a in '' / /% /%4 /%zz /%00 /%0A /%01 /%FF /%C0%AF /%ED%A0%80 \
+	    /%EF%BF%BE /%F4%90%80%80 /%C3 /a%E2%82 /%7; do
+		: >"$log"
+		deliver iq result service@localhost/a "proxy.localhost$a"
+		logged "dropped: iq result from service@localhost/a to proxy.localhost$a:"
+	done
+	deliver iq bogus u@h/r proxy.localhost
+	deliver iq '' u@h/r proxy.localhost
+	deliver message error u@h/r proxy.localhost
+	hush srv "<iq"
+	hush srv "<message"
+	deliver iq result service@localhost/a "proxy.localhost/u@h/%25%41%D7%A9%f0%9f%99%82"
+	hear srv "<iq type='result' from='proxy.localhost' to='u@h/%Aש🙂' id='1'/>"
+	deliver iq error service@localhost/gone "r@proxy.localhost/u@h/r" \
+	    "id='1'><error type='cancel'/></iq>"
+	hear srv "<iq type='error' from='r@proxy.localhost' to='u@h/r' id='1'><error"
+}
+
+every_printable_character_survives() {
+	scripted
+	all=$(awk 'BEGIN { for (i = 32; i < 127; i++) printf "%c", i }')
+	quoted=$(printf %s "$all" | sed "s/&/\\&amp;/g;s/</\\&lt;/g;s/'/\\&apos;/g")
+	deliver iq get "u@h/$quoted" proxy.localhost
+	enc=$(printf %s "$quoted" | sed 's/%/%25/g;s/.apos;/\&apos;/')
+	plain=$(printf %s "$enc" | sed "s/&apos;/'/g;s/\"/\\&quot;/g")
+	await has_written "from='proxy.localhost/u@h/$enc'" ||
+		await has_written "from=\"proxy.localhost/u@h/$plain\""
+	deliver iq result service@localhost/a "proxy.localhost/u@h/$enc"
+	await has_written "to='u@h/$quoted'" ||
+		await has_written "to=\"u@h/$(printf %s "$quoted" |
+		    sed "s/&apos;/'/g;s/\"/\\&quot;/g")\""
+}
+
+not_for_us() {
+	scripted
+	for t in proxy.localhostx xproxy.localhost other.localhost a@b@proxy.localhost \
+	    @proxy.localhost room@other.localhost/x proxy.localhost/ ''; do
+		: >"$log"
+		deliver iq get u@h/r "$t"
+		logged "dropped: iq get from u@h/r to $t:"
+	done
+	tell srv "<iq type='get' id='1' from='u@h/r'/>"
+	logged "dropped: iq get from u@h/r to (nobody)"
+	tell srv "<iq type='get' id='1' to='proxy.localhost'/>"
+	logged "dropped: iq get from (nobody)"
+	tell srv "<iq xmlns='urn:x' type='get' id='1' from='u@h/r' to='proxy.localhost'/>"
+	logged "unknown namespace"
+	tell srv "<other from='u@h/r' to='proxy.localhost'/>"
+	logged "dropped: other"
+	hush srv "<iq"
+	deliver iq get u@h/r proxy.localhost
+	hear srv "<iq type='get' .*to='service@localhost/a'"
+}
+
+full_table() {
+	scripted MAXRESOURCES=3
+	online b c d e
+	logged "joined: service@localhost/c: 3 online"
+	logged "ignored: service@localhost/d"
+	for i in 1 2 3 4 5 6 7 8 9; do
+		deliver iq get u@h/r proxy.localhost "id='$i'/"
+		hear srv "id='$i' *" "to='service@localhost/[abc]'"
+	done
+	[ "$(grep -c ignored "$log")" = 1 ]
+	deliver presence unavailable service@localhost/b proxy.localhost /
+	online e f
+	logged "joined: service@localhost/e: 3 online"
+	logged "ignored: service@localhost/f"
+}
+
+# More than is held, than is written, than there are nodes and attributes for:
+# an error each, and the next stanza passes.
+too_large() {
+	scripted
+	x=$(printf '%01000d' 0)
+	i=0
+	for part in "$x" "<$(printf %.100s "$x" | tr 0 a)/>" "&lt;&lt;&lt;&lt;&lt;" "<a/>"; do
+		i=$((i + 1))
+		{
+			printf %s "<iq type='set' id='l$i' from='u@h/r' to='proxy.localhost'><q>"
+			yes "$part" | head -c 700000 | tr -d '\n' | sed 's/<[^>]*$//;s/&[^;]*$//'
+			printf %s "</q></iq>"
+		} >"$dir/srv.in"
+		hear srv "<iq type='error' id='l$i' from='proxy.localhost' to='u@h/r'><error type='modify'><policy-violation"
+		deliver iq get u@h/r proxy.localhost "id='n$i'/"
+		hear srv "<iq type='get' .*id='n$i'"
+	done
+	{
+		printf %s "<iq type='result' from='service@localhost/a' to='proxy.localhost/u@h/r' id='r'>"
+		yes "$x" | head -c 600000
+		printf %s "</iq>"
+	} >"$dir/srv.in"
+	hear srv "<iq type='error' id='r' from='proxy.localhost' to='u@h/r'><error type='modify'><policy-violation"
+	{
+		printf %s "<iq from='u@h/r' big='"
+		yes "$x" | head -c 600000
+		printf %s "' type='get' id='t' to='proxy.localhost'/>"
+	} >"$dir/srv.in"
+	hear srv "<iq type='error' id='t' .*<policy-violation"
+	{
+		printf %s "<iq type='set' id='fits' from='u@h/r' to='proxy.localhost'><q>"
+		yes "$x" | head -c 524000
+		printf %s "</q></iq>"
+	} >"$dir/srv.in"
+	hear srv "<iq type='set' id='fits' .*to='service@localhost/a'"
+	unlogged disconnected
+}
+
+handshake_with_any_id() {
+	ID="a&amp;b&lt;&quot;é🙂 "
+	serve
+	proxy
+	hear srv "<stream:stream"
+	tell srv "<?xml version='1.0'?><stream:stream id='$ID'
+		xmlns='jabber:component:accept' xmlns:stream='http://etherx.jabber.org/streams'>
+		<stream:features/>"
+	hear srv "<handshake>$(sha1 'a&b<"é🙂 secret')</handshake>"
+	tell srv "<handshake/>"
+	logged online
+}
+
+refusals_are_logged() {
+	serve
+	proxy
+	hear srv "<stream:stream"
+	tell srv "<stream:stream id='x' xmlns='jabber:component:accept'
+		xmlns:stream='http://etherx.jabber.org/streams'>
+		<stream:error><not-authorized xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>
+		<text xmlns='urn:ietf:params:xml:ns:xmpp-streams'>Not
+		today€</text></stream:error></stream:stream>"
+	logged "^client_proxy: disconnected: not-authorized: Not%0A.*today%E2%82%AC$"
+	serve
+	hear srv "<stream:stream"
+	tell srv "<stream:stream id='x' xmlns='jabber:server'
+		xmlns:stream='http://etherx.jabber.org/streams'>"
+	hear srv "<invalid-namespace"
+	logged "disconnected: this is no component port"
+	unlogged "$(sha1 xsecret)"
+}
+
+# Pauses: the first under a second, then longer, up to backoffmax.
+backing_off() {
+	proxy backoffmax=3
+	await sh -c "[ \$(grep -c waiting '$log') -ge 4 ]"
+	awk '/waiting/ {
+		t[++n] = $3
+	}
+	END {
+		exit !(t[1] < 1 && t[2] >= 1 && t[2] < 2 && t[3] >= 1.5 && t[3] < 3 && t[4] < 3)
+	}' "$log"
+	serve
+	welcome
+	end "$(cat "$dir/srv.pid")"
+	await sh -c "sed '1,/disconnected/d' '$log' | grep -q waiting"
+	sed '1,/disconnected/d' "$log" | awk '/waiting/ { exit !($3 < 1) }'
+}
+
+all_addresses_of_a_host() {
+	grep -q '^::1.*localhost' /etc/hosts || return 77
+	proxy host='"localhost"'
+	logged "connect: 127.0.0.1 port $cport"
+	logged "connect: ::1 port $cport"
+	serve
+	welcome
+	stop
+	rm -f "$dir/srv".*
+	connect srv "TCP6-LISTEN:$cport,bind=[::1],reuseaddr"
+	proxy host='"::1"'
+	welcome
+	stop
+	proxy host='"no.such.host.invalid"'
+	logged "resolve: no.such.host.invalid"
+	logged waiting
+}
+
+# Ends within a second with status 0, whatever state it is in.
+signals() {
+	proxy
+	logged waiting
+	stop
+	connect srv "TCP-LISTEN:$cport,bind=127.0.0.1,reuseaddr"
+	await listening_only "$cport"
+	proxy
+	hear srv "<stream:stream"
+	stop
+	hear srv "</stream:stream>"
+	scripted
+	deliver iq get u@h/r proxy.localhost
+	hear srv "<iq"
+	stop
+	hear srv "</stream:stream>"
+	serve
+	proxy
+	welcome
+	kill -INT "$proxypid"
+	await gone "$proxypid"
+	hear srv "</stream:stream>"
+	# a server that takes nothing
+	serve
+	proxy
+	welcome
+	kill -STOP "$(cat "$dir/srv.pid")"
+	stop
+}
+
+configurations_that_cannot_work() {
+	for c in target='"service"' target='"service@localhost/x"' target='"@localhost"' \
+	    target='"a@b@c"' target='"service@"' target='"service@proxy.localhost"' \
+	    target='"Service@localhost"' target='""' domain='""' domain='"a/b"' \
+	    domain='"a b"' domain='"a@b"' domain='"A.localhost"' secret='""' \
+	    host='""' port='""' backoffmax=0; do
+		configure "$c"
+		rc=0
+		"$bin" 2>"$dir/err" || rc=$?
+		echo "$c: $rc"
+		cat "$dir/err"
+		[ $rc = 1 ]
+		grep -q "^client_proxy: [a-z]*: " "$dir/err"
+		[ "$(wc -l <"$dir/err")" = 1 ]
+	done
+}
+
+options() {
+	configure
+	[ "$("$bin" -v)" = "client_proxy-$(sed -n 's/^VERSION = //p' Makefile)" ]
+	for o in -h x '-v -v' ''; do
+		[ -n "$o" ] || o="-x y"
+		rc=0
+		# shellcheck disable=SC2086 # words
+		"$bin" $o 2>"$dir/err" >"$dir/out" || rc=$?
+		[ $rc = 1 ]
+		grep -q "^usage: " "$dir/err"
+	done
+}
+
+small_in_memory() {
+	case ${CFLAGS-} in *sanitize*) return 77 ;; esac
+	scripted
+	awk '/VmRSS/ { exit !($2 < 4096) }' "/proc/$proxypid/status"
+	[ "$(wc -c <"$bin")" -lt 131072 ]
+}
+
+# ---- tests: the files ----
+
+compiles_without_a_warning() {
+	for c in gcc clang; do
+		for o in -O0 -O2; do
+			configure
+			(cd "$build" && make clean && make CC=$c CFLAGS="$o -Werror")
+		done
+	done
+}
+
+documents_and_scripts_are_clean() {
+	mandoc -Tlint client_proxy.1 | tee "$dir/lint"
+	[ ! -s "$dir/lint" ]
+	shellcheck -s sh test.sh
+	# every setting is in the man page
+	sed -n 's/^static const [^=]*[ *]\([a-z]*\) *=.*/\1/p;s/^	\([A-Z]*\) *=.*/\1/p' \
+	    config.def.h >"$dir/settings"
+	[ "$(wc -l <"$dir/settings")" -gt 10 ]
+	while read -r s; do
+		grep -q "^\\.It [A-Z][a-z] $s" client_proxy.1 || { echo "no $s"; return 1; }
+	done <"$dir/settings"
+}
+
+install_uninstall_dist() {
+	cp -R . "$dir/src"
+	cd "$dir/src"
+	make install DESTDIR="$dir/root" PREFIX=/usr
+	[ "$(stat -c %a "$dir/root/usr/bin/client_proxy")" = 711 ]
+	[ "$(stat -c %a "$dir/root/usr/share/man/man1/client_proxy.1")" = 644 ]
+	"$dir/root/usr/bin/client_proxy" -v
+	make uninstall DESTDIR="$dir/root" PREFIX=/usr
+	[ -z "$(find "$dir/root" -type f)" ]
+	echo "/* mine */" >>config.h
+	make clean
+	grep -q mine config.h
+	make dist
+	mkdir "$dir/dist"
+	cd "$dir/dist"
+	tar -xzf "$dir/src/client_proxy-"*.tar.gz
+	cd client_proxy-*
+	[ "$(printf '%s ' *)" = \
+	    "LICENSE Makefile README client_proxy.1 client_proxy.c config.def.h test.sh " ]
+	make
+	./client_proxy -v
+	cd "$TESTDIR/src"
+}
+
+# ---- the demo ----
+
+demo() {
+	echo to be written
+}
+
+# ---- running ----
+
+tests() {
+	sed -n '/^# ---- tests/,/^# ---- the demo/s/^\([a-z_]*\)() {$/\1/p' test.sh
+}
+
+# Run one test in a directory and on ports of its own. What still runs at its
+# end must end well.
+run() {
+	dir=$TESTDIR/run.$1
+	rm -rf "$dir"
+	mkdir "$dir"
+	c2s=$(freeport)
+	cport=$(freeport)
+	(
+		set -e
+		trap cleanup EXIT
+		proxypid=
+		"$1"
+		[ -z "$proxypid" ] || gone "$proxypid" || stop
+	) >"$dir/output" 2>&1 </dev/null
+	rc=$?
+	grep -q -e "runtime error" -e Sanitizer "$dir"/*.log 2>/dev/null && rc=1
+	case $rc in
+	0)
+		echo "ok - $1$2"
+		passed=$((passed + 1))
+		;;
+	77)
+		echo "ok - $1$2 # skipped"
+		skipped=$((skipped + 1))
+		;;
+	*)
+		echo "not ok - $1$2"
+		failed=$((failed + 1))
+		tail -n 20 "$dir/output" "$dir/proxy.log" 2>/dev/null | cut -c1-2000 |
+		    sed 's/^/# /'
+		;;
+	esac
+}
+
+passed=0 failed=0 skipped=0
+case ${1-} in
+list) tests; exit ;;
+demo) demo; exit ;;
+'')
+	for t in $(tests); do
+		run "$t" ""
+	done
+	CFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
+	export CFLAGS
+	for t in $(tests | sed '/^compiles_/,$d'); do
+		run "$t" ", with sanitizers"
+	done
+	;;
+*)
+	for t in "$@"; do
+		run "$t" ""
+	done
+	;;
+esac
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed = 0 ]
