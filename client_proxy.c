@@ -481,21 +481,9 @@ attrof(int n, const char *name)
 	return NULL;
 }
 
-/* Declare the prefixes that only the header of the server's stream declares. */
-static void
-putdecls(void)
-{
-	const char *name = decls, *value;
-
-	for (; name < decls + ndecls; name = value + strlen(value) + 1) {
-		value = name + strlen(name) + 1;
-		if (!attrof(0, name))
-			putattr(name, value);
-	}
-}
-
-/* Put the tag of element n, with other addresses and without the namespace if
- * it is the stanza itself: jabber:client is not understood on our stream. */
+/* Put the tag of element n. The stanza itself gets other addresses, loses its
+ * namespace, jabber:client is not understood on our stream, and declares the
+ * prefixes that only the header of the server's stream has declared. */
 static void
 putelement(int n, const char *f, const char *t)
 {
@@ -510,8 +498,12 @@ putelement(int n, const char *f, const char *t)
 		if (n > 0 || strcmp(name, "xmlns"))
 			putattr(name, value == from ? f : value == to ? t : value);
 	}
-	if (n == 0 && prefixed)
-		putdecls();
+	for (name = decls; n == 0 && prefixed && name < decls + ndecls;
+	     name = value + strlen(value) + 1) {
+		value = name + strlen(name) + 1;
+		if (!attrof(0, name))
+			putattr(name, value);
+	}
 	if (n + 1 < nnodes && nodes[n + 1].up == n)
 		put(">", 1);
 	else
@@ -822,6 +814,21 @@ keep(const char *s)
 	return ntext - (int)n;
 }
 
+/* 1 if a name has a prefix that the header of the server's stream declares. */
+static int
+isdeclared(const char *name)
+{
+	const char *d, *colon = strchr(name, ':');
+	size_t len = colon ? (size_t)(colon - name) : 0;
+
+	for (d = decls; colon && d < decls + ndecls; d += strlen(d) + 1) {
+		if (!strncmp(d + 6, name, len) && d[6 + len] == '\0')
+			return 1;
+		d += strlen(d) + 1;
+	}
+	return 0;
+}
+
 /* Add an element to the tree, as the innermost one that is open. An attribute
  * that does not fit is left out: whom to answer may still come after it. */
 static void
@@ -839,7 +846,7 @@ addelement(const char *name, const char **atts)
 	n->attr = nattrs;
 	n->nattr = 0;
 	current = nnodes++;
-	prefixed |= strchr(name, ':') != NULL;
+	prefixed |= isdeclared(name);
 	for (; *atts; atts += 2) {
 		a = attrs + nattrs;
 		if (nattrs == MAXATTRS || (a->name = keep(atts[0])) < 0 ||
@@ -847,7 +854,7 @@ addelement(const char *name, const char **atts)
 			toolarge = 1;
 			continue;
 		}
-		prefixed |= strchr(atts[0], ':') != NULL;
+		prefixed |= isdeclared(atts[0]);
 		nattrs++;
 		n->nattr++;
 	}

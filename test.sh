@@ -357,6 +357,18 @@ services() {
 	done
 }
 
+# What a peer's roster says of the proxy becomes this.
+roster() {
+	for i in 1 2 3 4 5 6 7 8 9; do
+		tell "$1" "<iq type='get' id='roster$i'><query xmlns='jabber:iq:roster'/></iq>"
+		hear "$1" "<iq" "type='result'" "id='roster$i'"
+		! echo "$heard" | grep -E "$2" || return 0
+		sleep 0.1
+	done
+	echo "in the roster: $heard"
+	return 1
+}
+
 # Send a request: peer, id, optional address.
 ask() {
 	tell "$1" "<iq type='get' id='$2' to='${3-proxy.localhost}'>
@@ -382,7 +394,7 @@ serve() {
 
 # The port is bound; to connect would use up the one connection.
 listening_only() {
-	grep -q "0100007F:$(printf %04X "$1") 00000000:0000 0A" /proc/net/tcp
+	grep -q ":$(printf %04X "$1") 0*:0000 0A" /proc/net/tcp /proc/net/tcp6
 }
 
 sha1() { printf %s "$1" | openssl dgst -sha1 -r | cut -d' ' -f1; }
@@ -417,15 +429,15 @@ scripted() {
 
 # The server delivers a stanza: element, type, from, to, the rest of the tag.
 deliver() {
-	rest="id='1'/"
-	[ -z "$2" ] || rest="type='$2' $rest"
-	tell srv "<$1 from='$3' to='$4' ${5-$rest}>"
+	typed=
+	[ -z "$2" ] || typed=" type='$2'"
+	tell srv "<$1$typed from='$3' to='$4' ${5-id='1'/}>"
 }
 
 # A stanza in, the stanza out: everything but the addresses is as it was.
 kept() {
-	tell srv "<iq type='set' id='f' $1 from='u@h/r' to='proxy.localhost'$2"
-	want="<iq type='set' id='f' $1 from='proxy.localhost/u@h/r' to='service@localhost/a'${3-$2}"
+	tell srv "<iq type='set' id='f'$1 from='u@h/r' to='proxy.localhost'$2"
+	want="<iq type='set' id='f'$1 from='proxy.localhost/u@h/r' to='service@localhost/a'${3-$2}"
 	await has_written "$want" || {
 		echo "not: $want"
 		tail -c 1000 "$dir/srv.out"
@@ -711,7 +723,6 @@ subscription_is_approved_late_refused_revoked() {
 	tell a "<presence type='unsubscribed' to='proxy.localhost'/>"
 	logged "not subscribed"
 	unlogged joined
-	tell a "<presence type='subscribed' to='proxy.localhost'/>"
 	stop
 	proxy
 	hear a "<presence" "type='subscribe'" "from='proxy.localhost'"
@@ -741,7 +752,7 @@ subscription_is_approved_already() {
 subscription_is_asked_for_again() {
 	prosody
 	proxy askmin=1 target='"service@other.localhost"'
-	logged "not subscribed: service@other.localhost: remote-server-not-found"
+	logged "not subscribed: service@other.localhost: not-allowed"
 	end "$prosodypid"
 	hosts="$hosts
 	VirtualHost 'other.localhost'"
@@ -758,7 +769,7 @@ the_target_subscribes_too() {
 	proxy
 	services a
 	tell a "<presence type='subscribe' to='proxy.localhost'/>"
-	hear a "<presence" "type='subscribed'" "from='proxy.localhost'"
+	roster a "subscription='both'"
 	hear a "<presence [^>]*/>" "from='proxy.localhost'" "to='service@localhost'"
 	service b
 	hear b "<presence [^>]*/>" "from='proxy.localhost'"
@@ -816,7 +827,7 @@ messages_and_the_targets_requests_are_refused() {
 	hear a "<iq" "type='error'" "id='2'" "<feature-not-implemented"
 	hush user "id='2'"
 	tell user "<presence type='subscribe' to='proxy.localhost'/>"
-	hear user "<presence" "type='unsubscribed'" "from='proxy.localhost'"
+	roster user "<item( (jid|subscription)='[^']*')*/>"
 	tell user "<presence to='proxy.localhost'/>"
 	tell user "<iq type='result' id='3' to='proxy.localhost/x@localhost/y'/>"
 	logged "dropped: iq result from user@localhost/x"
@@ -934,7 +945,7 @@ nothing_else_is_rewritten() {
 	decl="xmlns:s='urn:from-the-stream'"
 	scripted
 	kept "" "/>"
-	kept "xml:lang='de' x:y='1' xmlns:x='urn:x' z=''" "/>"
+	kept " xml:lang='de' x:y='1' xmlns:x='urn:x' z=''" "/>"
 	kept "" "><a xmlns='urn:a' b='c'><d xmlns=''/>text<e/>more</a> <b/></iq>"
 	kept "" "><p:a xmlns:p='urn:p' p:b='1'><p:c/></p:a></iq>"
 	kept "" "><a></a></iq>" "><a/></iq>"
@@ -1241,17 +1252,25 @@ backing_off() {
 	sed '1,/disconnected/d' "$log" | awk '/waiting/ { exit !($3 < 1) }'
 }
 
+# A name with several addresses, as the C library's test tool makes them up.
 all_addresses_of_a_host() {
-	grep -q '^::1.*localhost' /etc/hosts || return 77
-	proxy host='"localhost"'
-	logged "connect: 127.0.0.1 port $cport"
-	logged "connect: ::1 port $cport"
+	printf '%s many.test\n' 127.0.0.9 ::1 127.0.0.1 >"$dir/hosts"
+	wrapped() {
+		ASAN_OPTIONS=verify_asan_link_order=0 NSS_WRAPPER_HOSTS=$dir/hosts \
+		    LD_PRELOAD=libnss_wrapper.so proxy "$@"
+	}
+	wrapped host='"many.test"'
+	logged waiting
+	for a in 127.0.0.9 ::1 127.0.0.1; do
+		logged "connect: $a port $cport: "
+	done
 	serve
 	welcome
 	stop
 	rm -f "$dir/srv".*
 	connect srv "TCP6-LISTEN:$cport,bind=[::1],reuseaddr"
-	proxy host='"::1"'
+	await listening_only "$cport"
+	wrapped host='"many.test"'
 	welcome
 	stop
 	proxy host='"no.such.host.invalid"'
