@@ -22,7 +22,7 @@ enum {
 	MAXSTANZA    = 524288,  /* bytes of a stanza, held decoded and written out:
 	                         * a larger one is refused, Prosody would cut us off */
 	MAXNODES     = 65536,   /* elements and texts in a stanza: more are refused */
-	MAXATTRS     = 65536,   /* attributes in a stanza: more are refused */
+	MAXATTRS     = 131072,  /* attributes in a stanza: more are refused */
 	OUTSIZE      = 1048576, /* bytes waiting to be written: when no further stanza
 	                         * fits we stop reading until the server has read them */
 	INSIZE       = 65536,   /* bytes read at once */

@@ -183,9 +183,9 @@ stanzas() {
 # 1: a peer, others: patterns. Find the first stanza that it got, was not heard
 # yet, and matches all of them: $heard.
 find_stanza() {
-	peer=$dir/$1
+	p=$dir/$1
 	shift
-	heard=$(stanzas <"$peer.out" | awk '
+	heard=$(stanzas <"$p.out" | awk '
 	BEGIN {
 		for (i = 2; i < ARGC; i++) {
 			pattern[i] = ARGV[i]
@@ -204,10 +204,10 @@ find_stanza() {
 		print NR
 		print
 		exit
-	}' "$peer.heard" "$@")
+	}' "$p.heard" "$@")
 	[ -n "$heard" ] || return 1
 	echo "${heard%%
-*}" >>"$peer.heard"
+*}" >>"$p.heard"
 	heard=${heard#*
 }
 }
@@ -246,9 +246,9 @@ hear_to() {
 
 # The named peer sends the rest of the arguments.
 tell() {
-	peer=$dir/$1
+	p=$dir/$1
 	shift
-	printf %s "$*" >"$peer.in"
+	printf %s "$*" >"$p.in"
 }
 
 # A raw connection: its name, then socat's address.
@@ -371,16 +371,16 @@ roster() {
 
 # Send a request: peer, id, optional address.
 ask() {
-	tell "$1" "<iq type='get' id='$2' to='${3-proxy.localhost}'>
-		<query xmlns='test'/></iq>"
+	asked="<iq type='get' id='$2' to='${3-proxy.localhost}'><query xmlns='test'/></iq>"
+	tell "$1" "$asked"
 }
 
 # A resource of the target answers what it has heard last.
 answer() {
 	requester=$(echo "$heard" | sed "s/.* from='\\([^']*\\)'.*/\\1/")
 	i=$(echo "$heard" | sed "s/.* id='\\([^']*\\)'.*/\\1/")
-	tell "$1" "<iq type='result' id='$i' to='$requester'>
-		<query xmlns='test' by='$1'/></iq>"
+	answer="<iq type='result' id='$i' to='$requester'><query xmlns='test' by='$1'/></iq>"
+	tell "$1" "$answer"
 }
 
 # A server of our own making, at the component port: a raw peer named srv.
@@ -453,16 +453,17 @@ has_written() {
 #	peer worker PORT USER HOST RESOURCE     answer each request
 #	peer asker PORT USER RESOURCE TO N      send N requests, count the answers
 #	peer drip                               copy stdin, byte by byte
-peer() { background "$(build_peer)" "$@"; }
+peer() {
+	build_peer
+	background "$peer" "$@"
+}
 
 build_peer() {
-	[ -x "$TESTDIR/peer" ] || {
-		sed -n '/^: <<.*peer.c/,/^END/p' "$TESTDIR/src/test.sh" |
-		    sed '1d;$d' >"$TESTDIR/peer.c"
-		cc -O1 -o "$TESTDIR/peer.new" "$TESTDIR/peer.c" -lexpat >&2 &&
-		    mv "$TESTDIR/peer.new" "$TESTDIR/peer"
-	}
-	echo "$TESTDIR/peer"
+	peer=$TESTDIR/peer
+	[ ! -x "$peer" ] || return 0
+	sed -n '/^: <<.*peer.c/,/^END/p' test.sh | sed '1d;$d' >"$peer.c"
+	cc -O1 -o "$peer.new" "$peer.c" -lexpat
+	mv "$peer.new" "$peer"
 }
 
 : <<\END # peer.c
@@ -628,6 +629,8 @@ main(int argc, char **argv)
 		if ((n = read(fd, b, sizeof(b))) <= 0 || !XML_Parse(parser, b, n, 0))
 			break;
 	}
+	if (!asker)
+		return 1;
 	printf("%d sent, %d answered, %d errors;", sent, answered, errors);
 	for (i = 0; i < 256; i++)
 		if (by[i])
@@ -668,7 +671,7 @@ each_resource_gets_its_share() {
 	done
 	tell a "<presence type='unavailable'/>"
 	logged "left: service@localhost/a: 2 online"
-	"$(build_peer)" asker "$c2s" user x proxy.localhost 400 >"$dir/counts"
+	"$peer" asker "$c2s" user x proxy.localhost 400 >"$dir/counts"
 	cat "$dir/counts"
 	# 200 each; less than 140 has a chance of one in a billion
 	awk '$3 != 400 { exit 1 }
@@ -997,7 +1000,7 @@ resources_of_any_spelling() {
 }
 
 byte_by_byte() {
-	peer=$dir/srv
+	build_peer
 	serve
 	proxy
 	welcome
@@ -1009,7 +1012,7 @@ byte_by_byte() {
 			printf %s "<iq type='get' id='b$i' from='u&amp;&apos;@h/ü' to='proxy.localhost'>
 				<a b='&lt;ü>'>]]&gt;ü<![CDATA[<]]></a></iq>"
 		done
-	} | "$(build_peer)" drip >"$dir/srv.in"
+	} | "$peer" drip >"$dir/srv.in"
 	hear srv "<iq type='get' id='b20' from=\"proxy.localhost/u&amp;'@h/%C3%BC\".*<a b='&lt;ü>'>]]&gt;ü&lt;</a></iq>"
 	[ "$(stanzas <"$dir/srv.out" | grep -c "<iq type='get'")" = 20 ]
 }
@@ -1395,8 +1398,48 @@ install_uninstall_dist() {
 
 # ---- the demo ----
 
+# Print a stanza as it passes, and what it is.
+show() {
+	printf '\n%s\n    %s\n' "$1" "$2"
+}
+
 demo() {
-	echo to be written
+	set -e
+	dir=$TESTDIR/demo
+	mkdir "$dir"
+	c2s=$(freeport)
+	cport=$(freeport)
+	trap cleanup EXIT
+	trap 'exit 1' HUP INT TERM
+	build_peer >"$dir/peer.log"
+	echo "Prosody starts, then client_proxy with the settings of config.def.h,"
+	echo "but for the port. service@localhost logs in twice and accepts it."
+	prosody
+	proxy
+	services a b
+	sed 's/^/    /' "$log"
+	login user abc
+	ask user 1234
+	show "1. user@localhost/abc asks proxy.localhost:" "$asked"
+	r=a
+	until find_stanza "$r" "<iq" "id='1234'"; do
+		[ $r = a ] && r=b || r=a
+	done
+	show "2. one of the target's resources, $r, gets the request, and from whom:" \
+	    "$heard"
+	answer "$r"
+	show "3. it answers to that address:" "$answer"
+	hear user "<iq" "id='1234'"
+	show "4. the user gets the answer, from the address asked:" "$heard"
+	tell a "<presence type='unavailable'/>"
+	tell b "<presence type='unavailable'/>"
+	logged "left.*: 0 online"
+	peer worker "$c2s" service localhost a
+	peer worker "$c2s" service localhost b
+	await sh -c "[ \$(grep -c 'joined.*: 2 online' '$log') = 2 ]"
+	printf '\nA dozen more, and how many each resource has answered:\n    '
+	"$peer" asker "$c2s" user more proxy.localhost 12
+	stop
 }
 
 # ---- running ----
