@@ -11,13 +11,20 @@
  *	socket -> expat -> stanza (fixed tree) -> route -> out buffer -> socket
  */
 #define _POSIX_C_SOURCE 200809L
+#ifdef __OpenBSD__
+#define _BSD_SOURCE             /* pledge */
+#endif
 
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -69,6 +76,20 @@ struct attr {
 enum { NOTHING, OPENED, ELEMENT, CLOSED };             /* event of the parser */
 enum { WAITING, CONNECTING, OPENING, ONLINE, CLOSING }; /* state of the connection */
 
+/* Why requests are refused, how it is said (RFC 6120 8.3.3), how often. */
+enum { NOBODY, UNKNOWN, LONGADDRESS, LARGE };
+static struct refusal {
+	const char *type, *condition;
+	unsigned long n;
+} refusals[] = {
+	[NOBODY]      = { "cancel", "service-unavailable", 0 },
+	[UNKNOWN]     = { "cancel", "feature-not-implemented", 0 },
+	[LONGADDRESS] = { "modify", "not-acceptable", 0 },
+	[LARGE]       = { "modify", "policy-violation", 0 },
+};
+static unsigned long nrequests, nanswers, ndropped, nconnected;
+static unsigned long long bytesin, bytesout;
+
 /* clock and choice */
 static long long now;           /* ms, monotonic, taken once a turn of the loop */
 static br_hmac_drbg_context rng;
@@ -113,7 +134,7 @@ static struct addrinfo *addresses, *address;
 static long long deadline;      /* ms, when `state' or the server's silence ends */
 static long long backoff = FIRSTPAUSE;
 static int wake[2];             /* signal handlers write, the loop reads */
-static volatile sig_atomic_t resolving, quitting;
+static volatile sig_atomic_t resolving, quitting, reporting;
 
 /* ---- log and clock ---- */
 
@@ -563,18 +584,19 @@ puthead(const char *name, const char *t, const char *i, const char *f,
 
 /* Put an error (RFC 6120 8.3) about the stanza, from f, to t. */
 static void
-puterror(const char *f, const char *t, const char *errtype, const char *condition)
+puterror(const char *f, const char *t, struct refusal *r)
 {
+	r->n++;
 	puthead(kind, "error", id, f, t);
 	putstr("><error type='");
-	putstr(errtype);
+	putstr(r->type);
 	putstr("'><");
-	putstr(condition);
+	putstr(r->condition);
 	putstr(" xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></");
 	putstr(kind);
 	put(">", 1);
 	if (!commit())
-		say("dropped: error to %s: %s: too large", t, condition);
+		say("dropped: error %s to %s: too large", r->condition, t);
 }
 
 static void
@@ -590,15 +612,16 @@ putpresence(const char *t, const char *f, const char *d)
 static void
 drop(const char *why)
 {
+	ndropped++;
 	say("dropped: %s %s from %s to %s: %s", kind, type ? type : "(no type)",
 	    from ? from : "(nobody)", to ? to : "(nobody)", why);
 }
 
 /* Answer the stanza with an error, from the address that was asked. */
 static void
-refuse(const char *errtype, const char *condition)
+refuse(int why)
 {
-	puterror(to, from, errtype, condition);
+	puterror(to, from, refusals + why);
 }
 
 /* Ask for the target's presence: for the subscription until it is granted,
@@ -701,17 +724,19 @@ request(const char *self)
 	char src[JIDMAX + 1], dst[JIDMAX + 1], resource[PARTMAX + 1];
 
 	if (istarget(from)) {
-		refuse("cancel", "feature-not-implemented");
+		refuse(UNKNOWN);
 	} else if (resourceof(to) || nresources == 0) {
-		refuse("cancel", "service-unavailable");
+		refuse(NOBODY);
 	} else if (!enc(resource, from)) {
-		refuse("modify", "not-acceptable");
+		refuse(LONGADDRESS);
 	} else {
 		snprintf(src, sizeof(src), "%s/%s", self, resource);
 		snprintf(dst, sizeof(dst), "%s/%s", target,
 		         resources[below((unsigned long)nresources)]);
-		if (!forward(src, dst))
-			refuse("modify", "policy-violation");
+		if (forward(src, dst))
+			nrequests++;
+		else
+			refuse(LARGE);
 	}
 }
 
@@ -726,8 +751,10 @@ response(const char *self)
 		drop("not from a resource of the target");
 	else if (!resourceof(to) || !dec(requester, resourceof(to)))
 		drop("no requester in the address");
-	else if (!forward(self, requester))
-		puterror(self, requester, "modify", "policy-violation");
+	else if (forward(self, requester))
+		nanswers++;
+	else
+		puterror(self, requester, refusals + LARGE);
 }
 
 /* Handle the stanza that is in the tree. */
@@ -749,7 +776,7 @@ route(void)
 	else if (!strcmp(kind, "presence"))
 		presence(self);
 	else if (!strcmp(kind, "message") && strcmp(t, "error"))
-		refuse("cancel", "feature-not-implemented");
+		refuse(UNKNOWN);
 	else if (!strcmp(kind, "message"))
 		; /* errors never answer errors, RFC 6120 8.3.1 */
 	else if (!strcmp(t, "get") || !strcmp(t, "set"))
@@ -958,6 +985,16 @@ otherwise(void *data, const char *s, int n)
 XML_Bool XML_SetReparseDeferralEnabled(XML_Parser, XML_Bool);
 #pragma weak XML_SetReparseDeferralEnabled
 
+static void
+freeparser(void)
+{
+	XML_ParserFree(parser);
+	parser = NULL;
+#ifdef __GLIBC__
+	malloc_trim(0); /* or it keeps what the largest stanza has taken */
+#endif
+}
+
 /* Make a fresh parser that stands inside of the elements opened so far: none,
  * or the stream. 0 without memory. */
 static int
@@ -968,8 +1005,7 @@ newparser(void)
 	};
 	static const char root[] = "<stream:stream>";
 
-	if (parser)
-		XML_ParserFree(parser);
+	freeparser();
 	if (!(parser = XML_ParserCreate_MM("UTF-8", &memory, NULL)))
 		return 0;
 	if (XML_SetReparseDeferralEnabled)
@@ -1100,6 +1136,7 @@ element(void)
 		return "the server sends stanzas before the handshake is done";
 	} else if (!strcmp(kind, "handshake")) {
 		authenticated = 1;
+		nconnected++;
 		say("online: %s at %s port %s", domain, host, port);
 		askpause = askmin * 1000LL;
 		ask();
@@ -1259,6 +1296,7 @@ disconnect(void)
 {
 	close(fd);
 	fd = -1;
+	freeparser();
 	outpos = outlen = 0;
 	held = 0;
 	if (quitting)
@@ -1328,6 +1366,7 @@ flush(void)
 		outpos = outlen; /* reading will tell why */
 	else
 		outpos += (size_t)n;
+	bytesout += n > 0 ? (unsigned long long)n : 0;
 	if (held && state == ONLINE)
 		alive();
 	if (outpos < outlen)
@@ -1376,6 +1415,7 @@ receive(void)
 		return;
 	if (state == ONLINE)
 		alive();
+	bytesin += (unsigned long long)n;
 	inlen += (size_t)n;
 	if (inlen == sizeof(in) || memchr(in + inlen - n, '>', (size_t)n))
 		process();
@@ -1440,6 +1480,24 @@ quit(void)
 	}
 }
 
+/* SIGUSR1 came: log what was counted since the start, and who is online. */
+static void
+report(void)
+{
+	char refused[512] = "";
+	size_t i, n = 0;
+
+	reporting = 0;
+	for (i = 0; i < LEN(refusals); i++)
+		n += (size_t)snprintf(refused + n, sizeof(refused) - n, ", %lu %s",
+		                      refusals[i].n, refusals[i].condition);
+	say("counted: %lu requests, %lu answers%s, %lu dropped, %lu connections, "
+	    "%d online, %llu bytes in, %llu bytes out", nrequests, nanswers,
+	    refused, ndropped, nconnected, nresources, bytesin, bytesout);
+	for (i = 0; i < (size_t)nresources; i++)
+		say("resource: %s/%s", target, resources[i]);
+}
+
 /* The socket is ready for `events', or broken. */
 static void
 ready(int events)
@@ -1487,6 +1545,8 @@ run(void)
 		now = milliseconds();
 		while (p[0].revents && read(wake[0], &c, 1) == 1)
 			;
+		if (reporting)
+			report();
 		if (quitting)
 			quit();
 		if (fd >= 0 && p[1].revents)
@@ -1506,9 +1566,11 @@ onsignal(int sig)
 {
 	int saved = errno;
 
-	(void)sig;
-	quitting = 1;
-	if (resolving)
+	if (sig == SIGUSR1)
+		reporting = 1;
+	else
+		quitting = 1;
+	if (quitting && resolving)
 		_exit(0);
 	if (write(wake[1], "", 1) < 0)
 		errno = saved; /* full: the loop will wake up all the same */
@@ -1540,6 +1602,7 @@ setsignals(void)
 	handle(SIGPIPE, SIG_IGN);
 	handle(SIGTERM, onsignal);
 	handle(SIGINT, onsignal);
+	handle(SIGUSR1, onsignal);
 }
 
 /* Die unless s can be a domain, or a bare JID without its slash. Servers write
@@ -1585,6 +1648,25 @@ checkconfig(void)
 		die("times", "of these, only keepalive may be 0");
 }
 
+/* Give up what is not needed, and take what others must not have: descriptors
+ * 0 to 2 would be a socket if they were closed, a core would hold the secret. */
+static void
+shield(void)
+{
+	struct rlimit none = { 0, 0 };
+	int n;
+
+	do
+		n = open("/dev/null", O_RDWR);
+	while (n >= 0 && n < 3);
+	if (n < 0 || close(n) < 0 || setrlimit(RLIMIT_CORE, &none) < 0)
+		die("start", strerror(errno));
+#ifdef __OpenBSD__
+	if (pledge("stdio inet dns", NULL) < 0)
+		die("pledge", strerror(errno));
+#endif
+}
+
 int
 main(int argc, char *argv[])
 {
@@ -1598,12 +1680,12 @@ main(int argc, char *argv[])
 		fputs("usage: client_proxy [-v]\n", stderr);
 		return 1;
 	}
-	(void)argv;
+	shield();
+	setsignals();
 	checkconfig();
 	br_hmac_drbg_init(&rng, &br_sha256_vtable, NULL, 0);
 	if (!seed || !seed(&rng.vtable))
 		die("random numbers", "the system has no seed for them");
-	setsignals();
 	now = milliseconds();
 	run();
 }
