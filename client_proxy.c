@@ -45,6 +45,7 @@
 
 #define LEN(x)        (sizeof(x) / sizeof((x)[0]))
 #define MIN(a, b)     ((a) < (b) ? (a) : (b))
+#define MAX(a, b)     ((a) > (b) ? (a) : (b))
 
 #define NS_COMPONENT  "jabber:component:accept"
 #define NS_CLIENT     "jabber:client"
@@ -55,6 +56,7 @@ enum {
 	BAREMAX  = 2 * PARTMAX + 1,
 	JIDMAX   = 3 * PARTMAX + 2,
 	RESERVE  = 8192,            /* of the out buffer, for what no stanza causes */
+	LARGETAG = 2048,            /* bytes of a tag that servers may not read at once */
 	FIRSTPAUSE = 1000,          /* ms before the first reconnect, at most */
 	CLOSETIME  = 500            /* ms for the last bytes, then the socket is closed */
 };
@@ -105,6 +107,7 @@ static long long asktime, askpause;
 /* the out buffer: out[outpos] to out[outlen - 1] wait to be written */
 static char out[OUTSIZE];
 static size_t outpos, outlen, outmark;
+static size_t largest;          /* bytes of the largest tag of a stanza */
 static int outfull;
 
 /* the stanza that is being read, and its own attributes */
@@ -509,6 +512,7 @@ static void
 putelement(int n, const char *f, const char *t)
 {
 	const char *name, *value;
+	size_t start = outlen;
 	int i;
 
 	put("<", 1);
@@ -529,6 +533,7 @@ putelement(int n, const char *f, const char *t)
 		put(">", 1);
 	else
 		put("/>", 2);
+	largest = MAX(largest, outlen - start);
 }
 
 /* Close element n if it has content, and those around it until `up' is the
@@ -545,7 +550,9 @@ putends(int n, int up)
 	}
 }
 
-/* Put the stanza, from f, to t. 0 if it is too large. */
+/* Put the stanza, from f, to t. 0 if it is too large. White space follows a
+ * large tag: a server whose expat defers parsing (see newparser) looks at it
+ * again when twice as much has come, and all that follows waits with it. */
 static int
 forward(const char *f, const char *t)
 {
@@ -554,6 +561,7 @@ forward(const char *f, const char *t)
 	if (toolarge)
 		return 0;
 	begin();
+	largest = 0;
 	for (i = 0; i < nnodes; i++) {
 		putends(open, nodes[i].up);
 		open = nodes[i].up;
@@ -565,7 +573,12 @@ forward(const char *f, const char *t)
 		}
 	}
 	putends(open, -1);
-	return commit();
+	if (!commit())
+		return 0;
+	if (largest > LARGETAG)
+		for (; largest > 0 && outlen - outmark < MAXSTANZA; largest--)
+			put(" ", 1);
+	return 1;
 }
 
 /* Put the start of a small stanza of our own, without what is NULL. */
@@ -1322,6 +1335,7 @@ hangup(const char *why)
 	say("%s: %s", quitting ? "stopping" : "disconnected", why);
 	clearresources();
 	closestream();
+	freeparser();
 	inlen = 0;
 	held = 0;
 	state = CLOSING;
