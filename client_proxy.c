@@ -608,8 +608,10 @@ puterror(const char *f, const char *t, struct refusal *r)
 	putstr(" xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></");
 	putstr(kind);
 	put(">", 1);
-	if (!commit())
-		say("dropped: error %s to %s: too large", r->condition, t);
+	if (commit())
+		return;
+	ndropped++;
+	say("dropped: error %s to %s: too large", r->condition, t);
 }
 
 static void

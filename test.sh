@@ -4,6 +4,8 @@
 #	./test.sh            all tests, then all of them once more with sanitizers
 #	./test.sh NAME...    these tests only, as the list below names them
 #	./test.sh list       the names
+#	./test.sh fuzz [SECONDS]
+#	./test.sh soak [SECONDS]
 #	./test.sh demo       the exchange of the man page, on a real server
 #
 # Servers and clients run on loopback, in a throw-away directory, and never as
@@ -833,6 +835,237 @@ main(int argc, char **argv)
 	puts("");
 	return answered + errors != wanted;
 }
+END
+
+# A program around client_proxy.c that plays the server to it without a network:
+#	harness FILE PIECE      feed FILE in pieces of so many bytes
+# and, built for libFuzzer, feeds what that makes up. It checks what must hold
+# whatever comes in.
+build_harness() {
+	mkdir -p "$TESTDIR/harness"
+	sed -n '/^: <<.*harness.c/,/^END/p' test.sh | sed '1d;$d' >"$TESTDIR/harness/harness.c"
+	cp client_proxy.c "$TESTDIR/harness"
+	cp "$config" "$TESTDIR/harness/config.h"
+	harness=$TESTDIR/harness/${1%% *}
+	# shellcheck disable=SC2086 # words
+	"$2" -std=gnu99 -w -g -O1 $3 -DVERSION='"harness"' -o "$harness" \
+	    "$TESTDIR/harness/harness.c" -lexpat -lbearssl
+}
+
+: <<\END # harness.c
+#include <assert.h>
+#include <unistd.h>
+#define write(f, b, n) ((f) == 2 ? (ssize_t)(n) : (write)(f, b, n))
+#define main client_proxy
+#include "client_proxy.c"
+#undef main
+#undef write
+
+static const char prelude[] = "<stream:stream id='1' xmlns:s='urn:s' xmlns='"
+    NS_COMPONENT "' xmlns:stream='" NS_STREAM "'><handshake/>"
+    "<presence from='service@localhost/a' to='proxy.localhost'/>"
+    "<presence from='service@localhost/b' to='proxy.localhost'/>";
+
+static int other;               /* the server's end */
+static XML_Parser seen, sent;   /* what goes in and what comes out, apart */
+static int seendepth, sentdepth, started, vague;
+static long requests, responses, messages, iqs, bounces;
+
+static const char *
+find(const char **a, const char *name)
+{
+	for (; *a && strcmp(*a, name); a += 2)
+		;
+	return *a ? a[1] : NULL;
+}
+
+static void
+seenstart(void *data, const char *name, const char **a)
+{
+	const char *f = find(a, "from"), *t = find(a, "to"), *y = find(a, "type");
+	const char *ns = find(a, "xmlns"), *i = find(a, "id");
+	int n;
+
+	if (seendepth++ != 1)
+		return;
+	if (!started) {
+		started = !strcmp(name, "handshake");
+		return;
+	}
+	/* what is too large for an error about it, we do not count */
+	for (n = 0; a[n]; n++)
+		vague |= n > 8 || strlen(a[n]) > 200;
+	if (!f || !t || !isours(t) || isours(f) || (i && strlen(i) > 100) ||
+	    (ns && strcmp(ns, NS_COMPONENT) && strcmp(ns, NS_CLIENT)))
+		return;
+	if (!strcmp(name, "message"))
+		messages += !y || strcmp(y, "error");
+	else if (y && !strcmp(name, "iq")) {
+		requests += !strcmp(y, "get") || !strcmp(y, "set");
+		responses += !strcmp(y, "result") || !strcmp(y, "error");
+	}
+}
+
+static void
+seenend(void *data, const char *name)
+{
+	seendepth--;
+}
+
+static void
+sentstart(void *data, const char *name, const char **a)
+{
+	const char *f = find(a, "from");
+
+	if (sentdepth++ != 1)
+		return;
+	if (!strcmp(name, "iq") || !strcmp(name, "message") || !strcmp(name, "presence")) {
+		assert(f && isours(f) && find(a, "to"));
+		iqs += !strcmp(name, "iq");
+		bounces += !strcmp(name, "message");
+	}
+}
+
+static void
+sentend(void *data, const char *name)
+{
+	sentdepth--;
+}
+
+/* Read what has been sent, which must be well-formed. */
+static int
+drain(void)
+{
+	static char b[65536];
+	ssize_t n;
+	int all = 0;
+
+	while ((n = read(other, b, sizeof(b))) > 0) {
+		assert(XML_Parse(sent, b, (int)n, 0) == XML_STATUS_OK);
+		all = 1;
+	}
+	return all;
+}
+
+static void
+check(void)
+{
+	int i, j;
+
+	assert(outpos <= outlen && outlen <= OUTSIZE);
+	assert(inlen <= sizeof(in));
+	assert(heap <= PARSERHARD);
+	assert(nresources >= 0 && nresources <= MAXRESOURCES);
+	for (i = 0; i < nresources; i++) {
+		assert(*resources[i] && strlen(resources[i]) <= PARTMAX);
+		for (j = 0; j < i; j++)
+			assert(strcmp(resources[i], resources[j]));
+	}
+}
+
+static void
+feed(const char *data, size_t size, size_t piece, int lazy)
+{
+	size_t n;
+	ssize_t w;
+
+	while (size > 0 && fd >= 0) {
+		n = MIN(piece, size);
+		if ((w = write(other, data, n)) > 0) {
+			XML_Parse(seen, data, (int)w, 0);
+			data += w;
+			size -= (size_t)w;
+		}
+		ready(held ? POLLOUT : POLLIN | POLLOUT);
+		flush();
+		if (w <= 0 || !lazy)
+			drain();
+		check();
+	}
+}
+
+static void
+play(const char *data, size_t size, size_t piece, int lazy, int plain)
+{
+	static struct addrinfo nowhere;
+	int pair[2], small = 4096, i;
+
+	address = &nowhere;
+	seen = XML_ParserCreate("UTF-8");
+	sent = XML_ParserCreate("UTF-8");
+	XML_SetElementHandler(seen, seenstart, seenend);
+	XML_SetElementHandler(sent, sentstart, sentend);
+	if (XML_SetReparseDeferralEnabled) {
+		XML_SetReparseDeferralEnabled(seen, XML_FALSE);
+		XML_SetReparseDeferralEnabled(sent, XML_FALSE);
+	}
+	seendepth = sentdepth = started = vague = 0;
+	requests = responses = messages = iqs = bounces = 0;
+	nresources = toomany = 0;
+	assert(!socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	fd = pair[0];
+	other = pair[1];
+	fcntl(fd, F_SETFL, O_NONBLOCK);
+	fcntl(other, F_SETFL, O_NONBLOCK);
+	setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
+	state = CONNECTING;
+	connected();
+	if (!plain)
+		feed(prelude, strlen(prelude), piece, 0);
+	feed(data, size, piece, lazy);
+	for (i = 0; fd >= 0 && (drain() || i < 3); i++) {
+		ready(held ? POLLOUT : POLLIN | POLLOUT);
+		flush();
+		check();
+	}
+	if (fd >= 0 && state == ONLINE && !vague && seendepth == 1) {
+		assert(iqs >= requests && iqs <= requests + responses);
+		assert(bounces == messages);
+	}
+	if (fd >= 0) {
+		lost("the end");
+		drain();
+	}
+	close(other);
+	XML_ParserFree(seen);
+	XML_ParserFree(sent);
+}
+
+static void
+prepare(void)
+{
+	br_hmac_drbg_init(&rng, &br_sha256_vtable, "seed", 4);
+	signal(SIGPIPE, SIG_IGN);
+}
+
+#ifdef FUZZ
+int
+LLVMFuzzerTestOneInput(const unsigned char *data, size_t size)
+{
+	static const size_t pieces[] = { 1, 2, 3, 7, 30, 100, 1000, 100000 };
+
+	if (size == 0)
+		return 0;
+	prepare();
+	play((const char *)data + 1, size - 1, pieces[*data & 7], *data & 8,
+	     *data & 16);
+	return 0;
+}
+#else
+int
+main(int argc, char **argv)
+{
+	static char b[1 << 20];
+	FILE *f = fopen(argv[1], "r");
+	size_t n = fread(b, 1, sizeof(b), f);
+
+	(void)argc;
+	prepare();
+	play(b, n, (size_t)atol(argv[2]), 0, 0);
+	printf("%ld requests, %ld out\n", requests, iqs);
+	return 0;
+}
+#endif
 END
 
 # ---- tests: on a real Prosody ----
@@ -1743,6 +1976,28 @@ split_anywhere() {
 	done
 }
 
+# A large attribute costs about the same in however many pieces it arrives: the
+# processor's instructions, as valgrind counts them.
+pieces_cost_little() {
+	need valgrind valgrind
+	case ${CFLAGS-} in *sanitize*) echo "of no use with sanitizers"; exit 77 ;; esac
+	configure
+	build_harness pieces cc -O2
+	{
+		printf %s "<iq type='get' id='1' from='u@h/r' to='proxy.localhost'><q a='"
+		bytes 500000 x
+		printf %s "'/></iq>"
+	} >"$dir/large"
+	for size in 64 100000; do
+		valgrind --tool=callgrind --callgrind-out-file="$dir/cost.$size" \
+		    "$harness" "$dir/large" $size | grep "1 requests, 1 out"
+	done
+	small=$(sed -n 's/^summary: //p' "$dir/cost.64")
+	large=$(sed -n 's/^summary: //p' "$dir/cost.100000")
+	echo "$small instructions in pieces of 64 bytes, $large in large ones"
+	[ "$small" -lt $((100 * large)) ]
+}
+
 # A server that does not read makes us wait, not lose, and not spin.
 back_pressure() {
 	build_peer
@@ -2085,9 +2340,45 @@ run() {
 	esac
 }
 
+# Fuzz for so many seconds, from the stanzas that stand in this file.
+fuzz() {
+	dir=$TESTDIR/fuzz
+	mkdir "$dir" "$dir/corpus"
+	cport=0
+	configure MAXRESOURCES=8 MAXSTANZA=4096 MAXNODES=64 MAXATTRS=32 OUTSIZE=20000 \
+	    INSIZE=1000 PARSERSOFT=60000 PARSERHARD=200000
+	build_harness fuzz clang "-DFUZZ -fsanitize=fuzzer,address,undefined
+	    -fno-sanitize-recover=all" || exit
+	sed -n "s/^[^<]*\\(<[a-z!?][^|]*>\\).*/\\1/p" test.sh | sort -u |
+	    awk -v dir="$dir/corpus/" '{
+		for (i = 0; i < 16; i += 5) {
+			file = dir NR "." i
+			printf "%c%s", 64 + i, $0 >file
+			close(file)
+		}
+	}'
+	for word in iq message presence "type='" "from='" "to='" "id='1'" "<iq type='get' " \
+	    "<iq type='result' " "from='u@h/r' " "to='proxy.localhost'" "/u@h/r'" get set \
+	    result error "from='service@localhost/a' " subscribe subscribed unavailable \
+	    "<s:a/>" "<![CDATA[" "]]>" "&lt;" "&#13;" "xmlns='" "</iq>" "/>" "<stream:error>" \
+	    jabber:client "%C3%A9" "<handshake/>" "</stream:stream>"; do
+		echo "\"$word\""
+	done >"$dir/words"
+	cd "$dir" || exit
+	"$harness" -max_total_time="$1" -max_len=8192 -timeout=20 -rss_limit_mb=4096 \
+	    -dict="$dir/words" -print_final_stats=1 corpus >"$dir/log" 2>&1 &&
+		grep -e DONE -e stat:: "$dir/log" | tail -n 6 && return
+	tail -n 60 "$dir/log"
+	for f in crash-* timeout-* leak-* oom-*; do
+		[ ! -f "$f" ] || { echo "$f, as base64:"; openssl base64 -in "$f"; }
+	done
+	return 1
+}
+
 passed=0 failed=0 skipped=0
 case ${1-} in
 list) tests; exit ;;
+fuzz) fuzz "${2-60}"; exit ;;
 inside) inside "$2"; exit ;;
 demo) demo; exit ;;
 '')
