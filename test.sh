@@ -129,7 +129,8 @@ configure() {
 proxy() {
 	configure "$@" || return
 	log=$dir/proxy.log
-	background "$bin" 2>>"$log"
+	# shellcheck disable=SC2086 # a command and its options, or nothing
+	background ${WRAPPER-} "$bin" 2>>"$log"
 	proxypid=$pid
 }
 
@@ -137,6 +138,7 @@ proxy() {
 stop() {
 	kill "$proxypid"
 	n=20
+	[ -z "${WRAPPER-}" ] || n=100
 	until gone "$proxypid" || [ $n = 0 ]; do
 		sleep 0.05
 		n=$((n - 1))
@@ -555,8 +557,10 @@ has_written() {
 }
 
 # Read the clients' part in C where shell is too slow:
-#	peer worker PORT USER HOST RESOURCE     answer each request
-#	peer asker PORT USER RESOURCE TO N      send N requests, count the answers
+#	peer worker PORT USER HOST RESOURCE     answer each request; SIGUSR1: go
+#	                                        offline, answering what still comes
+#	peer asker PORT USER RESOURCE TO N      send N requests, count what comes
+#	                                        back until nothing has for 5 seconds
 #	peer drip                               copy stdin, byte by byte
 #	peer stall PORT N                       a server that sends N requests and
 #	                                        does not read for seconds
@@ -580,6 +584,7 @@ build_peer() {
 #include <fcntl.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -593,6 +598,8 @@ enum { WINDOW = 100 };
 
 static int fd, depth, asker, stall, ready, sent, wanted, answered, errors, by[256];
 static const char *host, *resource, *to;
+static struct { char name[64]; int n; } conditions[16];
+static volatile sig_atomic_t leaving;
 static char id[4096], from[4096], type[64], name[64];
 static XML_Parser parser;
 
@@ -654,7 +661,22 @@ start(void *data, const char *el, const char **a)
 		for (i = 0; a[i]; i += 2)
 			if (!strcmp(a[i], "by"))
 				by[(unsigned char)a[i + 1][0]]++;
+	} else if (depth == 4 && asker && !strcmp(type, "error")) {
+		for (i = 0; a[i] && strcmp(a[i + 1], "urn:ietf:params:xml:ns:xmpp-stanzas"); i += 2)
+			;
+		if (!a[i] || !strcmp(el, "text"))
+			return;
+		for (i = 0; i < 15 && *conditions[i].name && strcmp(conditions[i].name, el); i++)
+			;
+		snprintf(conditions[i].name, sizeof(conditions[i].name), "%s", el);
+		conditions[i].n++;
 	}
+}
+
+static void
+leave(int sig)
+{
+	leaving = 1;
 }
 
 static void
@@ -797,6 +819,8 @@ main(int argc, char **argv)
 {
 	static char b[65536];
 	struct timespec gap = { 0, 20000 };
+	struct sigaction sa = { .sa_flags = 0 };
+	struct pollfd p = { .events = POLLIN };
 	int i, n;
 
 	if (argc == 2) {
@@ -822,8 +846,16 @@ main(int argc, char **argv)
 		wanted = atoi(argv[6]);
 	}
 	login(argv[2], argv[3]);
+	p.fd = fd;
+	sa.sa_handler = leave;
+	sigaction(SIGUSR1, &sa, NULL);
 	while (!asker || answered + errors < wanted) {
-		if ((n = read(fd, b, sizeof(b))) <= 0 || !XML_Parse(parser, b, n, 0))
+		n = poll(&p, 1, asker ? 5000 : -1);
+		if (leaving == 1 && leaving++)
+			say("<presence type='unavailable'/>");
+		if (n < 0)
+			continue;
+		if (n == 0 || (n = read(fd, b, sizeof(b))) <= 0 || !XML_Parse(parser, b, n, 0))
 			break;
 	}
 	if (!asker)
@@ -832,6 +864,8 @@ main(int argc, char **argv)
 	for (i = 0; i < 256; i++)
 		if (by[i])
 			printf(" %c %d", i, by[i]);
+	for (i = 0; *conditions[i].name; i++)
+		printf(" %s %d", conditions[i].name, conditions[i].n);
 	puts("");
 	return answered + errors != wanted;
 }
@@ -1871,7 +1905,7 @@ names() {
 
 # The proxy uses less than so many KiB of memory.
 fits_in() {
-	case ${CFLAGS-} in *sanitize*) return 0 ;; esac
+	case ${CFLAGS-}${WRAPPER-} in *sanitize* | *valgrind*) return 0 ;; esac
 	rss=$(awk '/VmRSS/ { print $2 }' "/proc/$proxypid/status")
 	echo "$rss KiB"
 	[ "$rss" -lt "$1" ]
@@ -2375,9 +2409,99 @@ fuzz() {
 	return 1
 }
 
+# A day's work in so many seconds: workers that come and go, requesters at full
+# speed, the proxy and the server restarted. In a calm interval every request
+# is answered; a worker that is killed takes the requests in its hands with it.
+soak() {
+	set -e
+	dir=$TESTDIR/soak
+	mkdir "$dir"
+	c2s=$(freeport)
+	cport=$(freeport)
+	trap cleanup EXIT
+	trap 'exit 1' HUP INT TERM
+	build_peer
+	prosody
+	proxy
+	service approver
+	hear approver "type='subscribe'"
+	tell approver "<presence type='subscribed' to='proxy.localhost'/>"
+	logged "joined: service@localhost/approver"
+	tell approver "<presence type='unavailable'/>"
+	logged "left: service@localhost/approver"
+	printf '%-22s %9s %9s %9s %9s\n' "while" sent answered errors lost
+	until=$(($(date +%s) + $1))
+	: >"$dir/table"
+	while [ "$(date +%s)" -lt $until ]; do
+		for event in nothing leave kill proxy server; do
+			soak_round $event 5000
+		done
+	done
+	awk '{
+		n[$1] += $2
+		a[$1] += $4
+		e[$1] += $6
+		for (i = 8; i < NF; i += 2)
+			if (length($i) > 1)
+				kinds[$i] += $(i + 1)
+	}
+	END {
+		for (w in n) {
+			lost = n[w] - a[w] - e[w]
+			printf "%-22s %9d %9d %9d %9d\n", w, n[w], a[w], e[w], lost
+			bad += (w == "nothing" || w == "leave") && (lost || e[w])
+		}
+		for (k in kinds)
+			print kinds[k], "times", k
+		exit bad > 0
+	}' "$dir/table"
+	grep -c . "$log" | sed 's/$/ lines of log/'
+	awk '/VmHWM/ { print "at most " $2 " KiB resident since its last start" }' "/proc/$proxypid/status"
+	stop
+}
+
+# Four workers, three requesters, and in the middle of it: nothing; a worker
+# leaves; one is killed; the proxy is; the server is.
+soak_round() {
+	before=$(grep -c "joined" "$log")
+	workers=
+	for r in a b c d; do
+		peer worker "$c2s" service localhost $r
+		workers="$pid $workers"
+	done
+	await sh -c "[ \$(grep -c joined '$log') -ge $((before + 4)) ]"
+	askers=
+	for r in x y z; do
+		"$peer" asker "$c2s" user "$r$1" proxy.localhost "$2" >"$dir/asked.$r" &
+		askers="$! $askers"
+	done
+	sleep 1
+	case $1 in
+	leave) kill -USR1 "$pid" ;;
+	kill) end "$pid" 9 ;;
+	proxy)
+		kill -9 "$proxypid"
+		proxy
+		;;
+	server)
+		end "$serverpids" 9
+		prosody
+		;;
+	esac
+	# shellcheck disable=SC2086 # several
+	wait $askers || :
+	for p in $workers; do
+		end "$p" || :
+	done 2>>"$dir/ended"
+	for r in x y z; do
+		sed "s/^/$1 /" "$dir/asked.$r"
+	done >>"$dir/table"
+}
+
 passed=0 failed=0 skipped=0
 case ${1-} in
 list) tests; exit ;;
+soak) soak "${2-60}"; exit ;;
 fuzz) fuzz "${2-60}"; exit ;;
 inside) inside "$2"; exit ;;
 demo) demo; exit ;;
@@ -2389,6 +2513,14 @@ demo) demo; exit ;;
 	export CFLAGS
 	for t in $(tests | sed '/^compiles_/,$d'); do
 		run "$t" ", with sanitizers"
+	done
+	unset CFLAGS
+	WRAPPER="valgrind -q --leak-check=full --error-exitcode=9"
+	export WRAPPER
+	for t in exchange each_resource_gets_its_share jitsi_meet the_server_restarts \
+	    $(tests | sed -n '/^nothing_else/,/^signals/p') \
+	    a_fresh_parser_loses_nothing liveness forbidden_xml wrong_streams cut_connections; do
+		run "$t" ", with valgrind"
 	done
 	;;
 *)
