@@ -1166,12 +1166,14 @@ bytes() { yes "$2" | tr -d '\n' | head -c "$1"; }
 names() {
 	awk -v n="$1" -v format="$2" 'BEGIN {
 		digits = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
+		parts = split(format, part, "%")
 		for (i = 53; n > 0; i++) {
 			name = ""
 			for (v = i; v > 0; v = int(v / 53))
 				name = name substr(digits, v % 53 + 1, 1)
-			s = format
-			gsub(/%/, name, s)
+			s = part[1]
+			for (j = 2; j <= parts; j++)
+				s = s name part[j]
 			printf "%s", s
 			n -= length(s)
 		}
@@ -2335,7 +2337,7 @@ demo() {
 # ---- running ----
 
 tests() {
-	sed -n '/^# ---- tests/,/^# ---- the demo/s/^\([a-z_]*\)() {$/\1/p' test.sh
+	sed -n '/^# ---- tests/,/^# ---- the demo/s/^\([a-z0-9_]*\)() {$/\1/p' test.sh
 }
 
 # The body of a test, in a process of its own. What still runs at its end must
