@@ -127,7 +127,9 @@ static int depth, event, held;
 static const char *fault;       /* stream error to send, RFC 6120 4.9.3 */
 
 /* the stream */
-static char decls[1024];        /* its prefixes: name, NUL, value, NUL, ... */
+static struct {
+	char name[64], value[256];
+} decls[8];                     /* the prefixes that its header declares */
 static size_t ndecls;
 static int authenticated;
 
@@ -427,46 +429,29 @@ putstr(const char *s)
 	put(s, strlen(s));
 }
 
-/* What has to be written for c in a value in these quotes or, if quote is 0, in
- * a text; NULL for c itself. Only what must be is escaped (XML 1.0 2.4, 3.3.3):
- * servers count bytes as written, and what its sender may send has to fit. */
-static const char *
-reference(char c, char quote)
-{
-	switch (c) {
-	case '&':
-		return "&amp;";
-	case '<':
-		return "&lt;";
-	case '\r':
-		return "&#13;";
-	case '\n':
-		return quote ? "&#10;" : NULL;
-	case '\t':
-		return quote ? "&#9;" : NULL;
-	case '\'':
-		return quote == c ? "&apos;" : NULL;
-	case '"':
-		return quote == c ? "&quot;" : NULL;
-	}
-	return NULL;
-}
-
+/* Put s[n], the value of an attribute in these quotes or, if quote is 0, a text.
+ * Only what must be is escaped (XML 1.0 2.4, 3.3.3): servers count bytes as
+ * written, and what its sender may send has to fit. */
 static void
 putescaped(const char *s, size_t n, char quote)
 {
+	static const char *const refs[UCHAR_MAX + 1] = {
+		['&'] = "&amp;", ['<'] = "&lt;", ['>'] = "&gt;", ['\r'] = "&#13;",
+		['\n'] = "&#10;", ['\t'] = "&#9;", ['\''] = "&apos;", ['"'] = "&quot;"
+	};
 	const char *ref;
 	size_t i, run = 0;
 
 	for (i = 0; i < n; i++) {
-		ref = reference(s[i], quote);
-		if (!quote && i >= 2 && !memcmp(s + i - 2, "]]>", 3))
-			ref = "&gt;";
-		if (ref) {
-			put(s + run, i - run);
-			putstr(ref);
-			run = i + 1;
-		}
+		if (!(ref = refs[(unsigned char)s[i]]))
+			continue;
+		if (quote ? s[i] == '>' || (strchr("'\"", s[i]) && s[i] != quote) :
+		    s[i] == '>' ? i < 2 || memcmp(s + i - 2, "]]", 2) :
+		    strchr("\n\t'\"", s[i]) != NULL)
+			continue;
+		put(s + run, i - run);
+		putstr(ref);
+		run = i + 1;
 	}
 	put(s + run, n - run);
 }
@@ -512,7 +497,7 @@ static void
 putelement(int n, const char *f, const char *t)
 {
 	const char *name, *value;
-	size_t start = outlen;
+	size_t d, start = outlen;
 	int i;
 
 	put("<", 1);
@@ -523,12 +508,9 @@ putelement(int n, const char *f, const char *t)
 		if (n > 0 || strcmp(name, "xmlns"))
 			putattr(name, value == from ? f : value == to ? t : value);
 	}
-	for (name = decls; n == 0 && prefixed && name < decls + ndecls;
-	     name = value + strlen(value) + 1) {
-		value = name + strlen(name) + 1;
-		if (!attrof(0, name))
-			putattr(name, value);
-	}
+	for (d = 0; n == 0 && prefixed && d < ndecls; d++)
+		if (!attrof(0, decls[d].name))
+			putattr(decls[d].name, decls[d].value);
 	if (n + 1 < nnodes && nodes[n + 1].up == n)
 		put(">", 1);
 	else
@@ -628,7 +610,7 @@ static void
 drop(const char *why)
 {
 	ndropped++;
-	say("dropped: %s %s from %s to %s: %s", kind, type ? type : "(no type)",
+	say("dropped: %s %s from %s to %s: %s", kind, *type ? type : "(no type)",
 	    from ? from : "(nobody)", to ? to : "(nobody)", why);
 }
 
@@ -689,28 +671,28 @@ condition(int n)
 	return i ? text + nodes[i].str : "no condition given";
 }
 
-/* Presence from the target or one of its resources to self. */
+/* Presence to self, an address of ours. */
 static void
-targetpresence(const char *self)
+presence(const char *self)
 {
 	const char *name = resourceof(from);
+	int asks = !strcmp(type, "subscribe"), probes = !strcmp(type, "probe");
 
-	if (type && !strcmp(type, "subscribe")) {
-		putpresence("subscribed", self, from);
-		putpresence(NULL, self, from);
-	} else if (type && !strcmp(type, "probe")) {
+	if (!istarget(from)) {
+		if (asks || probes)
+			putpresence("unsubscribed", self, from);
+	} else if (asks || probes) {
+		if (asks)
+			putpresence("subscribed", self, from);
 		putpresence(NULL, self, from);
 	} else if (strcmp(to, domain)) {
 		; /* only what our domain is told says who is online */
-	} else if (!type && name) {
+	} else if (!*type && name) {
 		addresource(name);
-	} else if (type && !strcmp(type, "unavailable")) {
-		if (name)
-			removeresource(name);
-		else
-			clearresources();
-	} else if (!type) {
-		; /* available, but no resource to ask */
+	} else if (!strcmp(type, "unavailable") && name) {
+		removeresource(name);
+	} else if (!strcmp(type, "unavailable")) {
+		clearresources();
 	} else if (!strcmp(type, "subscribed")) {
 		if (!subscribed)
 			say("subscribed: %s", target);
@@ -721,15 +703,6 @@ targetpresence(const char *self)
 	} else if (!strcmp(type, "error")) {
 		denied(condition(child(0, "error")));
 	}
-}
-
-static void
-presence(const char *self)
-{
-	if (istarget(from))
-		targetpresence(self);
-	else if (type && (!strcmp(type, "subscribe") || !strcmp(type, "probe")))
-		putpresence("unsubscribed", self, from);
 }
 
 /* A request: hand it to a resource of the target. */
@@ -777,9 +750,9 @@ static void
 route(void)
 {
 	char self[BAREMAX + 1];
-	const char *ns = attrof(0, "xmlns"), *t = type ? type : "";
+	const char *ns = attrof(0, "xmlns");
 
-	if (!from || !to || !isours(to)) {
+	if (!from || !*from || !to || !isours(to)) {
 		drop("not from anybody to us");
 		return;
 	}
@@ -790,13 +763,13 @@ route(void)
 		; /* our own ping, or what became of it */
 	else if (!strcmp(kind, "presence"))
 		presence(self);
-	else if (!strcmp(kind, "message") && strcmp(t, "error"))
+	else if (!strcmp(kind, "message") && strcmp(type, "error"))
 		refuse(UNKNOWN);
 	else if (!strcmp(kind, "message"))
 		; /* errors never answer errors, RFC 6120 8.3.1 */
-	else if (!strcmp(t, "get") || !strcmp(t, "set"))
+	else if (!strcmp(type, "get") || !strcmp(type, "set"))
 		request(self);
-	else if (!strcmp(t, "result") || !strcmp(t, "error"))
+	else if (!strcmp(type, "result") || !strcmp(type, "error"))
 		response(self);
 	else
 		drop("unknown type");
@@ -860,14 +833,12 @@ keep(const char *s)
 static int
 isdeclared(const char *name)
 {
-	const char *d, *colon = strchr(name, ':');
-	size_t len = colon ? (size_t)(colon - name) : 0;
+	size_t d, len = strcspn(name, ":");
 
-	for (d = decls; colon && d < decls + ndecls; d += strlen(d) + 1) {
-		if (!strncmp(d + 6, name, len) && d[6 + len] == '\0')
+	for (d = 0; d < ndecls; d++)
+		if (name[len] && !strncmp(decls[d].name + 6, name, len) &&
+		    !decls[d].name[6 + len])
 			return 1;
-		d += strlen(d) + 1;
-	}
 	return 0;
 }
 
@@ -927,12 +898,14 @@ startelement(void *data, const char *name, const char **atts)
 		return;
 	}
 	ntext = nnodes = nattrs = toolarge = prefixed = 0;
+	nodes[0].nattr = 0;
 	current = -1;
 	addelement(name, atts);
 	kind = nnodes ? text + nodes[0].str : "";
 	from = attrof(0, "from");
 	to = attrof(0, "to");
-	type = attrof(0, "type");
+	if (!(type = attrof(0, "type")))
+		type = "";
 	id = attrof(0, "id");
 	if (depth == 1)
 		stop(OPENED);
@@ -961,7 +934,7 @@ endelement(void *data, const char *name)
 static void XMLCALL
 characters(void *data, const char *s, int n)
 {
-	struct node *last = nodes + nnodes - 1;
+	struct node *last;
 
 	(void)data;
 	if (depth < 2 || toolarge)
@@ -970,6 +943,7 @@ characters(void *data, const char *s, int n)
 		toolarge = 1;
 		return;
 	}
+	last = nodes + nnodes - 1;
 	if (last->nattr >= 0 || last->up != current) {
 		last = nodes + nnodes++;
 		last->up = current;
@@ -988,8 +962,8 @@ static void XMLCALL
 otherwise(void *data, const char *s, int n)
 {
 	(void)data;
-	if (n < 6 || *s != '<' || (s[1] == '!' && s[2] == '[') ||
-	    (depth == 0 && !strncmp(s, "<?xml", 5) && s[5] <= ' '))
+	if (n < 3 || *s != '<' || (s[1] == '!' && s[2] == '[') ||
+	    (depth == 0 && n > 6 && !memcmp(s, "<?xml", 5) && s[5] <= ' '))
 		return;
 	fault = "restricted-xml";
 	XML_StopParser(parser, XML_FALSE);
@@ -1062,20 +1036,25 @@ closestream(void)
 	putstr("</stream:stream>");
 }
 
-/* Remember a prefix that the header of the server's stream declares; our own
- * declares `stream' too. 0 if there are too many. */
+/* Remember the prefixes that the header of the server's stream, in the tree,
+ * declares; our own declares `stream' too. 0 if they are too many or too long. */
 static int
-savedecl(const char *name, const char *value)
+savedecls(void)
 {
-	size_t len = strlen(name) + 1, vlen = strlen(value) + 1;
+	const char *name, *value;
+	int i;
 
-	if (strncmp(name, "xmlns:", 6) || !strcmp(name, "xmlns:stream"))
-		return 1;
-	if (len + vlen > sizeof(decls) - ndecls)
-		return 0;
-	memcpy(decls + ndecls, name, len);
-	memcpy(decls + ndecls + len, value, vlen);
-	ndecls += len + vlen;
+	for (ndecls = 0, i = 0; i < nattrs; i++) {
+		name = text + attrs[i].name;
+		value = text + attrs[i].value;
+		if (strncmp(name, "xmlns:", 6) || !strcmp(name, "xmlns:stream"))
+			continue;
+		if (ndecls == LEN(decls) || strlen(name) >= sizeof(decls[0].name) ||
+		    strlen(value) >= sizeof(decls[0].value))
+			return 0;
+		strcpy(decls[ndecls].name, name);
+		strcpy(decls[ndecls++].value, value);
+	}
 	return 1;
 }
 
@@ -1106,16 +1085,13 @@ static const char *
 opened(void)
 {
 	const char *stream = attrof(0, "xmlns:stream"), *ns = attrof(0, "xmlns");
-	int i, fits = !toolarge;
 
-	for (ndecls = 0, i = 0; fits && i < nattrs; i++)
-		fits = savedecl(text + attrs[i].name, text + attrs[i].value);
 	if (strcmp(kind, "stream:stream") || !id)
 		fault = "bad-format";
 	else if (!stream || strcmp(stream, NS_STREAM) ||
 	         !ns || strcmp(ns, NS_COMPONENT))
 		fault = "invalid-namespace";
-	else if (!fits)
+	else if (toolarge || !savedecls())
 		fault = "policy-violation";
 	if (fault)
 		return "this is no component port: its stream header is not one";
@@ -1281,15 +1257,14 @@ attempt(void)
 static void
 resolve(void)
 {
-	struct addrinfo hints;
+	static const struct addrinfo hints = {
+		.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM
+	};
 	int error;
 
 	if (addresses)
 		freeaddrinfo(addresses);
 	addresses = NULL;
-	memset(&hints, 0, sizeof(hints));
-	hints.ai_family = AF_UNSPEC;
-	hints.ai_socktype = SOCK_STREAM;
 	resolving = 1;
 	if (quitting)
 		exit(0);
@@ -1304,11 +1279,14 @@ resolve(void)
 	attempt();
 }
 
-/* Close the socket, then try the next address, if this one led to no
- * handshake, or rest. */
+/* Close the socket and log why, unless that is known. Then exit, or try the next
+ * address if this one has led to no handshake, or rest. */
 static void
-disconnect(void)
+disconnect(const char *why)
 {
+	if (why && state != CLOSING)
+		say("disconnected: %s", why);
+	clearresources();
 	close(fd);
 	fd = -1;
 	freeparser();
@@ -1318,16 +1296,6 @@ disconnect(void)
 		exit(0);
 	address = authenticated ? NULL : address->ai_next;
 	attempt();
-}
-
-/* The connection is lost: nothing can be sent any more. */
-static void
-lost(const char *why)
-{
-	if (state != CLOSING)
-		say("disconnected: %s", why);
-	clearresources();
-	disconnect();
 }
 
 /* End the stream, but let what waits in the out buffer go out first. */
@@ -1358,7 +1326,7 @@ static void
 silent(void)
 {
 	if (pinged) {
-		lost("the server is silent");
+		disconnect("the server is silent");
 		return;
 	}
 	puthead("iq", "get", "ping", domain, domain);
@@ -1424,7 +1392,7 @@ receive(void)
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
 		return;
 	if (n <= 0) {
-		lost(n < 0 ? strerror(errno) : "the server has closed the connection");
+		disconnect(n < 0 ? strerror(errno) : "the server has closed the connection");
 		return;
 	}
 	if (state == CLOSING)
@@ -1448,7 +1416,7 @@ connected(void)
 		error = errno;
 	if (error) {
 		sayaddress(strerror(error));
-		disconnect();
+		disconnect(NULL);
 		return;
 	}
 	/* an answer is written at once, there is nothing to gather */
@@ -1456,7 +1424,7 @@ connected(void)
 	state = OPENING;
 	deadline = now + patience * 1000LL;
 	if (!openstream())
-		lost(strerror(ENOMEM));
+		disconnect(strerror(ENOMEM));
 	else
 		flush();
 }
@@ -1468,18 +1436,17 @@ overdue(void)
 	case WAITING:
 		resolve();
 		break;
-	case CONNECTING:
-		sayaddress(strerror(ETIMEDOUT));
-		disconnect();
-		break;
 	case OPENING:
 		hangup("the server does not answer the handshake in time");
 		break;
 	case ONLINE:
 		silent();
 		break;
+	case CONNECTING:
+		sayaddress(strerror(ETIMEDOUT));
+		/* fall through */
 	case CLOSING:
-		disconnect();
+		disconnect(NULL);
 		break;
 	}
 }
@@ -1530,21 +1497,11 @@ ready(int events)
 		receive();
 }
 
-/* Milliseconds until something has to be done without being asked. */
-static int
-timeout(void)
-{
-	long long t = deadline;
-
-	if (state == ONLINE)
-		t = MIN(t, asktime);
-	return t <= now ? 0 : (int)MIN(t - now, INT_MAX);
-}
-
 static void
 run(void)
 {
 	struct pollfd p[2];
+	long long next;
 	char c;
 
 	p[0].fd = wake[0];
@@ -1556,7 +1513,9 @@ run(void)
 			p[1].events |= POLLOUT;
 		if (state != CONNECTING && !held)
 			p[1].events |= POLLIN;
-		if (poll(p, 2, timeout()) < 0)
+		next = state == ONLINE ? MIN(deadline, asktime) : deadline;
+		next = MIN(MAX(next - now, 0), INT_MAX);
+		if (poll(p, 2, (int)next) < 0)
 			p[0].revents = p[1].revents = 0;
 		now = milliseconds();
 		while (p[0].revents && read(wake[0], &c, 1) == 1)
@@ -1592,22 +1551,13 @@ onsignal(int sig)
 		errno = saved; /* full: the loop will wake up all the same */
 }
 
-static void
-handle(int sig, void (*handler)(int))
-{
-	struct sigaction sa;
-
-	memset(&sa, 0, sizeof(sa));
-	sa.sa_handler = handler;
-	sigemptyset(&sa.sa_mask);
-	sigaction(sig, &sa, NULL);
-}
-
 /* Signals wake the loop through a pipe, so that none is missed. */
 static void
 setsignals(void)
 {
-	int i;
+	static const int caught[] = { SIGTERM, SIGINT, SIGUSR1 };
+	struct sigaction sa = { .sa_handler = onsignal };
+	size_t i;
 
 	if (pipe(wake) < 0)
 		die("pipe", strerror(errno));
@@ -1615,53 +1565,53 @@ setsignals(void)
 		if (fcntl(wake[i], F_SETFL, O_NONBLOCK) < 0 ||
 		    fcntl(wake[i], F_SETFD, FD_CLOEXEC) < 0)
 			die("pipe", strerror(errno));
-	handle(SIGPIPE, SIG_IGN);
-	handle(SIGTERM, onsignal);
-	handle(SIGINT, onsignal);
-	handle(SIGUSR1, onsignal);
+	for (i = 0; i < LEN(caught); i++)
+		sigaction(caught[i], &sa, NULL);
+	signal(SIGPIPE, SIG_IGN);
 }
 
-/* Die unless s can be a domain, or a bare JID without its slash. Servers write
- * both in lower case, so nothing else would ever compare equal. */
-static void
-checkaddress(const char *what, const char *s)
+/* Why s can be neither a domain nor a bare JID, or NULL. Servers write both in
+ * lower case, so nothing else would ever compare equal. */
+static const char *
+unfit(const char *s)
 {
-	const char *c;
-
-	for (c = s; *c; c++)
-		if (*c == '/' || *c == ' ' || *c == 127)
-			die(what, "no slash and no space may be in it");
-		else if (*c >= 'A' && *c <= 'Z')
-			die(what, "write it in lower case, as servers do");
-	if (!isutf8(s))
-		die(what, "is not UTF-8 or holds control characters");
+	if (s[strcspn(s, "/ \177")])
+		return "has a slash, a space or a control character in it";
+	if (s[strcspn(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZ")])
+		return "is not in lower case, as servers write it";
+	return isutf8(s) ? NULL : "is not UTF-8 without control characters";
 }
 
 /* Refuse a configuration that cannot work. */
 static void
 checkconfig(void)
 {
-	const char *at = strchr(target, '@');
+	size_t node = strcspn(target, "@"), i;
+	const char *at = target + node + (target[node] == '@');
+	const struct {
+		int bad;
+		const char *what, *why;
+	} checks[] = {
+		{ unfit(domain) != NULL, "domain", unfit(domain) },
+		{ unfit(target) != NULL, "target", unfit(target) },
+		{ !*domain || strchr(domain, '@') || strlen(domain) > PARTMAX,
+		  "domain", "is not the domain of a component" },
+		{ !node || node > PARTMAX || !*at || strchr(at, '@') ||
+		  !target[node] || strlen(at) > PARTMAX,
+		  "target", "is not a bare JID, account@domain" },
+		{ !strcmp(at, domain), "target", "is at our own domain" },
+		{ !*secret, "secret", "is empty" },
+		{ !*host, "host", "is empty" },
+		{ !*port, "port", "is empty" },
+		{ !isutf8(prefix) || strlen(prefix) > PARTMAX,
+		  "prefix", "is not the start of any resource" },
+		{ !backoffmax || !patience || !askmin || askmax < askmin || !refresh,
+		  "times", "are 0, which only keepalive may be" }
+	};
 
-	checkaddress("domain", domain);
-	checkaddress("target", target);
-	if (!*domain || strchr(domain, '@') || strlen(domain) > PARTMAX)
-		die("domain", "is not the domain of a component");
-	if (!at || at == target || at - target > PARTMAX || !at[1] ||
-	    strchr(at + 1, '@') || strlen(at + 1) > PARTMAX)
-		die("target", "is not a bare JID, account@domain");
-	if (!strcmp(at + 1, domain))
-		die("target", "its domain is our own, it needs to be a server's");
-	if (!*secret)
-		die("secret", "is empty");
-	if (!*host)
-		die("host", "is empty");
-	if (!*port)
-		die("port", "is empty");
-	if (!isutf8(prefix) || strlen(prefix) > PARTMAX)
-		die("prefix", "no resource can start with it");
-	if (!backoffmax || !patience || !askmin || askmax < askmin || !refresh)
-		die("times", "of these, only keepalive may be 0");
+	for (i = 0; i < LEN(checks); i++)
+		if (checks[i].bad)
+			die(checks[i].what, checks[i].why);
 }
 
 /* Give up what is not needed, and take what others must not have: descriptors
@@ -1696,12 +1646,12 @@ main(int argc, char *argv[])
 		fputs("usage: client_proxy [-v]\n", stderr);
 		return 1;
 	}
-	shield();
-	setsignals();
 	checkconfig();
 	br_hmac_drbg_init(&rng, &br_sha256_vtable, NULL, 0);
 	if (!seed || !seed(&rng.vtable))
 		die("random numbers", "the system has no seed for them");
+	shield();
+	setsignals();
 	now = milliseconds();
 	run();
 }

@@ -1057,7 +1057,7 @@ play(const char *data, size_t size, size_t piece, int lazy, int plain)
 		assert(bounces == messages);
 	}
 	if (fd >= 0) {
-		lost("the end");
+		disconnect("the end");
 		drain();
 	}
 	close(other);
