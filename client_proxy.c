@@ -1064,7 +1064,7 @@ static void
 handshake(void)
 {
 	unsigned char digest[br_sha1_SIZE];
-	char hex[3];
+	char hex[2 * br_sha1_SIZE + 1];
 	br_sha1_context sha1;
 	size_t i;
 
@@ -1072,11 +1072,10 @@ handshake(void)
 	br_sha1_update(&sha1, id, strlen(id));
 	br_sha1_update(&sha1, secret, strlen(secret));
 	br_sha1_out(&sha1, digest);
+	for (i = 0; i < sizeof(digest); i++)
+		sprintf(hex + 2 * i, "%02x", digest[i]);
 	putstr("<handshake>");
-	for (i = 0; i < sizeof(digest); i++) {
-		sprintf(hex, "%02x", digest[i]);
-		put(hex, 2);
-	}
+	putstr(hex);
 	putstr("</handshake>");
 }
 
@@ -1151,38 +1150,28 @@ broken(void)
 	return XML_ErrorString(error);
 }
 
-/* Give the rest of the input to a fresh parser, which has forgotten the names
- * that this one has seen. 0 without memory. */
-static int
-renewparser(void)
-{
-	size_t used = (size_t)(XML_GetCurrentByteIndex(parser) +
-	                       XML_GetCurrentByteCount(parser) - parsed);
-
-	inlen -= used;
-	memmove(in, in + used, inlen);
-	return newparser();
-}
-
 /* Parse in[inlen], up to where the out buffer has room for no other stanza:
- * then the parser is held. Returns NULL, or why the stream has to end. */
+ * then the parser is held. If it has come to remember too much, the rest is for
+ * a fresh one. Returns NULL, or why the stream has to end. */
 static const char *
 parse(void)
 {
 	enum XML_Status status;
 	const char *why = NULL;
+	size_t used;
 
-	while (!why) {
-		if (held && !hasroom())
-			return NULL;
+	while (!why && (!held || hasroom())) {
 		event = NOTHING;
 		status = held ? XML_ResumeParser(parser) :
 		         XML_Parse(parser, in, (int)inlen, 0);
 		held = status == XML_STATUS_SUSPENDED;
 		if (status == XML_STATUS_ERROR)
 			return broken();
-		if (status == XML_STATUS_OK)
+		if (status == XML_STATUS_OK) {
+			parsed += (XML_Index)inlen;
+			inlen = 0;
 			break;
+		}
 		if (event == OPENED)
 			why = opened();
 		else if (event == ELEMENT)
@@ -1190,16 +1179,16 @@ parse(void)
 		else if (event == CLOSED)
 			why = "the server has closed the stream";
 		if (depth == 1 && heap > PARSERSOFT) {
+			used = (size_t)(XML_GetCurrentByteIndex(parser) +
+			                XML_GetCurrentByteCount(parser) - parsed);
+			inlen -= used;
+			memmove(in, in + used, inlen);
 			held = 0;
-			if (!renewparser())
+			if (!newparser())
 				return broken();
 		}
 	}
-	if (why)
-		return why;
-	parsed += (XML_Index)inlen;
-	inlen = 0;
-	return NULL;
+	return why;
 }
 
 /* ---- connection ---- */
@@ -1429,25 +1418,20 @@ connected(void)
 		flush();
 }
 
+/* What the connection has waited for has not come, or a pause is over. */
 static void
 overdue(void)
 {
-	switch (state) {
-	case WAITING:
+	if (state == WAITING) {
 		resolve();
-		break;
-	case OPENING:
+	} else if (state == OPENING) {
 		hangup("the server does not answer the handshake in time");
-		break;
-	case ONLINE:
+	} else if (state == ONLINE) {
 		silent();
-		break;
-	case CONNECTING:
-		sayaddress(strerror(ETIMEDOUT));
-		/* fall through */
-	case CLOSING:
+	} else {
+		if (state == CONNECTING)
+			sayaddress(strerror(ETIMEDOUT));
 		disconnect(NULL);
-		break;
 	}
 }
 

@@ -1847,6 +1847,29 @@ too_large() {
 	unlogged disconnected
 }
 
+# What a client may send arrives up to six times as long, and passes.
+escapes_are_few() {
+	scripted
+	for c in apos gt quot; do
+		{
+			printf %s "<iq type='set' id='a$c' from='u@h/r' to='proxy.localhost'><q a='"
+			bytes $((262144 * (${#c} + 2))) "&$c;"
+			printf %s "'>"
+			printf %s "</q></iq><iq type='set' id='t$c' from='u@h/r' to='proxy.localhost'><q>"
+			bytes $((262144 * (${#c} + 2))) "&$c;"
+			printf %s "</q></iq>"
+		} >"$dir/srv.in"
+		# forwarded, not refused
+		await grep -q "id='a$c' from='proxy.localhost/u@h/r'" "$dir/srv.out"
+		await grep -q "id='t$c' from='proxy.localhost/u@h/r'" "$dir/srv.out"
+	done
+	fits_in 8192
+	unlogged disconnected
+	[ "$(tr -cd "'" <"$dir/srv.out" | wc -c)" -ge 524288 ]
+	[ "$(tr -cd '>' <"$dir/srv.out" | wc -c)" -ge 524288 ]
+	[ "$(tr -cd '"' <"$dir/srv.out" | wc -c)" -ge 524288 ]
+}
+
 handshake_with_any_id() {
 	ID="a&amp;b&lt;&quot;é🙂 "
 	serve
