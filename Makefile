@@ -15,18 +15,19 @@ FILES = Makefile client_proxy.c config.def.h client_proxy.1 test.sh LICENSE READ
 
 all: client_proxy
 
+# The settings hold the secret and so does the binary: they are for their owner
+# only, and once it is installed, others may run it, not read it.
 config.h:
-	cp config.def.h config.h
+	umask 077 && cp config.def.h config.h
 
 client_proxy: client_proxy.c config.h Makefile
-	$(CC) $(CPPFLAGS) $(FLAGS) $(CFLAGS) -o $@ client_proxy.c $(LDFLAGS) $(LIBS)
+	umask 077 && $(CC) $(CPPFLAGS) $(FLAGS) $(CFLAGS) -o $@ client_proxy.c $(LDFLAGS) $(LIBS)
 
-# The binary carries the secret: others may run it, not read it.
 install: all
 	mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(MANPREFIX)/man1
-	(umask 077 && cp -f client_proxy $(DESTDIR)$(PREFIX)/bin)
+	umask 077 && cp -f client_proxy $(DESTDIR)$(PREFIX)/bin
 	chmod 711 $(DESTDIR)$(PREFIX)/bin/client_proxy
-	sed 's/VERSION/$(VERSION)/g' client_proxy.1 >$(DESTDIR)$(MANPREFIX)/man1/client_proxy.1
+	cp -f client_proxy.1 $(DESTDIR)$(MANPREFIX)/man1
 	chmod 644 $(DESTDIR)$(MANPREFIX)/man1/client_proxy.1
 
 uninstall:
