@@ -1221,8 +1221,15 @@ split_anywhere() {
 		sleep 0.01
 		tell srv "$(printf %s "$s" | tail -c $n)"
 		hear srv "<iq type='get' id='s'" "d</a></iq>"
-		i=$((i + 3))
+		i=$((i + 1))
 	done
+	# an expat that defers would look again at twice as many bytes only
+	tell srv "<iq type='get' id='d' from='u@h/r' to='proxy.localhost'><a b='$(bytes 200 x)"
+	sleep 0.1
+	tell srv ">"
+	sleep 0.1
+	tell srv "'/></iq>"
+	hear srv "<iq type='get' id='d'"
 }
 
 # How often the kernel has let the proxy run.
@@ -2155,7 +2162,7 @@ time_limits() {
 }
 
 forbidden_xml() {
-	for bad in '<!-- no -->' '<?no no?>' '<a><!--x--></a>' '<a><?x y?></a>'; do
+	for bad in '<!-- no -->' '<?no no?>' '<a><!--x--></a>' '<a><?x y?></a>' '<?a?>'; do
 		[ -n "$proxypid" ] || scripted backoffmax=1
 		tell srv "$bad"
 		ends_with restricted-xml
