@@ -1186,8 +1186,9 @@ names() {
 fits_in() {
 	case ${CFLAGS-}${WRAPPER-} in *sanitize* | *valgrind*) return 0 ;; esac
 	rss=$(awk '/VmRSS/ { print $2 }' "/proc/$proxypid/status")
-	echo "$rss KiB"
-	[ "$rss" -lt "$1" ]
+	peak=$(awk '/VmHWM/ { print $2 }' "/proc/$proxypid/status")
+	echo "$rss KiB, $peak at most"
+	[ "$rss" -lt "$1" ] && [ "$peak" -lt 20480 ]
 }
 
 # The stream goes on: a request passes.
