@@ -814,6 +814,14 @@ release(void *p)
 	}
 }
 
+/* 1 if the parser remembers too much, or may soon have counted more bytes than
+ * a long holds on small machines. */
+static int
+isworn(void)
+{
+	return heap > PARSERSOFT || parsed > 1L << 30;
+}
+
 /* Keep a string. Returns where, or -1 if the stanza is too large. */
 static int
 keep(const char *s)
@@ -925,7 +933,7 @@ endelement(void *data, const char *name)
 		stop(ELEMENT);
 	} else {
 		route();
-		if (!hasroom() || heap > PARSERSOFT)
+		if (!hasroom() || isworn())
 			stop(NOTHING);
 	}
 }
@@ -1151,8 +1159,8 @@ broken(void)
 }
 
 /* Parse in[inlen], up to where the out buffer has room for no other stanza:
- * then the parser is held. If it has come to remember too much, the rest is for
- * a fresh one. Returns NULL, or why the stream has to end. */
+ * then the parser is held. When it is worn, the rest is for a fresh one.
+ * Returns NULL, or why the stream has to end. */
 static const char *
 parse(void)
 {
@@ -1178,7 +1186,7 @@ parse(void)
 			why = element();
 		else if (event == CLOSED)
 			why = "the server has closed the stream";
-		if (depth == 1 && heap > PARSERSOFT) {
+		if (depth == 1 && isworn()) {
 			used = (size_t)(XML_GetCurrentByteIndex(parser) +
 			                XML_GetCurrentByteCount(parser) - parsed);
 			inlen -= used;
