@@ -32,6 +32,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -94,7 +95,7 @@ static unsigned long long bytesin, bytesout;
 
 /* clock and choice */
 static long long now;           /* ms, monotonic, taken once a turn of the loop */
-static br_hmac_drbg_context rng;
+static uint64_t seed;           /* of the next choice, never 0 */
 
 /* resources of the target that are online */
 static char resources[MAXRESOURCES][PARTMAX + 1];
@@ -196,21 +197,18 @@ milliseconds(void)
 	return (long long)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
-/* A random number from 0 to n - 1, each as likely as the others. */
+/* A random number below n, each as likely as the others (xorshift64*). */
 static unsigned long
 below(unsigned long n)
 {
-	static unsigned long pool[64];
-	static size_t left;
 	unsigned long r;
 
 	do {
-		if (left == 0) {
-			br_hmac_drbg_generate(&rng, pool, sizeof(pool));
-			left = LEN(pool);
-		}
-		r = pool[--left];
-	} while (r >= ULONG_MAX - ULONG_MAX % n);
+		seed ^= seed >> 12;
+		seed ^= seed << 25;
+		seed ^= seed >> 27;
+		r = (seed * 0x2545f4914f6cdd1d) >> 32;
+	} while (r >= 0xffffffff - 0xffffffff % n);
 	return r % n;
 }
 
@@ -466,15 +464,16 @@ putattr(const char *name, const char *value)
 
 	if (!value)
 		return;
-	for (s = value; *s; s++)
-		more += (*s == '\'') - (*s == '"');
+	if (strchr(value, '\''))
+		for (s = value; *s; s++)
+			more += (*s == '\'') - (*s == '"');
 	if (more > 0)
 		quote = '"';
 	put(" ", 1);
 	putstr(name);
 	put("=", 1);
 	put(&quote, 1);
-	putescaped(value, (size_t)(s - value), quote);
+	putescaped(value, strlen(value), quote);
 	put(&quote, 1);
 }
 
@@ -705,6 +704,17 @@ presence(const char *self)
 	}
 }
 
+/* Write bare/resource into dst[JIDMAX + 1]. */
+static void
+join(char *dst, const char *bare, const char *resource)
+{
+	size_t n = strlen(bare);
+
+	memcpy(dst, bare, n);
+	dst[n] = '/';
+	strcpy(dst + n + 1, resource);
+}
+
 /* A request: hand it to a resource of the target. */
 static void
 request(const char *self)
@@ -718,9 +728,8 @@ request(const char *self)
 	} else if (!enc(resource, from)) {
 		refuse(LONGADDRESS);
 	} else {
-		snprintf(src, sizeof(src), "%s/%s", self, resource);
-		snprintf(dst, sizeof(dst), "%s/%s", target,
-		         resources[below((unsigned long)nresources)]);
+		join(src, self, resource);
+		join(dst, target, resources[below((unsigned long)nresources)]);
 		if (forward(src, dst))
 			nrequests++;
 		else
@@ -750,13 +759,16 @@ static void
 route(void)
 {
 	char self[BAREMAX + 1];
+	size_t bare;
 	const char *ns = attrof(0, "xmlns");
 
 	if (!from || !*from || !to || !isours(to)) {
 		drop("not from anybody to us");
 		return;
 	}
-	snprintf(self, sizeof(self), "%.*s", (int)strcspn(to, "/"), to);
+	bare = strcspn(to, "/");
+	memcpy(self, to, bare);
+	self[bare] = '\0';
 	if (ns && strcmp(ns, NS_COMPONENT) && strcmp(ns, NS_CLIENT))
 		drop("unknown namespace");
 	else if (isours(from))
@@ -1628,7 +1640,8 @@ shield(void)
 int
 main(int argc, char *argv[])
 {
-	br_prng_seeder seed = br_prng_seeder_system(NULL);
+	br_prng_seeder seeder = br_prng_seeder_system(NULL);
+	br_hmac_drbg_context rng;
 
 	if (argc == 2 && !strcmp(argv[1], "-v")) {
 		puts("client_proxy-" VERSION);
@@ -1640,8 +1653,11 @@ main(int argc, char *argv[])
 	}
 	checkconfig();
 	br_hmac_drbg_init(&rng, &br_sha256_vtable, NULL, 0);
-	if (!seed || !seed(&rng.vtable))
+	if (!seeder || !seeder(&rng.vtable))
 		die("random numbers", "the system has no seed for them");
+	do
+		br_hmac_drbg_generate(&rng, &seed, sizeof(seed));
+	while (!seed);
 	shield();
 	setsignals();
 	now = milliseconds();

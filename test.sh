@@ -1069,7 +1069,7 @@ play(const char *data, size_t size, size_t piece, int lazy, int plain)
 static void
 prepare(void)
 {
-	br_hmac_drbg_init(&rng, &br_sha256_vtable, "seed", 4);
+	seed = 1;
 	signal(SIGPIPE, SIG_IGN);
 }
 
