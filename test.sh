@@ -2378,7 +2378,7 @@ tests() {
 inside() {
 	set -e
 	trap cleanup EXIT
-	trap 'exit 1' TERM
+	trap 'exit 1' HUP INT TERM
 	proxypid=
 	"$1"
 	[ -z "$proxypid" ] || gone "$proxypid" || stop
@@ -2392,7 +2392,7 @@ run() {
 	c2s=$(freeport)
 	cport=$(freeport)
 	export dir c2s cport
-	timeout 300 sh ./test.sh inside "$1" >"$dir/output" 2>&1 </dev/null
+	timeout --foreground -k 30 300 sh ./test.sh inside "$1" >"$dir/output" 2>&1 </dev/null
 	rc=$?
 	grep -q -e "runtime error" -e Sanitizer -e "^==" "$dir"/*.log 2>/dev/null && rc=1
 	case $rc in
