@@ -929,7 +929,7 @@ seenstart(void *data, const char *name, const char **a)
 	/* what is too large for an error about it, we do not count */
 	for (n = 0; a[n]; n++)
 		vague |= n > 8 || strlen(a[n]) > 200;
-	if (!f || !t || !isours(t) || isours(f) ||
+	if (!f || !*f || !t || !isours(t) || isours(f) ||
 	    (ns && strcmp(ns, NS_COMPONENT) && strcmp(ns, NS_CLIENT)))
 		return;
 	if (!strcmp(name, "message"))
