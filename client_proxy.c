@@ -1159,8 +1159,13 @@ static const char *
 broken(void)
 {
 	enum XML_Error error = XML_GetErrorCode(parser);
+	XML_Index at = XML_GetCurrentByteIndex(parser) - parsed;
 
-	if (fault) /* by a handler */
+	/* once the stream is open, a document type is bad syntax to expat */
+	if (error == XML_ERROR_INVALID_TOKEN && at >= 2 &&
+	    at < (XML_Index)inlen && !memcmp(in + at - 2, "<!D", 3))
+		fault = "restricted-xml";
+	if (fault) /* or a handler has found something */
 		return "the server sends XML that is forbidden in XMPP";
 	if (error == XML_ERROR_NO_MEMORY) {
 		fault = "policy-violation";

@@ -2163,12 +2163,13 @@ time_limits() {
 }
 
 forbidden_xml() {
-	for bad in '<!-- no -->' '<?no no?>' '<a><!--x--></a>' '<a><?x y?></a>' '<?a?>'; do
+	for bad in '<!-- no -->' '<?no no?>' '<a><!--x--></a>' '<a><?x y?></a>' '<?a?>' '<!DOCTYPE a>' \
+	    '<a><!DOCTYPE a [<!ENTITY b "c">]></a>'; do
 		[ -n "$proxypid" ] || scripted backoffmax=1
 		tell srv "$bad"
 		ends_with restricted-xml
 	done
-	for bad in '<?xml version="1.0"?>' '<!DOCTYPE a>' '</a>' '<iq' '<a b=c/>' '<a>&nbsp;</a>' '<a b="1" b="2"/>' '<a>&#0;</a>' '<a>&#xFFFE;</a>' \
+	for bad in '<?xml version="1.0"?>' '<!ELEMENT a>' '</a>' '<iq' '<a b=c/>' '<a>&nbsp;</a>' '<a b="1" b="2"/>' '<a>&#0;</a>' '<a>&#xFFFE;</a>' \
 	    '<a><b></a>' "$(printf '<a>\300\257</a>')" "$(printf '<a>\377</a>')" "$(printf '<a>\355\240\200</a>')" '<a b="<"/>'; do
 		tell srv "$bad<x>"
 		ends_with not-well-formed
