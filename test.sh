@@ -92,7 +92,7 @@ cleanup() {
 	rm -f "$dir/pids"
 }
 
-listening() { socat -u OPEN:/dev/null "TCP:127.0.0.1:$1"; }
+listening() { socat -u OPEN:/dev/null "TCP:127.0.0.1:$1,connect-timeout=1"; }
 
 freeport() {
 	port=
