@@ -353,10 +353,17 @@ ejabberd() {
 	export HOME="$dir" ERL_LIBS="$lib" ERL_CRASH_DUMP=/dev/null
 	export EJABBERD_CONFIG_PATH="$dir/ejabberd.yml"
 	export EJABBERD_LOG_PATH="$dir/ejabberd.log"
-	background erl -noinput -mnesia dir "\"$dir/mnesia\"" -s ejabberd -eval \
-	    '[ejabberd_auth:try_register(U, <<"localhost">>, <<"pw">>) ||
-		U <- [<<"service">>, <<"user">>]].' >>"$dir/ejabberd.out" 2>&1
-	serverpids=$pid
+	# once in a while it does not come up
+	for try in 1 2 3; do
+		background erl -noinput -mnesia dir "\"$dir/mnesia\"" -s ejabberd -eval \
+		    '[ejabberd_auth:try_register(U, <<"localhost">>, <<"pw">>) ||
+			U <- [<<"service">>, <<"user">>]].' >>"$dir/ejabberd.out" 2>&1
+		serverpids=$pid
+		! await listening "$c2s" || break
+		echo "try $try:"
+		tail -n 20 "$dir/ejabberd.out"
+		end "$serverpids" 9
+	done
 	await listening "$c2s"
 	await listening "$cport"
 }
