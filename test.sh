@@ -362,7 +362,7 @@ ejabberd() {
 		! await listening "$c2s" || break
 		echo "try $try:"
 		tail -n 20 "$dir/ejabberd.out"
-		end "$serverpids" 9
+		end "$serverpids" 9 2>&1 || :
 	done
 	await listening "$c2s"
 	await listening "$cport"
@@ -2531,7 +2531,7 @@ soak_round() {
 		proxy
 		;;
 	server)
-		end "$serverpids" 9
+		end "$serverpids" 9 2>&1 || :
 		prosody
 		;;
 	esac
