@@ -1203,7 +1203,7 @@ parse(void)
 			why = element();
 		else if (event == CLOSED)
 			why = "the server has closed the stream";
-		if (depth == 1 && isworn()) {
+		if (depth == 1 && isworn() && hasroom()) {
 			used = (size_t)(XML_GetCurrentByteIndex(parser) +
 			                XML_GetCurrentByteCount(parser) - parsed);
 			inlen -= used;

@@ -1055,7 +1055,7 @@ play(const char *data, size_t size, size_t piece, int lazy, int plain)
 	if (!plain)
 		feed(prelude, strlen(prelude), piece, 0);
 	feed(data, size, piece, lazy);
-	for (i = 0; fd >= 0 && (drain() || i < 3); i++) {
+	for (i = 0; fd >= 0 && (drain() || i < 50); i++) {
 		ready(held ? POLLOUT : POLLIN | POLLOUT);
 		flush();
 		check();
