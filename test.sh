@@ -11,7 +11,7 @@
 # Servers and clients run on loopback, in a throw-away directory, and never as
 # root: started as root, everything runs as `nobody'.
 
-# shellcheck disable=SC2154 # dir, c2s and cport are set by run
+# shellcheck disable=SC2154 # dir, c2s and cport are set by place
 set -u
 LC_ALL=C
 PATH=$PATH:/usr/sbin:/sbin
@@ -100,6 +100,23 @@ freeport() {
 		port=$(($(od -An -N2 -tu2 /dev/urandom) % 12000 + 20000))
 	done
 	echo "$port"
+}
+
+# A fresh directory of this name and ports of its own, for what runs next.
+place() {
+	dir=$TESTDIR/$1
+	rm -rf "$dir"
+	mkdir "$dir"
+	c2s=$(freeport)
+	cport=$(freeport)
+	export dir c2s cport
+}
+
+# From here on, stop at the first failure and end whatever was started.
+guard() {
+	set -e
+	trap cleanup EXIT
+	trap 'exit 1' HUP INT TERM
 }
 
 # ---- helpers: what is tested ----
@@ -2337,13 +2354,8 @@ show() {
 }
 
 demo() {
-	set -e
-	dir=$TESTDIR/demo
-	mkdir "$dir"
-	c2s=$(freeport)
-	cport=$(freeport)
-	trap cleanup EXIT
-	trap 'exit 1' HUP INT TERM
+	place demo
+	guard
 	build_peer >"$dir/peer.log"
 	echo "Prosody starts, then client_proxy with the settings of config.def.h,"
 	echo "but for the port. service@localhost logs in twice and accepts it."
@@ -2384,9 +2396,7 @@ tests() {
 # The body of a test, in a process of its own. What still runs at its end must
 # end well.
 inside() {
-	set -e
-	trap cleanup EXIT
-	trap 'exit 1' HUP INT TERM
+	guard
 	proxypid=
 	"$1"
 	[ -z "$proxypid" ] || gone "$proxypid" || stop
@@ -2394,12 +2404,7 @@ inside() {
 
 # Run one test in a directory and on ports of its own.
 run() {
-	dir=$TESTDIR/run.$1
-	rm -rf "$dir"
-	mkdir "$dir"
-	c2s=$(freeport)
-	cport=$(freeport)
-	export dir c2s cport
+	place "run.$1"
 	timeout --foreground -k 30 300 sh ./test.sh inside "$1" >"$dir/output" 2>&1 </dev/null
 	rc=$?
 	grep -q -e "runtime error" -e Sanitizer -e "^==" "$dir"/*.log 2>/dev/null && rc=1
@@ -2460,13 +2465,8 @@ fuzz() {
 # speed, the proxy and the server restarted. In a calm interval every request
 # is answered; a worker that is killed takes the requests in its hands with it.
 soak() {
-	set -e
-	dir=$TESTDIR/soak
-	mkdir "$dir"
-	c2s=$(freeport)
-	cport=$(freeport)
-	trap cleanup EXIT
-	trap 'exit 1' HUP INT TERM
+	place soak
+	guard
 	build_peer
 	prosody
 	proxy
