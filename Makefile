@@ -7,6 +7,7 @@ VERSION = 0.1
 PREFIX ?= /usr/local
 MANPREFIX ?= $(PREFIX)/share/man
 
+CFLAGS = -O2
 LIBS = -lexpat -lbearssl
 FLAGS = -std=c99 -pedantic -Wall -Wextra -DVERSION=\"$(VERSION)\"
 

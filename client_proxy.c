@@ -65,15 +65,17 @@ enum {
 /* One stanza and what else has to go out with it must fit. */
 typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + RESERVE ? 1 : -1];
 
-/* An element or a text. Offsets are into text[]; names end with a NUL. */
-struct node {
-	int up;                     /* its parent; -1: it is the stanza itself */
-	int str, len;               /* its name, or the text */
-	int attr, nattr;            /* first attribute and how many; nattr -1: a text */
+/* Bytes in a fixed place, with one more for a NUL; full: some did not fit. */
+struct buffer {
+	char *s;
+	size_t size, len;
+	int full;
 };
 
-struct attr {
-	int name, value;            /* both end with a NUL */
+/* An element of the stanza, and where in body its name lies. */
+struct node {
+	int up;                     /* the element around it; 0: the stanza itself */
+	size_t name, len;
 };
 
 enum { NOTHING, OPENED, ELEMENT, CLOSED };             /* event of the parser */
@@ -105,18 +107,23 @@ static int nresources, toomany;
 static int subscribed;
 static long long asktime, askpause;
 
-/* the out buffer: out[outpos] to out[outlen - 1] wait to be written */
-static char out[OUTSIZE];
-static size_t outpos, outlen, outmark;
-static size_t largest;          /* bytes of the largest tag of a stanza */
-static int outfull;
+/* the out buffer: what is behind outpos waits to be written */
+static char outbytes[OUTSIZE + 1];
+static struct buffer out = { outbytes, OUTSIZE, 0, 0 };
+static size_t outpos, outmark;
 
-/* the stanza that is being read, and its own attributes */
-static char text[MAXSTANZA];
-static struct node nodes[MAXNODES];
-static struct attr attrs[MAXATTRS];
-static int ntext, nnodes, nattrs, current, toolarge, prefixed;
-static const char *kind, *from, *to, *type, *id;
+/* the stanza that is being read: what we look at in its own tag, then all else
+ * as it goes out, and a tree of the elements in it, two levels deep */
+static char headbytes[MAXSTANZA + 1], bodybytes[MAXSTANZA + 1];
+static struct buffer head = { headbytes, MAXSTANZA, 0, 0 };
+static struct buffer body = { bodybytes, MAXSTANZA, 0, 0 };
+static const char *kind, *from, *to, *type, *id, *ns;
+static struct node nodes[256];  /* what is beyond passes, but is not looked at */
+static int nnodes, current;
+static size_t largest;          /* bytes of its largest tag */
+static int tagopen;             /* the last tag in body has not ended yet */
+static int prefixed;            /* a name has one of the prefixes in decls */
+static unsigned redeclared;     /* bits: those that its own tag declares */
 
 /* the parser and its input */
 static XML_Parser parser;
@@ -132,7 +139,7 @@ static struct {
 	char name[64], value[256];
 } decls[8];                     /* the prefixes that its header declares */
 static size_t ndecls;
-static int authenticated;
+static int isstream, authenticated;
 
 /* the connection */
 static int fd = -1, state, pinged;
@@ -214,22 +221,27 @@ below(unsigned long n)
 
 /* ---- JIDs ---- */
 
+/* The bytes of a JID before its resource. */
+static size_t
+barelen(const char *jid)
+{
+	const char *s = strchr(jid, '/');
+
+	return s ? (size_t)(s - jid) : strlen(jid);
+}
+
 /* 1 if jid is [node@]domain[/resource] with our domain, and fit to be part of
  * an address that we write; servers deliver others' stanzas to us as well. */
 static int
 isours(const char *jid)
 {
-	size_t bare = strcspn(jid, "/"), node = strcspn(jid, "@/");
-	size_t len = strlen(domain);
+	size_t bare = barelen(jid), len = strlen(domain), node = 0;
+	const char *at = memchr(jid, '@', bare);
 
-	if (jid[node] == '@') {
-		if (node == 0 || node++ > PARTMAX)
-			return 0;
-	} else {
-		node = 0;
-	}
-	return bare - node == len && !memcmp(jid + node, domain, len) &&
-	       strcmp(jid + bare, "/") != 0;
+	if (at)
+		node = (size_t)(at - jid) + 1;
+	return node != 1 && node <= PARTMAX + 1 && bare - node == len &&
+	       !memcmp(jid + node, domain, len) && strcmp(jid + bare, "/") != 0;
 }
 
 /* 1 if jid is the target itself or one of its resources. */
@@ -262,10 +274,12 @@ isutf8(const char *str)
 	int i, more;
 
 	while ((c = *s++)) {
-		more = c < 0x80 ? 0 : c < 0xe0 ? 1 : c < 0xf0 ? 2 : 3;
-		if (c < ' ' || (c >= 0x80 && c < 0xc0) || c > 0xf7)
+		if (c >= ' ' && c < 0x80)
+			continue;
+		if (c < 0xc0 || c > 0xf7)
 			return 0;
-		c &= more ? 0x3fUL >> more : 0x7f;
+		more = c < 0xe0 ? 1 : c < 0xf0 ? 2 : 3;
+		c &= 0x3fUL >> more;
 		for (i = 0; i < more; i++, s++) {
 			if ((*s & 0xc0) != 0x80)
 				return 0;
@@ -384,196 +398,134 @@ clearresources(void)
 
 /* ---- out buffer and serialising ---- */
 
-/* 1 if whatever one more stanza causes fits into the out buffer. */
-static int
-hasroom(void)
-{
-	return OUTSIZE - outlen >= MAXSTANZA + RESERVE;
-}
-
-/* A stanza goes out whole or not at all: what is put after begin stays only if
- * commit returns 1. It returns 0 if there was no room or the stanza is larger
- * than servers take. */
+/* Put n bytes at the end of a buffer: all of them or none. */
 static void
-begin(void)
+put(struct buffer *b, const char *s, size_t n)
 {
-	outmark = outlen;
-	outfull = 0;
-}
-
-static int
-commit(void)
-{
-	if (!outfull && outlen - outmark <= MAXSTANZA)
-		return 1;
-	outlen = outmark;
-	return 0;
-}
-
-static void
-put(const char *s, size_t n)
-{
-	if (n > OUTSIZE - outlen) {
-		outfull = 1;
+	if (n > b->size - b->len) {
+		b->full = 1;
 		return;
 	}
-	memcpy(out + outlen, s, n);
-	outlen += n;
+	memcpy(b->s + b->len, s, n);
+	b->len += n;
 }
 
 static void
-putstr(const char *s)
+putstr(struct buffer *b, const char *s)
 {
-	put(s, strlen(s));
+	put(b, s, strlen(s));
 }
 
-/* Put s[n], the value of an attribute in these quotes or, if quote is 0, a text.
- * Only what must be is escaped (XML 1.0 2.4, 3.3.3): servers count bytes as
- * written, and what its sender may send has to fit. */
+/* Put s[n] with references for what is `special' there (XML 1.0 2.4, 3.3.3), as
+ * few as can be: servers count bytes as written, and what its sender may send
+ * has to fit. Most often there is nothing special, so copy it, then look. */
 static void
-putescaped(const char *s, size_t n, char quote)
+putescaped(struct buffer *b, const char *s, size_t n, const char *special)
 {
 	static const char *const refs[UCHAR_MAX + 1] = {
 		['&'] = "&amp;", ['<'] = "&lt;", ['>'] = "&gt;", ['\r'] = "&#13;",
 		['\n'] = "&#10;", ['\t'] = "&#9;", ['\''] = "&apos;", ['"'] = "&quot;"
 	};
-	const char *ref;
-	size_t i, run = 0;
+	size_t start = b->len, i;
 
-	for (i = 0; i < n; i++) {
-		if (!(ref = refs[(unsigned char)s[i]]))
-			continue;
-		if (quote ? s[i] == '>' || (strchr("'\"", s[i]) && s[i] != quote) :
-		    s[i] == '>' ? i < 2 || memcmp(s + i - 2, "]]", 2) :
-		    strchr("\n\t'\"", s[i]) != NULL)
-			continue;
-		put(s + run, i - run);
-		putstr(ref);
-		run = i + 1;
+	put(b, s, n);
+	b->s[b->len] = '\0';
+	i = strcspn(b->s + start, special);
+	b->len = start + i;
+	for (; i < n && !b->full; i++) {
+		/* a text may have any > but that of ]]> */
+		if (!strchr(special, s[i]) ||
+		    (s[i] == '>' && (b->len < 2 || memcmp(b->s + b->len - 2, "]]", 2))))
+			put(b, s + i, 1);
+		else
+			putstr(b, refs[(unsigned char)s[i]]);
 	}
-	put(s + run, n - run);
 }
 
 /* Put an attribute, if it has a value, in the quotes that need less escapes. */
 static void
-putattr(const char *name, const char *value)
+putattr(struct buffer *b, const char *name, const char *value)
 {
-	const char *s;
-	char quote = '\'';
+	const char *s, *special = "&<'\t\n\r", *quote = "'";
+	size_t n;
 	long more = 0;
 
 	if (!value)
 		return;
-	if (strchr(value, '\''))
-		for (s = value; *s; s++)
-			more += (*s == '\'') - (*s == '"');
-	if (more > 0)
-		quote = '"';
-	put(" ", 1);
-	putstr(name);
-	put("=", 1);
-	put(&quote, 1);
-	putescaped(value, strlen(value), quote);
-	put(&quote, 1);
-}
-
-/* The value of an attribute of element n, or NULL. */
-static const char *
-attrof(int n, const char *name)
-{
-	int i;
-
-	for (i = nodes[n].attr; i < nodes[n].attr + nodes[n].nattr; i++)
-		if (!strcmp(text + attrs[i].name, name))
-			return text + attrs[i].value;
-	return NULL;
-}
-
-/* Put the tag of element n. The stanza itself gets other addresses, loses its
- * namespace, jabber:client is not understood on our stream, and declares the
- * prefixes that only the header of the server's stream has declared. */
-static void
-putelement(int n, const char *f, const char *t)
-{
-	const char *name, *value;
-	size_t d, start = outlen;
-	int i;
-
-	put("<", 1);
-	put(text + nodes[n].str, (size_t)nodes[n].len);
-	for (i = nodes[n].attr; i < nodes[n].attr + nodes[n].nattr; i++) {
-		name = text + attrs[i].name;
-		value = text + attrs[i].value;
-		if (n > 0 || strcmp(name, "xmlns"))
-			putattr(name, value == from ? f : value == to ? t : value);
+	n = strcspn(value, special);
+	for (s = value; value[n] && *s; s++)
+		more += (*s == '\'') - (*s == '"');
+	if (more > 0) {
+		special = "&<\"\t\n\r";
+		quote = "\"";
 	}
-	for (d = 0; n == 0 && prefixed && d < ndecls; d++)
-		if (!attrof(0, decls[d].name))
-			putattr(decls[d].name, decls[d].value);
-	if (n + 1 < nnodes && nodes[n + 1].up == n)
-		put(">", 1);
+	put(b, " ", 1);
+	putstr(b, name);
+	put(b, "=", 1);
+	put(b, quote, 1);
+	if (value[n])
+		putescaped(b, value, strlen(value), special);
 	else
-		put("/>", 2);
-	largest = MAX(largest, outlen - start);
+		put(b, value, n);
+	put(b, quote, 1);
 }
 
-/* Close element n if it has content, and those around it until `up' is the
- * innermost one that is open. */
-static void
-putends(int n, int up)
+/* 1 if whatever one more stanza causes fits into the out buffer. */
+static int
+hasroom(void)
 {
-	for (; n != up; n = nodes[n].up) {
-		if (n + 1 == nnodes || nodes[n + 1].up != n)
-			continue;
-		put("</", 2);
-		put(text + nodes[n].str, (size_t)nodes[n].len);
-		put(">", 1);
-	}
+	return OUTSIZE - out.len >= MAXSTANZA + RESERVE;
 }
 
-/* Put the stanza, from f, to t. 0 if it is too large. White space follows a
- * large tag: a server whose expat defers parsing (see newparser) looks at it
+/* Put the start of a stanza, without what is NULL. A stanza goes out whole or
+ * not at all: it stays only if commit returns 1. That returns 0 if there was no
+ * room or the stanza is larger than servers take. */
+static void
+begin(const char *name, const char *t, const char *i, const char *f,
+      const char *d)
+{
+	outmark = out.len;
+	out.full = 0;
+	put(&out, "<", 1);
+	putstr(&out, name);
+	putattr(&out, "type", t);
+	putattr(&out, "id", i);
+	putattr(&out, "from", f);
+	putattr(&out, "to", d);
+}
+
+static int
+commit(void)
+{
+	if (!out.full && out.len - outmark <= MAXSTANZA)
+		return 1;
+	out.len = outmark;
+	return 0;
+}
+
+/* Put the stanza, from f, to t. 0 if it is too large. It declares the prefixes
+ * that only the header of the server's stream has declared. White space follows
+ * a large tag: a server whose expat defers parsing (see newparser) looks at it
  * again when twice as much has come, and all that follows waits with it. */
 static int
 forward(const char *f, const char *t)
 {
-	int i, open = -1;
+	size_t d;
 
-	if (toolarge)
+	if (head.full || body.full)
 		return 0;
-	begin();
-	largest = 0;
-	for (i = 0; i < nnodes; i++) {
-		putends(open, nodes[i].up);
-		open = nodes[i].up;
-		if (nodes[i].nattr < 0) {
-			putescaped(text + nodes[i].str, (size_t)nodes[i].len, 0);
-		} else {
-			putelement(i, f, t);
-			open = i;
-		}
-	}
-	putends(open, -1);
+	begin(kind, *type ? type : NULL, id, f, t);
+	for (d = 0; prefixed && d < ndecls; d++)
+		if (!(redeclared & 1U << d))
+			putattr(&out, decls[d].name, decls[d].value);
+	largest += out.len - outmark;
+	put(&out, body.s, body.len);
 	if (!commit())
 		return 0;
 	if (largest > LARGETAG)
-		for (; largest > 0 && outlen - outmark < MAXSTANZA; largest--)
-			put(" ", 1);
+		for (; largest > 0 && out.len - outmark < MAXSTANZA; largest--)
+			put(&out, " ", 1);
 	return 1;
-}
-
-/* Put the start of a small stanza of our own, without what is NULL. */
-static void
-puthead(const char *name, const char *t, const char *i, const char *f,
-        const char *d)
-{
-	begin();
-	put("<", 1);
-	putstr(name);
-	putattr("type", t);
-	putattr("id", i);
-	putattr("from", f);
-	putattr("to", d);
 }
 
 /* Put an error (RFC 6120 8.3) about the stanza, from f, to t. */
@@ -581,14 +533,14 @@ static void
 puterror(const char *f, const char *t, struct refusal *r)
 {
 	r->n++;
-	puthead(kind, "error", id, f, t);
-	putstr("><error type='");
-	putstr(r->type);
-	putstr("'><");
-	putstr(r->condition);
-	putstr(" xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></");
-	putstr(kind);
-	put(">", 1);
+	begin(kind, "error", id, f, t);
+	putstr(&out, "><error type='");
+	putstr(&out, r->type);
+	putstr(&out, "'><");
+	putstr(&out, r->condition);
+	putstr(&out, " xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></");
+	putstr(&out, kind);
+	put(&out, ">", 1);
 	if (commit())
 		return;
 	ndropped++;
@@ -598,8 +550,8 @@ puterror(const char *f, const char *t, struct refusal *r)
 static void
 putpresence(const char *t, const char *f, const char *d)
 {
-	puthead("presence", t, NULL, f, d);
-	put("/>", 2);
+	begin("presence", t, NULL, f, d);
+	put(&out, "/>", 2);
 	commit();
 }
 
@@ -654,9 +606,9 @@ child(int n, const char *name)
 {
 	int i;
 
-	for (i = n + 1; i < nnodes; i++)
-		if (nodes[i].up == n && nodes[i].nattr >= 0 &&
-		    (!name || !strcmp(text + nodes[i].str, name)))
+	for (i = 1; i < nnodes; i++)
+		if (nodes[i].up == n && (!name || (strlen(name) == nodes[i].len &&
+		    !memcmp(body.s + nodes[i].name, name, nodes[i].len))))
 			return i;
 	return 0;
 }
@@ -665,9 +617,14 @@ child(int n, const char *name)
 static const char *
 condition(int n)
 {
+	static char name[64];
 	int i = child(n, NULL);
 
-	return i ? text + nodes[i].str : "no condition given";
+	if (!i)
+		return "no condition given";
+	snprintf(name, sizeof(name), "%.*s", (int)nodes[i].len,
+	         body.s + nodes[i].name);
+	return name;
 }
 
 /* Presence to self, an address of ours. */
@@ -760,13 +717,12 @@ route(void)
 {
 	char self[BAREMAX + 1];
 	size_t bare;
-	const char *ns = attrof(0, "xmlns");
 
 	if (!from || !*from || !to || !isours(to)) {
 		drop("not from anybody to us");
 		return;
 	}
-	bare = strcspn(to, "/");
+	bare = barelen(to);
 	memcpy(self, to, bare);
 	self[bare] = '\0';
 	if (ns && strcmp(ns, NS_COMPONENT) && strcmp(ns, NS_CLIENT))
@@ -834,26 +790,11 @@ isworn(void)
 	return heap > PARSERSOFT || parsed > 1L << 30;
 }
 
-/* Keep a string. Returns where, or -1 if the stanza is too large. */
-static int
-keep(const char *s)
-{
-	size_t n = strlen(s) + 1;
-
-	if (n > (size_t)(MAXSTANZA - ntext)) {
-		toolarge = 1;
-		return -1;
-	}
-	memcpy(text + ntext, s, n);
-	ntext += (int)n;
-	return ntext - (int)n;
-}
-
 /* 1 if a name has a prefix that the header of the server's stream declares. */
 static int
 isdeclared(const char *name)
 {
-	size_t d, len = strcspn(name, ":");
+	size_t d, len = ndecls > 0 ? strcspn(name, ":") : 0;
 
 	for (d = 0; d < ndecls; d++)
 		if (name[len] && !strncmp(decls[d].name + 6, name, len) &&
@@ -862,34 +803,112 @@ isdeclared(const char *name)
 	return 0;
 }
 
-/* Add an element to the tree, as the innermost one that is open. An attribute
- * that does not fit is left out: whom to answer may still come after it. */
+/* Keep a string in head. Returns it, or NULL if it does not fit. */
+static const char *
+keep(const char *s)
+{
+	size_t start = head.len;
+
+	put(&head, s, strlen(s) + 1);
+	return head.len > start ? head.s + start : NULL;
+}
+
+/* A stanza, or the stream itself, begins. Its namespace does not go out: our
+ * stream has its own, and servers do not understand jabber:client there. What
+ * does not fit is left out: whom to answer may still come after it. */
+static void
+startstanza(const char *name, const char **atts)
+{
+	static const struct {
+		const char *name, **value;
+	} own[] = {
+		{ "from", &from }, { "to", &to }, { "type", &type }, { "id", &id },
+		{ "xmlns", &ns }
+	};
+	size_t i, d;
+
+	head.len = body.len = 0;
+	head.full = body.full = prefixed = 0;
+	redeclared = 0;
+	nnodes = tagopen = 1;
+	from = to = type = id = ns = NULL;
+	if (!(kind = keep(name)))
+		kind = "";
+	prefixed = isdeclared(name);
+	for (; *atts; atts += 2) {
+		for (i = 0; i < LEN(own) && strcmp(own[i].name, *atts); i++)
+			;
+		if (i < LEN(own)) {
+			*own[i].value = keep(atts[1]);
+			continue;
+		}
+		putattr(&body, atts[0], atts[1]);
+		prefixed |= isdeclared(*atts);
+		for (d = 0; d < ndecls; d++)
+			if (!strcmp(decls[d].name, *atts))
+				redeclared |= 1U << d;
+	}
+	if (!type)
+		type = "";
+	largest = body.len;
+}
+
+/* End the last tag in body before content. */
+static void
+endtag(void)
+{
+	if (tagopen)
+		put(&body, ">", 1);
+	tagopen = 0;
+}
+
+/* An element in the stanza begins. */
 static void
 addelement(const char *name, const char **atts)
 {
-	struct node *n = nodes + nnodes;
-	struct attr *a;
+	size_t start;
 
-	if (nnodes == MAXNODES || (n->str = keep(name)) < 0) {
-		toolarge = 1;
-		return;
+	endtag();
+	start = body.len;
+	put(&body, "<", 1);
+	putstr(&body, name);
+	if (depth <= 4 && nnodes < (int)LEN(nodes) && !body.full) {
+		nodes[nnodes].up = depth == 3 ? 0 : current;
+		nodes[nnodes].name = start + 1;
+		nodes[nnodes].len = body.len - start - 1;
+		if (depth == 3)
+			current = nnodes;
+		nnodes++;
 	}
-	n->up = current;
-	n->len = (int)strlen(name);
-	n->attr = nattrs;
-	n->nattr = 0;
-	current = nnodes++;
 	prefixed |= isdeclared(name);
 	for (; *atts; atts += 2) {
-		a = attrs + nattrs;
-		if (nattrs == MAXATTRS || (a->name = keep(atts[0])) < 0 ||
-		    (a->value = keep(atts[1])) < 0) {
-			toolarge = 1;
+		putattr(&body, atts[0], atts[1]);
+		prefixed |= isdeclared(*atts);
+	}
+	tagopen = 1;
+	largest = MAX(largest, body.len - start);
+}
+
+/* Remember the prefixes that the header of the server's stream declares; our
+ * own declares `stream' too. What does not fit counts as too large. */
+static void
+savedecls(const char **atts)
+{
+	ndecls = 0;
+	isstream = 0;
+	for (; *atts; atts += 2) {
+		if (!strcmp(atts[0], "xmlns:stream")) {
+			isstream = !strcmp(atts[1], NS_STREAM);
+		} else if (strncmp(atts[0], "xmlns:", 6)) {
 			continue;
+		} else if (ndecls == LEN(decls) ||
+		           strlen(atts[0]) >= sizeof(decls[0].name) ||
+		           strlen(atts[1]) >= sizeof(decls[0].value)) {
+			body.full = 1;
+		} else {
+			strcpy(decls[ndecls].name, atts[0]);
+			strcpy(decls[ndecls++].value, atts[1]);
 		}
-		prefixed |= isdeclared(atts[0]);
-		nattrs++;
-		n->nattr++;
 	}
 }
 
@@ -912,68 +931,51 @@ static void XMLCALL
 startelement(void *data, const char *name, const char **atts)
 {
 	(void)data;
-	if (depth++ > 1) {
-		if (!toolarge)
+	if (++depth > 2) {
+		if (!body.full)
 			addelement(name, atts);
 		return;
 	}
-	ntext = nnodes = nattrs = toolarge = prefixed = 0;
-	nodes[0].nattr = 0;
-	current = -1;
-	addelement(name, atts);
-	kind = nnodes ? text + nodes[0].str : "";
-	from = attrof(0, "from");
-	to = attrof(0, "to");
-	if (!(type = attrof(0, "type")))
-		type = "";
-	id = attrof(0, "id");
-	if (depth == 1)
+	startstanza(name, atts);
+	if (depth == 1) {
+		savedecls(atts);
 		stop(OPENED);
+	}
 }
 
 static void XMLCALL
 endelement(void *data, const char *name)
 {
 	(void)data;
-	(void)name;
-	if (--depth > 1) {
-		if (!toolarge)
-			current = nodes[current].up;
-	} else if (depth == 0) {
+	if (--depth == 0) {
 		stop(CLOSED);
-	} else if (!authenticated || !isstanza()) {
-		stop(ELEMENT);
-	} else {
-		route();
-		if (!hasroom() || isworn())
-			stop(NOTHING);
+		return;
 	}
+	put(&body, tagopen ? "/" : "</", tagopen ? 1 : 2);
+	if (!tagopen)
+		putstr(&body, name);
+	put(&body, ">", 1);
+	tagopen = 0;
+	if (depth > 1)
+		return;
+	if (!authenticated || !isstanza()) {
+		stop(ELEMENT);
+		return;
+	}
+	route();
+	if (!hasroom() || isworn())
+		stop(NOTHING);
 }
 
 /* Text between stanzas is white space that keeps the connection alive. */
 static void XMLCALL
 characters(void *data, const char *s, int n)
 {
-	struct node *last;
-
 	(void)data;
-	if (depth < 2 || toolarge)
+	if (depth < 2 || body.full)
 		return;
-	if (n > MAXSTANZA - ntext || nnodes == MAXNODES) {
-		toolarge = 1;
-		return;
-	}
-	last = nodes + nnodes - 1;
-	if (last->nattr >= 0 || last->up != current) {
-		last = nodes + nnodes++;
-		last->up = current;
-		last->str = ntext;
-		last->len = 0;
-		last->nattr = -1;
-	}
-	memcpy(text + ntext, s, (size_t)n);
-	ntext += n;
-	last->len += n;
+	endtag();
+	putescaped(&body, s, (size_t)n, "&<>\r");
 }
 
 /* What no other handler is for. Document types, comments and processing
@@ -1035,13 +1037,13 @@ newparser(void)
 static int
 openstream(void)
 {
-	outpos = outlen = outmark = inlen = 0;
+	outpos = out.len = inlen = 0;
 	depth = event = held = authenticated = subscribed = 0;
 	fault = NULL;
-	putstr("<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
+	putstr(&out, "<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
 	       "' xmlns:stream='" NS_STREAM "'");
-	putattr("to", domain);
-	put(">", 1);
+	putattr(&out, "to", domain);
+	put(&out, ">", 1);
 	return newparser();
 }
 
@@ -1049,33 +1051,11 @@ static void
 closestream(void)
 {
 	if (fault) {
-		putstr("<stream:error><");
-		putstr(fault);
-		putstr(" xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>");
+		putstr(&out, "<stream:error><");
+		putstr(&out, fault);
+		putstr(&out, " xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>");
 	}
-	putstr("</stream:stream>");
-}
-
-/* Remember the prefixes that the header of the server's stream, in the tree,
- * declares; our own declares `stream' too. 0 if they are too many or too long. */
-static int
-savedecls(void)
-{
-	const char *name, *value;
-	int i;
-
-	for (ndecls = 0, i = 0; i < nattrs; i++) {
-		name = text + attrs[i].name;
-		value = text + attrs[i].value;
-		if (strncmp(name, "xmlns:", 6) || !strcmp(name, "xmlns:stream"))
-			continue;
-		if (ndecls == LEN(decls) || strlen(name) >= sizeof(decls[0].name) ||
-		    strlen(value) >= sizeof(decls[0].value))
-			return 0;
-		strcpy(decls[ndecls].name, name);
-		strcpy(decls[ndecls++].value, value);
-	}
-	return 1;
+	putstr(&out, "</stream:stream>");
 }
 
 /* Put the handshake: SHA-1 in lower-case hex of the stream id and the secret
@@ -1094,23 +1074,20 @@ handshake(void)
 	br_sha1_out(&sha1, digest);
 	for (i = 0; i < sizeof(digest); i++)
 		sprintf(hex + 2 * i, "%02x", digest[i]);
-	putstr("<handshake>");
-	putstr(hex);
-	putstr("</handshake>");
+	putstr(&out, "<handshake>");
+	putstr(&out, hex);
+	putstr(&out, "</handshake>");
 }
 
-/* The server's stream header is in the tree. Returns NULL or what is wrong. */
+/* The server's stream header has come. Returns NULL or what is wrong. */
 static const char *
 opened(void)
 {
-	const char *stream = attrof(0, "xmlns:stream"), *ns = attrof(0, "xmlns");
-
 	if (strcmp(kind, "stream:stream") || !id)
 		fault = "bad-format";
-	else if (!stream || strcmp(stream, NS_STREAM) ||
-	         !ns || strcmp(ns, NS_COMPONENT))
+	else if (!isstream || !ns || strcmp(ns, NS_COMPONENT))
 		fault = "invalid-namespace";
-	else if (toolarge || !savedecls())
+	else if (head.full || body.full)
 		fault = "policy-violation";
 	if (fault)
 		return "this is no component port: its stream header is not one";
@@ -1118,22 +1095,25 @@ opened(void)
 	return NULL;
 }
 
-/* A stream error (RFC 6120 4.9) is in the tree. */
+/* A stream error (RFC 6120 4.9) has come. Returns its condition and text. */
 static const char *
 streamerror(void)
 {
 	static char why[1024];
-	int i = child(0, "text") + 1;
+	int i = child(0, "text");
+	const char *s;
 
-	if (i == 1 || i == nnodes || nodes[i].nattr >= 0)
+	if (!i)
 		return condition(0);
-	snprintf(why, sizeof(why), "%s: %.*s", condition(0), nodes[i].len,
-	         text + nodes[i].str);
+	s = body.s + nodes[i].name;
+	s += strcspn(s, ">") + 1;
+	snprintf(why, sizeof(why), "%s: %.*s", condition(0),
+	         (int)strcspn(s, "<"), s);
 	return why;
 }
 
-/* An element of the stream that is not a stanza, or one too early, is in the
- * tree. Returns NULL, or why the stream has to end. */
+/* An element of the stream that is not a stanza, or one too early, has
+ * come. Returns NULL, or why the stream has to end. */
 static const char *
 element(void)
 {
@@ -1304,7 +1284,7 @@ disconnect(const char *why)
 	close(fd);
 	fd = -1;
 	freeparser();
-	outpos = outlen = 0;
+	outpos = out.len = 0;
 	held = 0;
 	if (quitting)
 		exit(0);
@@ -1343,8 +1323,8 @@ silent(void)
 		disconnect("the server is silent");
 		return;
 	}
-	puthead("iq", "get", "ping", domain, domain);
-	putstr("><ping xmlns='urn:xmpp:ping'/></iq>");
+	begin("iq", "get", "ping", domain, domain);
+	putstr(&out, "><ping xmlns='urn:xmpp:ping'/></iq>");
 	commit();
 	alive();
 	pinged = 1;
@@ -1355,21 +1335,21 @@ flush(void)
 {
 	ssize_t n;
 
-	if (outpos == outlen)
+	if (outpos == out.len)
 		return;
-	n = write(fd, out + outpos, outlen - outpos);
+	n = write(fd, out.s + outpos, out.len - outpos);
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
 		return;
 	if (n < 0)
-		outpos = outlen; /* reading will tell why */
+		outpos = out.len; /* reading will tell why */
 	else
 		outpos += (size_t)n;
 	bytesout += n > 0 ? (unsigned long long)n : 0;
 	if (held && state == ONLINE)
 		alive();
-	if (outpos < outlen)
+	if (outpos < out.len)
 		return;
-	outpos = outlen = 0;
+	outpos = out.len = 0;
 	if (state == CLOSING)
 		shutdown(fd, SHUT_WR);
 }
@@ -1389,7 +1369,7 @@ process(void)
 			alive();
 		}
 		flush();
-	} while (held && outlen == 0);
+	} while (held && out.len == 0);
 	if (why) {
 		hangup(why);
 		flush();
@@ -1500,7 +1480,7 @@ ready(int events)
 	}
 	if (events & POLLOUT)
 		flush();
-	if (held && outlen == 0)
+	if (held && out.len == 0)
 		process();
 	if (!held && (events & ~POLLOUT))
 		receive();
@@ -1518,7 +1498,7 @@ run(void)
 	for (;;) {
 		p[1].fd = fd;
 		p[1].events = 0;
-		if (state == CONNECTING || outlen > 0)
+		if (state == CONNECTING || out.len > 0)
 			p[1].events |= POLLOUT;
 		if (state != CONNECTING && !held)
 			p[1].events |= POLLIN;

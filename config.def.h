@@ -19,13 +19,11 @@ static const unsigned int refresh    = 300;       /* between two probes for pres
 /* sizes: memory is fixed, this is what happens at each limit */
 enum {
 	MAXRESOURCES = 1024,    /* resources online at once: more are ignored, said once */
-	MAXSTANZA    = 524288,  /* bytes of a stanza, held decoded and written out:
-	                         * a larger one is refused, Prosody would cut us off */
-	MAXNODES     = 65536,   /* elements and texts in a stanza: more are refused */
-	MAXATTRS     = 131072,  /* attributes in a stanza: more are refused */
+	MAXSTANZA    = 524288,  /* bytes of a stanza, written out: a larger one is
+	                         * refused, Prosody would cut us off */
 	OUTSIZE      = 1048576, /* bytes waiting to be written: when no further stanza
 	                         * fits we stop reading until the server has read them */
-	INSIZE       = 65536,   /* bytes read at once */
+	INSIZE       = 131072,  /* bytes read at once */
 	PARSERSOFT   = 1048576, /* bytes expat may keep: above, the next stanza
 	                         * gets a fresh parser */
 	PARSERHARD   = 7340032  /* bytes expat may use within one stanza: above, the
