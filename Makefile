@@ -47,7 +47,10 @@ dist: clean
 test:
 	./test.sh
 
+bench:
+	./test.sh bench
+
 demo:
 	./test.sh demo
 
-.PHONY: all install uninstall clean dist test demo
+.PHONY: all install uninstall clean dist test bench demo

@@ -951,10 +951,13 @@ endelement(void *data, const char *name)
 		stop(CLOSED);
 		return;
 	}
-	put(&body, tagopen ? "/" : "</", tagopen ? 1 : 2);
-	if (!tagopen)
+	if (tagopen) {
+		put(&body, "/>", 2);
+	} else {
+		put(&body, "</", 2);
 		putstr(&body, name);
-	put(&body, ">", 1);
+		put(&body, ">", 1);
+	}
 	tagopen = 0;
 	if (depth > 1)
 		return;
@@ -1103,7 +1106,7 @@ streamerror(void)
 	int i = child(0, "text");
 	const char *s;
 
-	if (!i)
+	if (!i || body.full)
 		return condition(0);
 	s = body.s + nodes[i].name;
 	s += strcspn(s, ">") + 1;

@@ -6,6 +6,7 @@
 #	./test.sh list       the names
 #	./test.sh fuzz [SECONDS]
 #	./test.sh soak [SECONDS]
+#	./test.sh bench      what it costs, next to parsing alone
 #	./test.sh demo       the exchange of the man page, on a real server
 #
 # Servers and clients run on loopback, in a throw-away directory, and never as
@@ -556,6 +557,18 @@ scripted() {
 	welcome
 	online a
 	logged "joined: service@localhost/a: 1 online"
+}
+
+# Trace what the proxy does for one request to the idle connection: $dir/turn.
+one_request() {
+	WRAPPER="strace -D -qq -s 999 -o $dir/trace -e trace=poll,read,recvfrom,write,sendto"
+	scripted
+	sleep 0.5
+	deliver iq get u@h/r proxy.localhost "id='last'><query xmlns='test'/></iq"
+	hear srv "id='last'"
+	stop
+	unset WRAPPER
+	grep -B 1 -A 2 "^re.*'last'" "$dir/trace" >"$dir/turn"
 }
 
 # The server delivers a stanza: element, type, from, to, the rest of the tag.
@@ -1126,6 +1139,249 @@ main(int argc, char **argv)
 	return 0;
 }
 #endif
+END
+
+# Read the load of the benchmark, which prints microseconds of CPU time:
+#	load parse FILE TIMES PIECE     expat alone over FILE, so many times as one
+#	                                stream, in pieces of so many bytes
+#	load run COMMAND...
+#	load serve FILE TIMES STANZAS RESOURCES PORT COMMAND...
+#	        the command's, with a server that sends FILE so many times; also how
+#	        long that took, the peak of its resident memory in KiB, stanzas lost
+build_load() {
+	load=$TESTDIR/load
+	[ ! -x "$load" ] || return 0
+	sed -n '/^: <<.*load.c/,/^END/p' test.sh | sed '1d;$d' >"$load.c"
+	cc -O2 -o "$load" "$load.c" -lexpat
+}
+
+: <<\END # load.c
+#define _GNU_SOURCE
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <arpa/inet.h>
+#include <err.h>
+#include <expat.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+XML_Bool XML_SetReparseDeferralEnabled(XML_Parser, XML_Bool);
+#pragma weak XML_SetReparseDeferralEnabled
+
+static char buf[1 << 20];
+
+static long
+usec(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
+/* Print the microseconds of CPU time, user and system. */
+static void
+printcpu(int who)
+{
+	struct rusage r;
+
+	getrusage(who, &r);
+	printf("%ld %ld", (long)r.ru_utime.tv_sec * 1000000 + r.ru_utime.tv_usec,
+	       (long)r.ru_stime.tv_sec * 1000000 + r.ru_stime.tv_usec);
+}
+
+static void
+start(void *data, const char *name, const char **atts)
+{
+	(void)data, (void)name, (void)atts;
+}
+
+static void
+end(void *data, const char *name)
+{
+	(void)data, (void)name;
+}
+
+static void
+characters(void *data, const char *s, int n)
+{
+	(void)data, (void)s, (void)n;
+}
+
+static void
+parse(const char *name, long times, size_t piece)
+{
+	XML_Parser p = XML_ParserCreate("UTF-8");
+	int fd = open(name, O_RDONLY);
+	ssize_t n;
+
+	if (XML_SetReparseDeferralEnabled)
+		XML_SetReparseDeferralEnabled(p, XML_FALSE);
+	XML_SetElementHandler(p, start, end);
+	XML_SetCharacterDataHandler(p, characters);
+	XML_Parse(p, "<stream>", 8, 0);
+	while (times-- > 0) {
+		lseek(fd, 0, SEEK_SET);
+		while ((n = read(fd, buf, piece)) > 0)
+			if (!XML_Parse(p, buf, (int)n, 0))
+				errx(1, "%s", XML_ErrorString(XML_GetErrorCode(p)));
+	}
+	printcpu(RUSAGE_SELF);
+}
+
+static pid_t
+launch(char *command[])
+{
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		execvp(*command, command);
+		err(1, "%s", *command);
+	}
+	return pid;
+}
+
+/* Start the command and wait until it has connected. */
+static int
+serve(int port, char *command[], pid_t *pid)
+{
+	struct sockaddr_in sin = { .sin_family = AF_INET };
+	int s = socket(AF_INET, SOCK_STREAM, 0), fd, one = 1;
+
+	sin.sin_port = htons((unsigned short)port);
+	sin.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	if (bind(s, (struct sockaddr *)&sin, sizeof(sin)) < 0 || listen(s, 1) < 0)
+		err(1, "port %d", port);
+	*pid = launch(command);
+	if ((fd = accept(s, NULL, NULL)) < 0)
+		err(1, "accept");
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	return fd;
+}
+
+static void
+await(int fd, const char *what)
+{
+	size_t n = 0;
+	ssize_t r;
+
+	do {
+		if ((r = read(fd, buf + n, sizeof(buf) - n - 1)) <= 0)
+			errx(1, "waited in vain for %s", what);
+		buf[n += (size_t)r] = '\0';
+	} while (!strstr(buf, what));
+}
+
+static void
+greet(int fd, int resources)
+{
+	int i;
+
+	dprintf(fd, "<stream:stream id='1' xmlns='jabber:component:accept' "
+	        "xmlns:stream='http://etherx.jabber.org/streams'><handshake/>");
+	await(fd, "subscribe");
+	dprintf(fd, "<presence type='subscribed' from='service@localhost' "
+	        "to='proxy.localhost'/>");
+	await(fd, "probe");
+	for (i = 0; i < resources; i++)
+		dprintf(fd, "<presence from='service@localhost/r%d' "
+		        "to='proxy.localhost'/>", i);
+	/* all of them are known when this has come back */
+	dprintf(fd, "<message from='u@h' to='proxy.localhost' id='known'/>");
+	await(fd, "known");
+	fcntl(fd, F_SETFL, O_NONBLOCK);
+}
+
+/* Read what there is and count the stanzas that end in it. */
+static long
+count(int fd)
+{
+	static size_t kept;
+	ssize_t n = read(fd, buf + kept, sizeof(buf) - kept);
+	char *s = buf, *e = buf + kept + n;
+	long stanzas = 0;
+
+	if (n <= 0)
+		errx(1, "the connection has ended");
+	for (; (s = memmem(s, (size_t)(e - s), "</iq>", 5)); s += 5)
+		stanzas++;
+	kept = e - buf < 4 ? (size_t)(e - buf) : 4;
+	memmove(buf, e - kept, kept);
+	return stanzas;
+}
+
+/* Send data so many times, as fast as it is taken, and count what comes out.
+ * Returns how many stanzas have not after five seconds. */
+static long
+flood(int fd, const char *data, size_t size, long times, long stanzas)
+{
+	struct pollfd p = { .fd = fd };
+	size_t at = 0;
+	ssize_t n;
+
+	while (stanzas > 0) {
+		p.events = (short)(times > 0 ? POLLIN | POLLOUT : POLLIN);
+		if (poll(&p, 1, 5000) <= 0)
+			break;
+		if (p.revents & POLLIN)
+			stanzas -= count(fd);
+		if (times > 0 && p.revents & POLLOUT &&
+		    (n = write(fd, data + at, size - at)) > 0 &&
+		    (at += (size_t)n) == size) {
+			at = 0;
+			times--;
+		}
+	}
+	return stanzas;
+}
+
+int
+main(int argc, char *argv[])
+{
+	char path[64], *data;
+	long peak = 0, begun, lost, took;
+	int fd, file;
+	off_t size;
+	FILE *f;
+	pid_t pid;
+
+	if (!strcmp(argv[1], "parse")) {
+		parse(argv[2], atol(argv[3]), (size_t)atol(argv[4]));
+		return 0;
+	} else if (!strcmp(argv[1], "run")) {
+		waitpid(launch(argv + 2), NULL, 0);
+		printcpu(RUSAGE_CHILDREN);
+		return 0;
+	}
+	file = open(argv[2], O_RDONLY);
+	size = lseek(file, 0, SEEK_END);
+	if (argc < 8 || !(data = malloc((size_t)size + 1)) ||
+	    pread(file, data, (size_t)size, 0) != size)
+		err(1, "%s", argv[2]);
+	fd = serve(atoi(argv[6]), argv + 7, &pid);
+	greet(fd, atoi(argv[5]));
+	begun = usec();
+	lost = flood(fd, data, (size_t)size, atol(argv[3]), atol(argv[4]));
+	took = usec() - begun;
+	sprintf(path, "/proc/%ld/status", (long)pid);
+	f = fopen(path, "r");
+	while (f && fgets(buf, sizeof(buf), f) && sscanf(buf, "VmHWM: %ld", &peak) != 1)
+		;
+	kill(pid, SIGTERM);
+	waitpid(pid, NULL, 0);
+	printcpu(RUSAGE_CHILDREN);
+	printf(" %ld %ld %ld", took, peak, lost);
+	return 0;
+}
 END
 
 # ---- helpers: parts of tests ----
@@ -2042,7 +2298,42 @@ small_in_memory() {
 	case ${CFLAGS-} in *sanitize*) echo "of no use with sanitizers"; exit 77 ;; esac
 	scripted
 	awk '/VmRSS/ { exit !($2 < 4096) }' "/proc/$proxypid/status"
-	[ "$(wc -c <"$bin")" -lt 131072 ]
+	strip -o "$dir/stripped" "$bin"
+	[ "$(wc -c <"$dir/stripped")" -lt 65536 ]
+}
+
+# What has been read goes out before anything else is waited for.
+a_request_takes_one_turn() {
+	need strace strace
+	case ${CFLAGS-} in *sanitize*) echo "of no use with sanitizers"; exit 77 ;; esac
+	one_request
+	cat "$dir/turn"
+	[ "$(sed 's/(.*//' "$dir/turn" | tr '\n' ' ')" = "poll read write poll " ]
+	grep -q "^read.*<iq type='get' from='u@h/r'.*id='last'" "$dir/turn"
+	grep -q "^write.*<iq type='get' id='last'.*</iq>" "$dir/turn"
+}
+
+# Instructions, as valgrind counts them, next to those of expat alone over the
+# same stanzas. Nothing else in the tests would see the program become slower.
+costs_little_more_than_parsing() {
+	need valgrind valgrind
+	case ${CFLAGS-} in *sanitize*) echo "of no use with sanitizers"; exit 77 ;; esac
+	configure
+	build_load
+	count="valgrind --tool=callgrind --callgrind-out-file=$dir/cost"
+	for p in requests=140 answers=140 texts=120 elements=140; do
+		profile "${p%=*}" 2000 | head -c 3000000 | sed 's/<\/iq>[^/]*$/<\/iq>/' >"$dir/in"
+		n=$(grep -o '</iq>' "$dir/in" | wc -l)
+		# shellcheck disable=SC2086 # a command and its options
+		$count "$load" parse "$dir/in" 1 131072
+		floor=$(sed -n 's/^summary: //p' "$dir/cost")
+		# shellcheck disable=SC2086
+		"$load" serve "$dir/in" 1 "$n" 8 "$cport" $count "$bin" >"$dir/lost"
+		cost=$(sed -n 's/^summary: //p' "$dir/cost")
+		echo "$p: $n stanzas, $cost instructions, $floor of them to parse"
+		grep " 0$" "$dir/lost"
+		[ $((cost * 100)) -lt $((floor * ${p#*=})) ]
+	done
 }
 
 # ---- tests: faults and hostile input ----
@@ -2546,11 +2837,119 @@ soak_round() {
 	done >>"$dir/table"
 }
 
+# The stanzas of a profile, so many.
+profile() {
+	awk -v profile="$1" -v n="$2" 'BEGIN {
+		while (length(text) < 8192)
+			text = text "The quick brown fox jumps over the lazy dog. "
+		for (i = 0; i < 100; i++)
+			items = items "<item n=\"" i "\">x</item>"
+		payload["requests"] = "<query xmlns=\"http://jabber.org/protocol/disco#info\" node=\"a\"/>"
+		payload["answers"] = "<query xmlns=\"jabber:iq:version\"><name>svc</name></query>"
+		payload["texts"] = "<query xmlns=\"urn:x\">" text "</query>"
+		payload["elements"] = "<query xmlns=\"urn:x\">" items "</query>"
+		for (i = 0; i < n; i++) {
+			user = "user" i * 7919 % 100003 "@localhost/Psi+" i % 97
+			if (profile == "answers")
+				printf "<iq type=\"result\" id=\"x%d\" from=\"service@localhost/r%d\" to=\"proxy.localhost/%s\">", i, i % 8, user
+			else
+				printf "<iq type=\"get\" id=\"x%d\" from=\"%s\" to=\"proxy.localhost\">", i, user
+			printf "%s</iq>", payload[profile]
+		}
+	}' | tr '"' "'"
+}
+
+# Lines of user and system time: the mean of their sum.
+mean() {
+	awk '{ n += $1 + $2 } END { printf "%d", n / NR }' "$1"
+}
+
+# What client_proxy adds to the cost of parsing, in CPU time: medians of five
+# runs, each next to a run of expat alone, with handlers that do nothing, over
+# the same bytes in pieces of the same size. Absolute figures are this machine's.
+bench() {
+	place bench
+	guard
+	need strace strace
+	build_load
+	configure
+	: >"$dir/table"
+	for i in 1 2 3 4 5; do
+		while read -r name n times resources; do
+			[ -f "$dir/$name" ] || profile "$name" "$n" >"$dir/$name"
+			{
+				printf '%s ' "$name/$resources" $((n * times))
+				"$load" parse "$dir/$name" "$times" 131072
+				printf ' '
+				"$load" serve "$dir/$name" "$times" $((n * times)) \
+				    "$resources" "$cport" "$bin" 2>"$dir/log"
+				echo
+			} >>"$dir/table"
+		done <<-E
+		requests 100000 6 8
+		requests 100000 6 1
+		requests 100000 6 1000
+		answers 100000 6 8
+		texts 2000 30 8
+		elements 5000 8 8
+		E
+	done
+	echo "CPU time in microseconds per stanza, and as multiples of that of expat alone"
+	awk '
+	function median(list,  a, n, i, j, t) {
+		n = split(list, a, " ")
+		for (i = 2; i <= n; i++)
+			for (j = i; j > 1 && a[j] + 0 < a[j - 1] + 0; j--) {
+				t = a[j]
+				a[j] = a[j - 1]
+				a[j - 1] = t
+			}
+		spread = sprintf("%.2f-%.2f", a[1], a[n])
+		return a[int((n + 1) / 2)]
+	}
+	BEGIN {
+		printf "%-14s %6s %6s %6s %5s %5s %10s %10s %6s %5s\n", "for resources", \
+		    "user", "sys", "expat", "user", "all", "spread", "stanzas/s", "KiB", "lost"
+	}
+	!($1 in user) { order[++profiles] = $1 }
+	{
+		user[$1] = user[$1] " " $5 / $2
+		sys[$1] = sys[$1] " " $6 / $2
+		expat[$1] = expat[$1] " " ($3 + $4) / $2
+		ratio[$1] = ratio[$1] " " $5 / ($3 + $4)
+		all[$1] = all[$1] " " ($5 + $6) / ($3 + $4)
+		rate[$1] = rate[$1] " " $2 / $7 * 1000000
+		peak[$1] = $8 > peak[$1] ? $8 : peak[$1]
+		lost[$1] += $9
+	}
+	END {
+		for (i = 1; i <= profiles; i++) {
+			p = order[i]
+			printf "%-14s %6.2f %6.2f %6.2f %5.2f ", p, median(user[p]), \
+			    median(sys[p]), median(expat[p]), median(ratio[p])
+			printf "%5.2f ", median(all[p])
+			printf "%10s %10d %6d %5d\n", spread, median(rate[p]), peak[p], lost[p]
+		}
+	}' "$dir/table"
+	for i in 1 2 3 4 5 6 7 8 9 10; do
+		{ "$load" run "$bin" -v && echo; } >>"$dir/starts"
+		{ "$load" serve /dev/null 0 0 0 "$cport" "$bin" && echo; } >>"$dir/online"
+	done 2>"$dir/log"
+	printf '\nfrom start to being online: %d microseconds, of which -v takes %d\n' \
+	    "$(mean "$dir/online")" "$(mean "$dir/starts")"
+	strip -o "$dir/stripped" "$bin"
+	echo "stripped binary: $(wc -c <"$dir/stripped") bytes"
+	printf '\na single request on an idle connection:\n'
+	one_request
+	sed 's/^/    /' "$dir/turn"
+}
+
 passed=0 failed=0 skipped=0
 case ${1-} in
 list) tests; exit ;;
 soak) soak "${2-60}"; exit ;;
 fuzz) fuzz "${2-60}"; exit ;;
+bench) bench; exit ;;
 inside) inside "$2"; exit ;;
 demo) demo; exit ;;
 '')
