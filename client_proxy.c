@@ -42,6 +42,8 @@
 #include <bearssl.h>
 #include <expat.h>
 
+enum { RANDOM, STICKY, LEASTBUSY }; /* how to choose among resources */
+
 #include "config.h"
 
 #define LEN(x)        (sizeof(x) / sizeof((x)[0]))
@@ -82,7 +84,7 @@ enum { NOTHING, OPENED, ELEMENT, CLOSED };             /* event of the parser */
 enum { WAITING, CONNECTING, OPENING, ONLINE, CLOSING }; /* state of the connection */
 
 /* Why requests are refused, how it is said (RFC 6120 8.3.3), how often. */
-enum { NOBODY, UNKNOWN, LONGADDRESS, LARGE };
+enum { NOBODY, UNKNOWN, LONGADDRESS, LARGE, BUSY, GONE, LATE };
 static struct refusal {
 	const char *type, *condition;
 	unsigned long n;
@@ -91,17 +93,40 @@ static struct refusal {
 	[UNKNOWN]     = { "cancel", "feature-not-implemented", 0 },
 	[LONGADDRESS] = { "modify", "not-acceptable", 0 },
 	[LARGE]       = { "modify", "policy-violation", 0 },
+	[BUSY]        = { "wait", "resource-constraint", 0 },
+	[GONE]        = { "wait", "recipient-unavailable", 0 },
+	[LATE]        = { "wait", "remote-server-timeout", 0 },
 };
-static unsigned long nrequests, nanswers, ndropped, nconnected;
+static unsigned long nrequests, nuntracked, nanswers, nlate, ndropped, nconnected;
 static unsigned long long bytesin, bytesout;
 
 /* clock and choice */
 static long long now;           /* ms, monotonic, taken once a turn of the loop */
 static uint64_t seed;           /* of the next choice, never 0 */
+static uint64_t salt;           /* of the table of requests */
 
-/* resources of the target that are online */
+/* resources of the target that are online: name, its hash, open requests */
 static char resources[MAXRESOURCES][PARTMAX + 1];
+static uint64_t marks[MAXRESOURCES];
+static int busy[MAXRESOURCES];
 static int nresources, toomany;
+
+/* Requests that were handed out. Each is in one list: those that are open, the
+ * oldest first; those that are to be answered with an error; those that have
+ * been, kept until their place is needed. The first in the table are the lists'
+ * heads. All but the free ones are in the bucket of their key. */
+enum { FREE, OPEN, FAILED, DONE, FIRST };
+static struct {
+	int list, prev, next;
+	int bucket, chain;          /* the next in the bucket; 0: none */
+	int resource;               /* that has it, -1: none has */
+	int why;                    /* it failed: one of refusals */
+	long long when;             /* it was handed out */
+} requests[FIRST + MAXREQUESTS];
+static char keys[FIRST + MAXREQUESTS][REQUESTSIZE]; /* requester, asked, id */
+static int buckets[MAXREQUESTS];
+static int nused = FIRST;       /* of the table so far */
+static int nopen, shedding;
 
 /* the target's presence subscription */
 static int subscribed;
@@ -217,6 +242,24 @@ below(unsigned long n)
 		r = (seed * 0x2545f4914f6cdd1d) >> 32;
 	} while (r >= 0xffffffff - 0xffffffff % n);
 	return r % n;
+}
+
+/* Spread the bits of h over all of it (the finalizer of MurmurHash3). */
+static uint64_t
+mix(uint64_t h)
+{
+	h = (h ^ h >> 33) * 0xff51afd7ed558ccd;
+	h = (h ^ h >> 33) * 0xc4ceb9fe1a85ec53;
+	return h ^ h >> 33;
+}
+
+/* A hash of s[n], with a salt (FNV-1a). */
+static uint64_t
+hash(uint64_t h, const char *s, size_t n)
+{
+	while (n-- > 0)
+		h = (h ^ (unsigned char)*s++) * 0x100000001b3;
+	return mix(h);
 }
 
 /* ---- JIDs ---- */
@@ -365,7 +408,9 @@ addresource(const char *name)
 	if (len == 0 || len > PARTMAX) {
 		say("ignored: %s/%s: not a legal resource", target, name);
 	} else if (nresources < MAXRESOURCES) {
-		memcpy(resources[nresources++], name, len + 1);
+		memcpy(resources[nresources], name, len + 1);
+		marks[nresources] = hash(0, name, len);
+		busy[nresources++] = 0;
 		say("joined: %s/%s: %d online", target, name, nresources);
 	} else if (!toomany) {
 		say("ignored: %s/%s and any more: %d online is the limit",
@@ -374,18 +419,17 @@ addresource(const char *name)
 	}
 }
 
+/* Remove the i-th one. The last one takes its place: there are no holes. */
 static void
-removeresource(const char *name)
+removeresource(int i)
 {
-	int i = findresource(name);
-
-	if (i < 0)
-		return;
+	say("left: %s/%s: %d online", target, resources[i], nresources - 1);
 	nresources--;
 	if (i < nresources)
 		memcpy(resources[i], resources[nresources], sizeof(resources[i]));
+	marks[i] = marks[nresources];
+	busy[i] = busy[nresources];
 	toomany = 0;
-	say("left: %s/%s: %d online", target, name, nresources);
 }
 
 static void
@@ -394,6 +438,35 @@ clearresources(void)
 	if (nresources > 0)
 		say("left: %s, all of its resources: 0 online", target);
 	nresources = toomany = 0;
+}
+
+/* The resource for a requester; there must be one. A sticky requester stays with
+ * its resource while that is online, and nobody else moves when one joins or
+ * leaves (rendezvous hashing: the highest of all pairs' hashes wins). */
+static int
+choose(const char *requester)
+{
+	uint64_t h = hash(0, requester, strlen(requester)), best = 0;
+	int i, found = 0, ties = 0;
+
+	if (choice == RANDOM)
+		return (int)below((unsigned long)nresources);
+	if (choice == STICKY) {
+		for (i = 0; i < nresources; i++) {
+			if (mix(marks[i] ^ h) >= best) {
+				best = mix(marks[i] ^ h);
+				found = i;
+			}
+		}
+		return found;
+	}
+	for (i = 0; i < nresources; i++) {
+		if (busy[i] < busy[found])
+			ties = 0;
+		if (busy[i] <= busy[found] && below((unsigned long)++ties) == 0)
+			found = i;
+	}
+	return found;
 }
 
 /* ---- out buffer and serialising ---- */
@@ -528,18 +601,20 @@ forward(const char *f, const char *t)
 	return 1;
 }
 
-/* Put an error (RFC 6120 8.3) about the stanza, from f, to t. */
+/* Put an error (RFC 6120 8.3) about a stanza with this name and id, from f, to t. */
 static void
-puterror(const char *f, const char *t, struct refusal *r)
+puterror(const char *name, const char *i, const char *f, const char *t, int why)
 {
+	struct refusal *r = refusals + why;
+
 	r->n++;
-	begin(kind, "error", id, f, t);
+	begin(name, "error", i, f, t);
 	putstr(&out, "><error type='");
 	putstr(&out, r->type);
 	putstr(&out, "'><");
 	putstr(&out, r->condition);
 	putstr(&out, " xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></");
-	putstr(&out, kind);
+	putstr(&out, name);
 	put(&out, ">", 1);
 	if (commit())
 		return;
@@ -553,6 +628,209 @@ putpresence(const char *t, const char *f, const char *d)
 	begin("presence", t, NULL, f, d);
 	put(&out, "/>", 2);
 	commit();
+}
+
+/* ---- requests ---- */
+
+/* Every request gets one answer (RFC 6120 8.2.3): if not from the resource that
+ * has it, then an error from us. Answers need none of this to find their way. */
+
+/* Put request r at the end of a list. */
+static void
+move(int r, int list)
+{
+	int had = requests[r].list;
+
+	requests[requests[r].prev].next = requests[r].next;
+	requests[requests[r].next].prev = requests[r].prev;
+	requests[r].list = list;
+	requests[r].next = list;
+	requests[r].prev = requests[list].prev;
+	requests[requests[r].prev].next = requests[list].prev = r;
+	nopen += (list == OPEN) - (had == OPEN);
+	if (requests[r].resource >= 0)
+		busy[requests[r].resource] += (list == OPEN) - (had == OPEN);
+}
+
+/* Forget all: on a new connection nobody can answer them any more. */
+static void
+forgetrequests(void)
+{
+	int r;
+
+	memset(buckets, 0, sizeof(buckets));
+	memset(busy, 0, sizeof(busy));
+	nopen = shedding = 0;
+	for (r = 0; r < FIRST; r++)
+		requests[r].prev = requests[r].next = r;
+	nused = FIRST;
+}
+
+/* Write what tells a request from others into key[REQUESTSIZE]. Returns the
+ * bytes, or 0 if they are too many. */
+static size_t
+makekey(char *key, const char *requester, const char *asked)
+{
+	const char *parts[] = { requester, asked, id ? id : "" };
+	size_t i, len, n = 0;
+
+	for (i = 0; i < LEN(parts); i++) {
+		len = strlen(parts[i]) + 1;
+		if (len > REQUESTSIZE - n)
+			return 0;
+		memcpy(key + n, parts[i], len);
+		n += len;
+	}
+	return n;
+}
+
+static void
+unchain(int r)
+{
+	int *p = buckets + requests[r].bucket;
+
+	while (*p != r)
+		p = &requests[*p].chain;
+	*p = requests[r].chain;
+}
+
+/* 1 if the table can take no more: load is shed until some are answered. */
+static int
+isfull(void)
+{
+	int full = requests[FREE].next == FREE && requests[DONE].next == DONE &&
+	           nused == (int)LEN(requests);
+
+	if (full && !shedding)
+		say("busy: %d requests are open: refusing more", nopen);
+	shedding = full || (shedding && nopen > MAXREQUESTS / 2);
+	return full;
+}
+
+/* The request in the tree has been handed to a resource. */
+static void
+handedout(int resource)
+{
+	char key[REQUESTSIZE];
+	size_t n = makekey(key, from, to);
+	int r = requests[FREE].prev;
+
+	if (n == 0) {
+		if (nuntracked++ == 0)
+			say("untracked: request from %s: its addresses and id are longer "
+			    "than %d bytes, and so may be others'", from, REQUESTSIZE);
+		return;
+	}
+	if (r == FREE && nused < (int)LEN(requests)) {
+		r = nused++;
+		requests[r].prev = requests[r].next = r;
+		requests[r].list = FREE;
+	} else if (r == FREE) {
+		r = requests[DONE].next;
+		unchain(r);
+	}
+	memcpy(keys[r], key, n);
+	requests[r].bucket = (int)(hash(salt, key, n) % MAXREQUESTS);
+	requests[r].chain = buckets[requests[r].bucket];
+	buckets[requests[r].bucket] = r;
+	requests[r].resource = resource;
+	requests[r].when = now;
+	move(r, OPEN);
+}
+
+/* The answer in the tree, for requester from the address that was asked, ends its
+ * request: the one that its resource has if there are several alike. 0 if it
+ * must not pass, because an error has taken its place. */
+static int
+answered(const char *requester, const char *asked)
+{
+	char key[REQUESTSIZE];
+	size_t n = makekey(key, requester, asked);
+	int r, found = 0, fit, best = 0, pass;
+
+	if (n == 0)
+		return 1;
+	for (r = buckets[hash(salt, key, n) % MAXREQUESTS]; r; r = requests[r].chain) {
+		if (memcmp(keys[r], key, n))
+			continue;
+		fit = requests[r].list == DONE ? 1 : 2;
+		if (requests[r].resource >= 0 &&
+		    !strcmp(resources[requests[r].resource], resourceof(from)))
+			fit = 3;
+		if (fit >= best) {
+			best = fit;
+			found = r;
+		}
+	}
+	pass = best != 1;
+	if (found) {
+		unchain(found);
+		move(found, FREE);
+	}
+	return pass;
+}
+
+/* A resource, or if name is NULL each of them, has gone: so have its requests. */
+static void
+gone(const char *name)
+{
+	int i = name ? findresource(name) : -1, r, next, n = nopen;
+
+	if (name && i < 0)
+		return;
+	for (r = requests[OPEN].next; r != OPEN; r = next) {
+		next = requests[r].next;
+		if (!name || requests[r].resource == i) {
+			requests[r].why = GONE;
+			move(r, FAILED);
+			requests[r].resource = -1;
+		} else if (requests[r].resource == nresources - 1) {
+			requests[r].resource = i;
+		}
+	}
+	if (n > nopen)
+		say("failed: %d requests in the hands of who leaves", n - nopen);
+	if (name)
+		removeresource(i);
+	else
+		clearresources();
+}
+
+/* When the oldest request will have waited too long, in ms. */
+static long long
+expiry(void)
+{
+	int r = requests[OPEN].next;
+
+	return r == OPEN || !answertime ? LLONG_MAX :
+	       requests[r].when + answertime * 1000LL;
+}
+
+/* Answer what has waited too long or has failed, as far as there is room. 1 if
+ * there is more. */
+static int
+expire(void)
+{
+	const char *requester, *asked, *i;
+	int r, n = nopen;
+
+	while (expiry() <= now) {
+		r = requests[OPEN].next;
+		if (n == nopen)
+			say("timed out: request of %s at %s/%s, and maybe others",
+			    keys[r], target, resources[requests[r].resource]);
+		requests[r].why = LATE;
+		move(r, FAILED);
+		requests[r].resource = -1;
+	}
+	while ((r = requests[FAILED].next) != FAILED && hasroom()) {
+		requester = keys[r];
+		asked = requester + strlen(requester) + 1;
+		i = asked + strlen(asked) + 1;
+		puterror("iq", *i ? i : NULL, asked, requester, requests[r].why);
+		move(r, DONE);
+	}
+	return r != FAILED;
 }
 
 /* ---- routing ---- */
@@ -569,7 +847,7 @@ drop(const char *why)
 static void
 refuse(int why)
 {
-	puterror(to, from, refusals + why);
+	puterror(kind, id, to, from, why);
 }
 
 /* Ask for the target's presence: for the subscription until it is granted,
@@ -592,7 +870,7 @@ static void
 denied(const char *why)
 {
 	say("not subscribed: %s: %s", target, why);
-	clearresources();
+	gone(NULL);
 	if (subscribed) {
 		subscribed = 0;
 		askpause = askmin * 1000LL;
@@ -645,10 +923,8 @@ presence(const char *self)
 		; /* only what our domain is told says who is online */
 	} else if (!*type && name) {
 		addresource(name);
-	} else if (!strcmp(type, "unavailable") && name) {
-		removeresource(name);
 	} else if (!strcmp(type, "unavailable")) {
-		clearresources();
+		gone(name);
 	} else if (!strcmp(type, "subscribed")) {
 		if (!subscribed)
 			say("subscribed: %s", target);
@@ -677,6 +953,7 @@ static void
 request(const char *self)
 {
 	char src[JIDMAX + 1], dst[JIDMAX + 1], resource[PARTMAX + 1];
+	int i;
 
 	if (istarget(from)) {
 		refuse(UNKNOWN);
@@ -684,13 +961,18 @@ request(const char *self)
 		refuse(NOBODY);
 	} else if (!enc(resource, from)) {
 		refuse(LONGADDRESS);
+	} else if (isfull()) {
+		refuse(BUSY);
 	} else {
+		i = choose(from);
 		join(src, self, resource);
-		join(dst, target, resources[below((unsigned long)nresources)]);
-		if (forward(src, dst))
+		join(dst, target, resources[i]);
+		if (forward(src, dst)) {
 			nrequests++;
-		else
+			handedout(i);
+		} else {
 			refuse(LARGE);
+		}
 	}
 }
 
@@ -705,10 +987,12 @@ response(const char *self)
 		drop("not from a resource of the target");
 	else if (!resourceof(to) || !dec(requester, resourceof(to)))
 		drop("no requester in the address");
+	else if (!answered(requester, self))
+		nlate++;
 	else if (forward(self, requester))
 		nanswers++;
 	else
-		puterror(self, requester, refusals + LARGE);
+		puterror(kind, id, self, requester, LARGE);
 }
 
 /* Handle the stanza that is in the tree. */
@@ -1040,6 +1324,7 @@ newparser(void)
 static int
 openstream(void)
 {
+	forgetrequests();
 	outpos = out.len = inlen = 0;
 	depth = event = held = authenticated = subscribed = 0;
 	fault = NULL;
@@ -1466,11 +1751,12 @@ report(void)
 	for (i = 0; i < LEN(refusals); i++)
 		n += (size_t)snprintf(refused + n, sizeof(refused) - n, ", %lu %s",
 		                      refusals[i].n, refusals[i].condition);
-	say("counted: %lu requests, %lu answers%s, %lu dropped, %lu connections, "
-	    "%d online, %llu bytes in, %llu bytes out", nrequests, nanswers,
-	    refused, ndropped, nconnected, nresources, bytesin, bytesout);
+	say("counted: %lu requests, %lu untracked, %lu answers, %lu late%s, "
+	    "%lu dropped, %lu connections, %d online, %d open, %llu bytes in, "
+	    "%llu bytes out", nrequests, nuntracked, nanswers, nlate, refused,
+	    ndropped, nconnected, nresources, nopen, bytesin, bytesout);
 	for (i = 0; i < (size_t)nresources; i++)
-		say("resource: %s/%s", target, resources[i]);
+		say("resource: %s/%s: %d open", target, resources[i], busy[i]);
 }
 
 /* The socket is ready for `events', or broken. */
@@ -1485,7 +1771,7 @@ ready(int events)
 		flush();
 	if (held && out.len == 0)
 		process();
-	if (!held && (events & ~POLLOUT))
+	if (!held && hasroom() && (events & ~POLLOUT))
 		receive();
 }
 
@@ -1494,6 +1780,7 @@ run(void)
 {
 	struct pollfd p[2];
 	long long next;
+	int more;
 	char c;
 
 	p[0].fd = wake[0];
@@ -1503,9 +1790,11 @@ run(void)
 		p[1].events = 0;
 		if (state == CONNECTING || out.len > 0)
 			p[1].events |= POLLOUT;
-		if (state != CONNECTING && !held)
+		if (state != CONNECTING && !held && hasroom())
 			p[1].events |= POLLIN;
-		next = state == ONLINE ? MIN(deadline, asktime) : deadline;
+		next = deadline;
+		if (state == ONLINE)
+			next = MIN(next, MIN(asktime, expiry()));
 		next = MIN(MAX(next - now, 0), INT_MAX);
 		if (poll(p, 2, (int)next) < 0)
 			p[0].revents = p[1].revents = 0;
@@ -1522,7 +1811,10 @@ run(void)
 			overdue();
 		if (state == ONLINE && now >= asktime)
 			ask();
-		flush();
+		do {
+			more = state == ONLINE && expire();
+			flush();
+		} while (more && out.len == 0);
 	}
 }
 
@@ -1598,7 +1890,9 @@ checkconfig(void)
 		{ !isutf8(prefix) || strlen(prefix) > PARTMAX,
 		  "prefix", "is not the start of any resource" },
 		{ !backoffmax || !patience || !askmin || askmax < askmin || !refresh,
-		  "times", "are 0, which only keepalive may be" }
+		  "times", "are 0, which only keepalive and answertime may be" },
+		{ choice < RANDOM || choice > LEASTBUSY,
+		  "choice", "is not RANDOM, STICKY or LEASTBUSY" }
 	};
 
 	for (i = 0; i < LEN(checks); i++)
@@ -1643,6 +1937,7 @@ main(int argc, char *argv[])
 	br_hmac_drbg_init(&rng, &br_sha256_vtable, NULL, 0);
 	if (!seeder || !seeder(&rng.vtable))
 		die("random numbers", "the system has no seed for them");
+	br_hmac_drbg_generate(&rng, &salt, sizeof(salt));
 	do
 		br_hmac_drbg_generate(&rng, &seed, sizeof(seed));
 	while (!seed);

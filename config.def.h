@@ -7,6 +7,7 @@ static const char *target = "service@localhost";  /* bare JID whose resources an
 static const char *host   = "127.0.0.1";          /* server: name or address, IPv4 or IPv6 */
 static const char *port   = "5347";               /* its component port */
 static const char *prefix = "";                   /* use only resources that start with this */
+static const int   choice = RANDOM;               /* which of them: RANDOM, STICKY or LEASTBUSY */
 
 /* times, all in seconds */
 static const unsigned int keepalive  = 60;        /* seconds of silence before the route is checked */
@@ -15,10 +16,14 @@ static const unsigned int patience   = 10;        /* for one address to accept, 
 static const unsigned int askmin     = 60;        /* until the target is asked again for its presence: */
 static const unsigned int askmax     = 3600;      /* from askmin, doubled each time up to askmax */
 static const unsigned int refresh    = 300;       /* between two probes for presence that was missed */
+static const unsigned int answertime = 300;       /* for a resource to answer, then the requester gets an error */
 
 /* sizes: memory is fixed, this is what happens at each limit */
 enum {
 	MAXRESOURCES = 1024,    /* resources online at once: more are ignored, said once */
+	MAXREQUESTS  = 4096,    /* requests without an answer yet: more are refused */
+	REQUESTSIZE  = 512,     /* bytes of a request's addresses and id: if they are
+	                         * longer, nobody sees to it that it is answered */
 	MAXSTANZA    = 524288,  /* bytes of a stanza, written out: a larger one is
 	                         * refused, Prosody would cut us off */
 	OUTSIZE      = 1048576, /* bytes waiting to be written: when no further stanza

@@ -594,10 +594,12 @@ has_written() {
 }
 
 # Read the clients' part in C where shell is too slow:
-#	peer worker PORT USER HOST RESOURCE     answer each request; SIGUSR1: go
-#	                                        offline, answering what still comes
-#	peer asker PORT USER RESOURCE TO N      send N requests, count what comes
-#	                                        back until nothing has for 5 seconds
+#	peer worker PORT USER HOST RESOURCE [MS]
+#	        answer each request, if MS is given one after the other, in so many
+#	        milliseconds each; SIGUSR1: go offline, answering what still comes
+#	peer asker PORT USER RESOURCE TO N [WINDOW]
+#	        send N requests, WINDOW at once, and count what comes back until
+#	        nothing has for 5 seconds
 #	peer drip                               copy stdin, byte by byte
 #	peer stall PORT N                       a server that sends N requests and
 #	                                        does not read for seconds
@@ -631,9 +633,12 @@ build_peer() {
 #include <unistd.h>
 #include <expat.h>
 
-enum { WINDOW = 100 };
+enum { QUEUE = 10000 };
 
-static int fd, depth, asker, stall, ready, sent, wanted, answered, errors, by[256];
+static int fd, depth, asker, stall, ready, sent, wanted, answered, errors, twice, by[256];
+static int window = 100, delay, first, last;
+static char seen[1000000];      /* by id */
+static struct { char id[64], from[256]; } queue[QUEUE];
 static const char *host, *resource, *to;
 static struct { char name[64]; int n; } conditions[16];
 static volatile sig_atomic_t leaving;
@@ -725,9 +730,13 @@ end(void *data, const char *el)
 		ready = 1;
 		if (!asker)
 			say("<presence/>");
-		while (asker && sent < wanted && sent < WINDOW)
+		while (asker && sent < wanted && sent < window)
 			request();
 	} else if (!strcmp(name, "iq") && asker) {
+		if (atoi(id) < (int)sizeof(seen) && seen[atoi(id)]++) {
+			twice++;
+			return;
+		}
 		if (!strcmp(type, "result"))
 			answered++;
 		else if (!strcmp(type, "error"))
@@ -735,6 +744,13 @@ end(void *data, const char *el)
 		if (sent < wanted)
 			request();
 	} else if (!strcmp(name, "iq") && (!strcmp(type, "get") || !strcmp(type, "set"))) {
+		if (delay > 0) {
+			if (last - first == QUEUE)
+				exit(2);
+			strcpy(queue[last % QUEUE].id, id);
+			strcpy(queue[last++ % QUEUE].from, from);
+			return;
+		}
 		say("<iq type='result' id='%s' to='%s'><query xmlns='test' by='%s'/></iq>",
 		    id, from, resource);
 	}
@@ -858,7 +874,9 @@ main(int argc, char **argv)
 	struct timespec gap = { 0, 20000 };
 	struct sigaction sa = { .sa_flags = 0 };
 	struct pollfd p = { .events = POLLIN };
-	int i, n;
+	struct timespec t;
+	long long due = 0, ms;
+	int i, n, quiet = 0;
 
 	if (argc == 2) {
 		for (; read(0, b, 1) == 1; nanosleep(&gap, NULL))
@@ -881,16 +899,31 @@ main(int argc, char **argv)
 	if (asker) {
 		to = argv[5];
 		wanted = atoi(argv[6]);
-	}
+		if (argc > 7)
+			window = atoi(argv[7]);
+	} else if (argc > 6)
+		delay = atoi(argv[6]);
 	login(argv[2], argv[3]);
 	p.fd = fd;
 	sa.sa_handler = leave;
 	sigaction(SIGUSR1, &sa, NULL);
-	while (!asker || answered + errors < wanted) {
-		n = poll(&p, 1, asker ? 5000 : -1);
+	for (;;) {
+		clock_gettime(CLOCK_MONOTONIC, &t);
+		ms = t.tv_sec * 1000LL + t.tv_nsec / 1000000;
+		if (first < last && !due)
+			due = ms + delay;
+		if (due && ms >= due) {
+			say("<iq type='result' id='%s' to='%s'><query xmlns='test' by='%s'/></iq>",
+			    queue[first % QUEUE].id, queue[first % QUEUE].from, resource);
+			first++;
+			due = first < last ? ms + delay : 0;
+		}
+		/* when all have an answer, does one get another? */
+		quiet = asker && answered + errors == wanted;
+		n = poll(&p, 1, quiet ? 500 : asker ? 5000 : due ? (int)(due - ms) : -1);
 		if (leaving == 1 && leaving++)
 			say("<presence type='unavailable'/>");
-		if (n < 0)
+		if (n < 0 || (n == 0 && due))
 			continue;
 		if (n == 0 || (n = read(fd, b, sizeof(b))) <= 0 || !XML_Parse(parser, b, n, 0))
 			break;
@@ -903,8 +936,8 @@ main(int argc, char **argv)
 			printf(" %c %d", i, by[i]);
 	for (i = 0; *conditions[i].name; i++)
 		printf(" %s %d", conditions[i].name, conditions[i].n);
-	puts("");
-	return answered + errors != wanted;
+	printf("; %d twice\n", twice);
+	return answered + errors != wanted || twice > 0;
 }
 END
 
@@ -1021,7 +1054,7 @@ drain(void)
 static void
 check(void)
 {
-	int i, j;
+	int i, j, open = 0, listed = 0, chained = 0;
 
 	assert(outpos <= out.len && out.len <= OUTSIZE);
 	assert(inlen <= sizeof(in));
@@ -1031,7 +1064,25 @@ check(void)
 		assert(*resources[i] && strlen(resources[i]) <= PARTMAX);
 		for (j = 0; j < i; j++)
 			assert(strcmp(resources[i], resources[j]));
+		open += busy[i];
 	}
+	assert(open == nopen);
+	for (i = 0; i < FIRST; i++)
+		for (j = requests[i].next; j != i; j = requests[j].next) {
+			assert(requests[j].list == i && requests[requests[j].next].prev == j);
+			assert(++listed <= nused - FIRST && j >= FIRST && j < nused);
+			if (i == OPEN)
+				assert(requests[j].resource >= 0 && requests[j].resource < nresources);
+			if (i != FREE)
+				chained--;
+		}
+	assert(listed == nused - FIRST);
+	for (i = 0; i < MAXREQUESTS; i++)
+		for (j = buckets[i]; j; j = requests[j].chain) {
+			assert(requests[j].bucket == i && requests[j].list != FREE);
+			chained++;
+		}
+	assert(chained == 0);
 }
 
 static void
@@ -1049,6 +1100,9 @@ feed(const char *data, size_t size, size_t piece, int lazy)
 			size -= (size_t)w;
 		}
 		ready(held ? POLLOUT : POLLIN | POLLOUT);
+		now += 5000;
+		if (state == ONLINE)
+			expire();
 		flush();
 		if (w <= 0 || !lazy)
 			drain();
@@ -1091,7 +1145,8 @@ play(const char *data, size_t size, size_t piece, int lazy, int plain)
 		check();
 	}
 	if (fd >= 0 && state == ONLINE && !vague && seendepth == 1) {
-		assert(iqs >= requests && iqs <= requests + responses);
+		/* one that was handed out may fail later */
+		assert(iqs >= requests && iqs <= 2 * requests + responses);
 		assert(bounces == messages);
 	}
 	if (fd >= 0) {
@@ -1871,6 +1926,101 @@ a_week_on_jabberd2() {
 	week jabberd2
 }
 
+# While workers are killed, and start again, exactly one stanza comes back for
+# each request.
+every_request_gets_one_answer() {
+	prosody
+	proxy
+	services a
+	build_peer
+	for r in b c d e; do
+		peer worker "$c2s" service localhost $r 1
+		eval "pid_$r=$pid"
+		logged "joined: service@localhost/$r:"
+	done
+	tell a "<presence type='unavailable'/>"
+	logged "left: service@localhost/a: 4 online"
+	askers=
+	for u in x y z; do
+		"$peer" asker "$c2s" user $u proxy.localhost 2000 >"$dir/asked.$u" &
+		askers="$! $askers"
+	done
+	for r in b c d e b c d; do
+		sleep "0.$(od -An -N1 -tu1 /dev/urandom | tr -d ' ')"
+		eval "end \$pid_$r 9"
+		peer worker "$c2s" service localhost $r 1
+		eval "pid_$r=$pid"
+	done
+	# shellcheck disable=SC2086 # several
+	wait $askers || :
+	kill -USR1 "$proxypid"
+	logged counted
+	cat "$dir"/asked.? "$log"
+	[ "$(grep -c "^2000 sent, .* 0 twice$" "$dir"/asked.? | grep -c ':1$')" = 3 ]
+	awk '{ n += $1; a += $3 + $5; e += $5 } END { exit !(n == 6000 && a == n && e > 0) }' "$dir"/asked.?
+	logged " 0 late.* 0 open" || logged " [0-9]* late.* 0 open"
+}
+
+# A command of three steps (XEP-0050) stays with the resource that began it.
+steps_of_a_command_stay_together() {
+	prosody
+	proxy choice=STICKY
+	services a b c
+	met=
+	for who in q r s t u v w x; do
+		login user $who
+		first=
+		for step in execute next complete; do
+			tell user "<iq type='set' id='$who$step' to='proxy.localhost'>
+				<command xmlns='http://jabber.org/protocol/commands' node='setup'
+				action='$step'/></iq>"
+			await grep -l "id='$who$step'" "$dir/a.out" "$dir/b.out" "$dir/c.out"
+			r=$(cd "$dir" && grep -l "id='$who$step'" a.out b.out c.out)
+			[ "${first:=$r}" = "$r" ]
+			r=${r%.out}
+			hear "$r" "id='$who$step'"
+			tell "$r" "<iq type='result' id='$who$step' to='proxy.localhost/user@localhost/$who'>
+				<command xmlns='http://jabber.org/protocol/commands' node='setup'
+				sessionid='1' status='executing'/></iq>"
+			hear user "id='$who$step'" "type='result'"
+		done
+		met="$met$first "
+		cut_off user
+	done
+	# all at the same one: a chance of one in 2187
+	[ "$(echo "$met" | tr ' ' '\n' | grep . | sort -u | wc -l)" -gt 1 ]
+}
+
+# A slow worker gets what it can answer, not its share.
+least_busy_spares_the_slow() {
+	prosody
+	proxy choice=LEASTBUSY
+	services a
+	build_peer
+	peer worker "$c2s" service localhost b 1
+	peer worker "$c2s" service localhost c 1
+	peer worker "$c2s" service localhost s 20
+	await sh -c "[ \$(grep -c joined '$log') = 4 ]"
+	tell a "<presence type='unavailable'/>"
+	logged "left: service@localhost/a: 3 online"
+	begun=$(date +%s%N)
+	"$peer" asker "$c2s" user x proxy.localhost 1000 9 >"$dir/least"
+	took=$(($(date +%s%N) - begun))
+	stop
+	log=$dir/random.log
+	: >"$log"
+	proxy
+	log=$dir/proxy.log
+	await sh -c "[ \$(grep -c joined '$log') = 7 ]"
+	begun=$(date +%s%N)
+	"$peer" asker "$c2s" user x proxy.localhost 1000 9 >"$dir/random"
+	random=$(($(date +%s%N) - begun))
+	cat "$dir/least" "$dir/random"
+	echo "least busy took $((took * 100 / random)) % of the time of random"
+	awk '$3 != 1000 { exit 1 } NR == 1 { least = $12 + 0 } NR == 2 { random = $12 + 0 }
+	END { exit !(least * 2 < random && least < 200) }' "$dir/least" "$dir/random"
+}
+
 # ---- tests: on a scripted server ----
 
 nothing_else_is_rewritten() {
@@ -1948,8 +2098,264 @@ byte_by_byte() {
 	[ "$(stanzas <"$dir/srv.out" | grep -c "<iq type='get'")" = 20 ]
 }
 
-thousands_at_once() {
+# The answers, ids and errors that came out since the last time: $news.
+news() {
+	sleep 0.3
+	stanzas <"$dir/srv.out" >"$dir/all"
+	touch "$dir/old"
+	news=$(tail -n "+$(($(wc -l <"$dir/old") + 1))" "$dir/all")
+	mv "$dir/all" "$dir/old"
+}
+
+# What goes out for a request that has failed, from the address it had asked.
+failed_with() {
+	echo "<iq type='error' id='$2' from='$3' to='u@h/r'><error type='wait'><$1 xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq>"
+}
+
+requests_of_who_leaves_are_answered() {
 	scripted
+	for i in 1 2 3; do
+		deliver iq get u@h/r proxy.localhost "id='$i'/"
+		hear srv "id='$i'"
+	done
+	deliver iq get u@h/r room@proxy.localhost "id='it&apos;s &amp; 4'/"
+	hear srv "from='room@proxy.localhost/u@h/r'"
+	online b
+	logged "2 online"
+	# an update, and the departure of others, are none
+	tell srv "<presence from='service@localhost/a' to='proxy.localhost'><show>away</show></presence>"
+	tell srv "<presence type='unavailable' from='service@localhost/b' to='proxy.localhost'/>"
+	online b c
+	deliver iq result service@localhost/a proxy.localhost/u@h/r "id='2'/"
+	hear srv "<iq type='result' id='2'"
+	news
+	tell srv "<presence type='unavailable' from='service@localhost/a' to='proxy.localhost'/>"
+	logged "failed: 3 requests"
+	news
+	[ "$news" = "$(failed_with recipient-unavailable 1 proxy.localhost
+		failed_with recipient-unavailable 3 proxy.localhost
+		failed_with recipient-unavailable 4 room@proxy.localhost |
+		    sed "s/id='4'/id=\"it's \&amp; 4\"/")" ]
+	# what its server or itself says after that would be a second answer
+	deliver iq error service@localhost/a proxy.localhost/u@h/r "id='1'/"
+	deliver iq result service@localhost/a proxy.localhost/u@h/r "id='3'/"
+	# nothing is known of this one, so it passes
+	deliver iq result service@localhost/a proxy.localhost/u@h/r "id='5'/"
+	news
+	[ "$news" = "<iq type='result' id='5' from='proxy.localhost' to='u@h/r'/>" ]
+	# the last resource in the table has moved to the place of one that left
+	for i in 6 7 8 9; do
+		deliver iq get u@h/r proxy.localhost "id='$i'/"
+	done
+	news
+	b=$(echo "$news" | grep -c "localhost/b")
+	tell srv "<presence type='unavailable' from='service@localhost/b' to='proxy.localhost'/>"
+	news
+	[ "$(echo "$news" | grep -c recipient-unavailable)" = "$b" ]
+	tell srv "<presence type='unavailable' from='service@localhost' to='proxy.localhost'/>"
+	news
+	[ "$(echo "$news" | grep -c recipient-unavailable)" = $((4 - b)) ]
+	for how in unsubscribed error; do
+		online a
+		deliver iq get u@h/r proxy.localhost "id='$how'/"
+		hear srv "id='$how'"
+		news
+		tell srv "<presence type='$how' from='service@localhost' to='proxy.localhost'/>"
+		news
+		[ "$(echo "$news" | head -n 1)" = "$(failed_with recipient-unavailable $how proxy.localhost)" ]
+	done
+	kill -USR1 "$proxypid"
+	logged "2 late.* 9 recipient-unavailable.* 0 online, 0 open"
+}
+
+requests_wait_only_so_long() {
+	scripted answertime=1
+	deliver iq get u@h/r proxy.localhost "id='1'/"
+	hear srv "id='1'"
+	deliver iq get u@h/r proxy.localhost "id='2'/"
+	deliver iq result service@localhost/a proxy.localhost/u@h/r "id='2'/"
+	hear srv "<iq type='result' id='2'"
+	news
+	sleep 1
+	news
+	[ "$news" = "$(failed_with remote-server-timeout 1 proxy.localhost)" ]
+	logged "timed out: request of u@h/r at service@localhost/a"
+	deliver iq result service@localhost/a proxy.localhost/u@h/r "id='1'/"
+	news
+	[ -z "$news" ]
+	stop
+	scripted answertime=0
+	deliver iq get u@h/r proxy.localhost "id='1'/"
+	sleep 1.5
+	hush srv timeout
+}
+
+alike_requests_get_an_answer_each() {
+	scripted
+	online b
+	logged "2 online"
+	while ! { grep -q "to='service@localhost/a'" "$dir/srv.out" &&
+	    grep -q "to='service@localhost/b'" "$dir/srv.out"; }; do
+		deliver iq get u@h/r proxy.localhost
+		news
+	done
+	n=$(grep -o "type='get' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'" "$dir/srv.out" | wc -l)
+	m=$(grep -o "type='get' id='1' from='proxy.localhost/u@h/r' to='service@localhost/b'" "$dir/srv.out" | wc -l)
+	kill -USR1 "$proxypid"
+	logged "resource: service@localhost/a: $n open"
+	deliver iq result service@localhost/b proxy.localhost/u@h/r
+	hear srv "<iq type='result' id='1'"
+	kill -USR1 "$proxypid"
+	logged "resource: service@localhost/b: $((m - 1)) open"
+	news
+	tell srv "<presence type='unavailable' from='service@localhost' to='proxy.localhost'/>"
+	news
+	[ "$(echo "$news" | grep -c recipient-unavailable)" = $((n + m - 1)) ]
+}
+
+a_full_table_sheds_load() {
+	scripted MAXREQUESTS=4 REQUESTSIZE=100
+	for i in 1 2 3 4; do
+		deliver iq get u@h/r proxy.localhost "id='$i'/"
+		hear srv "<iq type='get' id='$i'"
+	done
+	for i in 5 6; do
+		deliver iq get u@h/r proxy.localhost "id='$i'/"
+		hear srv "<iq type='error' id='$i'.*<error type='wait'><resource-constraint"
+	done
+	deliver iq result service@localhost/a proxy.localhost/u@h/r "id='2'/"
+	deliver iq get u@h/r proxy.localhost "id='7'/"
+	hear srv "<iq type='get' id='7'"
+	deliver iq get u@h/r proxy.localhost "id='8'/"
+	hear srv "<iq type='error' id='8'.*<resource-constraint"
+	[ "$(grep -c "busy: 4 requests are open" "$log")" = 1 ]
+	# room again: a new episode, after most have been answered
+	for i in 1 3 4 7; do
+		deliver iq result service@localhost/a proxy.localhost/u@h/r "id='$i'/"
+		hear srv "<iq type='result' id='$i'"
+	done
+	for i in 9 10 11 12 13; do
+		deliver iq get u@h/r proxy.localhost "id='$i'/"
+	done
+	hear srv "<iq type='error' id='13'.*<resource-constraint"
+	[ "$(grep -c "busy: 4 requests are open" "$log")" = 2 ]
+	# what has been answered with an error makes room at once
+	tell srv "<presence type='unavailable' from='service@localhost/a' to='proxy.localhost'/>"
+	online b
+	for i in 14 15 16 17; do
+		deliver iq get u@h/r proxy.localhost "id='$i'/"
+		hear srv "<iq type='get' id='$i'.*service@localhost/b"
+	done
+	for i in 14 15 16 17; do
+		deliver iq result service@localhost/b proxy.localhost/u@h/r "id='$i'/"
+		hear srv "<iq type='result' id='$i'"
+	done
+	# what cannot be kept in mind is handed out all the same
+	x=$(bytes 100 x)
+	for i in 1 2; do
+		deliver iq get u@h/r proxy.localhost "id='$x$i'/"
+		hear srv "<iq type='get' id='$x$i'"
+	done
+	deliver iq result service@localhost/b proxy.localhost/u@h/r "id='${x}1'/"
+	hear srv "<iq type='result' id='${x}1'"
+	[ "$(grep -c "untracked: " "$log")" = 1 ]
+	news
+	tell srv "<presence type='unavailable' from='service@localhost/b' to='proxy.localhost'/>"
+	news
+	[ -z "$news" ]
+	kill -USR1 "$proxypid"
+	logged " 2 untracked,.* 4 resource-constraint, 4 recipient-unavailable"
+}
+
+# Errors that the out buffer has no room for wait their turn.
+many_fail_at_once() {
+	scripted OUTSIZE=540000
+	x=$(bytes 400 x)
+	awk -v x="$x" 'BEGIN {
+		for (i = 0; i < 4000; i++)
+			printf "<iq type=\"get\" id=\"%d\" from=\"u@h/%s\" to=\"proxy.localhost\"/>", i, x
+		print "<presence type=\"unavailable\" from=\"service@localhost\" to=\"proxy.localhost\"/>"
+		print "<presence from=\"service@localhost/b\" to=\"proxy.localhost\"/>"
+		for (i = 4000; i < 6000; i++)
+			printf "<iq type=\"get\" id=\"%d\" from=\"u@h/%s\" to=\"proxy.localhost\"/>", i, x
+		printf "<iq type=\"get\" id=\"last\" from=\"u@h/r\" to=\"proxy.localhost\"/>"
+	}' >"$dir/srv.in"
+	await grep -q "'last'" "$dir/srv.out"
+	await sh -c "[ \$(grep -o '<recipient-unavailable' '$dir/srv.out' | wc -l) -ge 4000 ]"
+	sed 's/<iq/\n&/g' "$dir/srv.out" | sed -n "s/<iq type='error' id='\([0-9]*\)'.*recipient-unavailable.*/\1/p" |
+	    sort -n >"$dir/failed"
+	seq 0 3999 | cmp - "$dir/failed"
+	unlogged disconnected
+}
+
+# They cannot be answered any more; what is answered later passes as ever.
+requests_do_not_survive_the_connection() {
+	scripted
+	deliver iq get u@h/r proxy.localhost
+	hear srv "<iq type='get'"
+	cut_off srv
+	logged disconnected
+	serve
+	welcome
+	online b
+	logged "joined: service@localhost/b: 1 online"
+	tell srv "<presence type='unavailable' from='service@localhost/a' to='proxy.localhost'/>"
+	hush srv recipient
+	deliver iq result service@localhost/a proxy.localhost/u@h/r
+	hear srv "<iq type='result' id='1' from='proxy.localhost' to='u@h/r'/>"
+	kill -USR1 "$proxypid"
+	logged "0 late.*0 open"
+}
+
+# Ask for 10,000 requesters: who has which resource is in $dir/$1.
+ask_for_many() {
+	awk -v p="$1" 'BEGIN {
+		for (i = 0; i < 10000; i++)
+			printf "<iq type=\"get\" id=\"%s%d\" from=\"user%d@localhost/r\" to=\"proxy.localhost\"/>", p, i, i
+	}' >"$dir/srv.in"
+	await grep -q "id='${1}9999'" "$dir/srv.out"
+	grep -o "<iq type='get' id='$1[0-9]*' from='[^']*' to='[^']*'" "$dir/srv.out" |
+	    sed "s/.* from='\([^']*\)' to='\([^']*\)'/\1 \2/" | sort >"$dir/$1"
+	[ "$(wc -l <"$dir/$1")" = 10000 ]
+}
+
+only_who_must_moves() {
+	scripted choice=STICKY MAXREQUESTS=100000
+	online b c d e f g h i j
+	logged "joined: .*: 10 online"
+	ask_for_many ten
+	ask_for_many again
+	cmp "$dir/ten" "$dir/again"
+	# about a thousand each
+	cut -d' ' -f2 "$dir/ten" | sort | uniq -c |
+	    awk '{ print } $1 < 850 || $1 > 1150 { bad = 1 } END { exit bad || NR != 10 }'
+	tell srv "<presence type='unavailable' from='service@localhost/c' to='proxy.localhost'/>"
+	logged "left: service@localhost/c"
+	ask_for_many nine
+	join "$dir/ten" "$dir/nine" | awk '$2 != $3 { moved++ }
+	    ($2 != $3) != ($2 == "service@localhost/c") { bad = 1 }
+	    END { print moved " moved"; exit bad || !moved }'
+	online c
+	logged "joined: service@localhost/c: 10 online"
+	ask_for_many back
+	cmp "$dir/ten" "$dir/back"
+	online k
+	logged "joined: service@localhost/k"
+	ask_for_many eleven
+	join "$dir/ten" "$dir/eleven" | awk '$2 != $3 { moved++ }
+	    $2 != $3 && $3 != "service@localhost/k" { bad = 1 }
+	    END { print moved " moved"; exit bad || moved < 750 || moved > 1070 }'
+	# nor does a restart move anybody
+	stop
+	scripted choice=STICKY MAXREQUESTS=100000
+	online k j i h g f e d c b
+	logged "joined: .*: 11 online"
+	ask_for_many restarted
+	cmp "$dir/eleven" "$dir/restarted"
+}
+
+thousands_at_once() {
+	scripted MAXREQUESTS=5000
 	seq 5000 | sed "s|.*|<iq type='get' id='n&' from='u@h/r' to='proxy.localhost'><q/></iq>|" \
 	    >"$dir/many"
 	cat "$dir/many" >"$dir/srv.in"
@@ -2313,25 +2719,14 @@ a_request_takes_one_turn() {
 	grep -q "^write.*<iq type='get' id='last'.*</iq>" "$dir/turn"
 }
 
-# Instructions, as valgrind counts them, next to those of expat alone over the
-# same stanzas. Nothing else in the tests would see the program become slower.
+# Nothing else in the tests would see the program become slower.
 costs_little_more_than_parsing() {
 	need valgrind valgrind
 	case ${CFLAGS-} in *sanitize*) echo "of no use with sanitizers"; exit 77 ;; esac
 	configure
 	build_load
-	count="valgrind --tool=callgrind --callgrind-out-file=$dir/cost"
-	for p in requests=140 answers=140 texts=120 elements=140; do
-		profile "${p%=*}" 2000 | head -c 3000000 | sed 's/<\/iq>[^/]*$/<\/iq>/' >"$dir/in"
-		n=$(grep -o '</iq>' "$dir/in" | wc -l)
-		# shellcheck disable=SC2086 # a command and its options
-		$count "$load" parse "$dir/in" 1 131072
-		floor=$(sed -n 's/^summary: //p' "$dir/cost")
-		# shellcheck disable=SC2086
-		"$load" serve "$dir/in" 1 "$n" 8 "$cport" $count "$bin" >"$dir/lost"
-		cost=$(sed -n 's/^summary: //p' "$dir/cost")
-		echo "$p: $n stanzas, $cost instructions, $floor of them to parse"
-		grep " 0$" "$dir/lost"
+	for p in exchanges=140 answers=140 texts=120 elements=140; do
+		count_instructions "${p%=*}"
 		[ $((cost * 100)) -lt $((floor * ${p#*=})) ]
 	done
 }
@@ -2370,7 +2765,7 @@ memory_stays_bounded() {
 
 # A fresh parser takes over in the middle of a read: nothing lost or reordered.
 a_fresh_parser_loses_nothing() {
-	scripted PARSERSOFT=100000
+	scripted PARSERSOFT=100000 MAXREQUESTS=20000
 	awk 'BEGIN {
 		for (i = 0; i < 20000; i++)
 			printf "<iq type=\"get\" id=\"n%d\" from=\"u@h/r\" to=\"proxy.localhost\"><e%d a=\"b\">t</e%d></iq>", i, i, i
@@ -2407,7 +2802,7 @@ split_anywhere_on_each_expat() {
 pieces_cost_little() {
 	need valgrind valgrind
 	case ${CFLAGS-} in *sanitize*) echo "of no use with sanitizers"; exit 77 ;; esac
-	configure
+	configure MAXREQUESTS=8
 	build_harness pieces cc -O2
 	{
 		printf %s "<iq type='get' id='1' from='u@h/r' to='proxy.localhost'><q a='"
@@ -2431,7 +2826,7 @@ back_pressure() {
 	server=$!
 	echo $server >>"$dir/pids"
 	await listening_only "$cport"
-	proxy
+	proxy MAXREQUESTS=20000
 	await grep stuck "$dir/stall"
 	before=$(switches)
 	sleep 1
@@ -2452,7 +2847,7 @@ liveness() {
 	tell srv " "
 	hear srv "<iq type='get' id='ping'"
 	deliver iq get u@h/r proxy.localhost "id='ping'/"
-	hear srv "<iq type='get' .*to='service@localhost/a' id='ping'"
+	hear srv "<iq type='get' id='ping' .*to='service@localhost/a'"
 	unlogged disconnected
 	unlogged dropped
 	logged "disconnected: the server is silent"
@@ -2551,8 +2946,15 @@ descriptors_and_reports() {
 	deliver iq result nobody@h/r proxy.localhost/u@h/r
 	hear srv "<not-acceptable"
 	kill -USR1 "$proxypid"
-	logged "counted: 1 requests, 1 answers, 1 service-unavailable, 1 feature-not-implemented, 1 not-acceptable, 0 policy-violation, 1 dropped, 1 connections, 1 online, [0-9]* bytes in, [0-9]* bytes out"
-	logged "resource: service@localhost/a"
+	deliver iq get u@h/r proxy.localhost
+	deliver iq get u@h/r proxy.localhost
+	hear srv "to='service@localhost/a'"
+	hear srv "to='service@localhost/a'"
+	kill -USR1 "$proxypid"
+	logged "counted: 1 requests, 0 untracked, 1 answers, 0 late, 1 service-unavailable, 1 feature-not-implemented, 1 not-acceptable, 0 policy-violation, 0 resource-constraint, 0 recipient-unavailable, 0 remote-server-timeout, 1 dropped, 1 connections, 1 online, 0 open, [0-9]* bytes in, [0-9]* bytes out"
+	logged "resource: service@localhost/a: 0 open"
+	logged "counted: 3 requests, .* 1 online, 2 open"
+	logged "resource: service@localhost/a: 2 open"
 }
 
 # The connection is reset, cut in the middle of a stanza, half closed.
@@ -2723,7 +3125,7 @@ fuzz() {
 	dir=$TESTDIR/fuzz
 	mkdir "$dir" "$dir/corpus"
 	cport=0
-	configure MAXRESOURCES=8 MAXSTANZA=4096 OUTSIZE=20000 \
+	configure MAXRESOURCES=8 MAXREQUESTS=6 REQUESTSIZE=40 MAXSTANZA=4096 OUTSIZE=20000 \
 	    INSIZE=1000 PARSERSOFT=60000 PARSERHARD=200000
 	build_harness fuzz clang "-DFUZZ -fsanitize=fuzzer,address,undefined
 	    -fno-sanitize-recover=all" || exit
@@ -2755,7 +3157,7 @@ fuzz() {
 
 # A day's work in so many seconds: workers that come and go, requesters at full
 # speed, the proxy and the server restarted. In a calm interval every request
-# is answered; a worker that is killed takes the requests in its hands with it.
+# is answered; while workers leave or are killed each gets an answer or an error.
 soak() {
 	place soak
 	guard
@@ -2780,6 +3182,7 @@ soak() {
 		n[$1] += $2
 		a[$1] += $4
 		e[$1] += $6
+		bad += $(NF - 1)
 		for (i = 8; i < NF; i += 2)
 			if (length($i) > 1)
 				kinds[$i] += $(i + 1)
@@ -2788,7 +3191,7 @@ soak() {
 		for (w in n) {
 			lost = n[w] - a[w] - e[w]
 			printf "%-22s %9d %9d %9d %9d\n", w, n[w], a[w], e[w], lost
-			bad += (w == "nothing" || w == "leave") && (lost || e[w])
+			bad += (w == "nothing" && e[w]) || (w !~ /proxy|server/ && lost)
 		}
 		for (k in kinds)
 			print kinds[k], "times", k
@@ -2837,26 +3240,50 @@ soak_round() {
 	done >>"$dir/table"
 }
 
-# The stanzas of a profile, so many.
+# The stanzas of a profile: so many requests, a hundred at a time, each time
+# followed by their answers; or answers only, which nobody has waited for.
 profile() {
 	awk -v profile="$1" -v n="$2" 'BEGIN {
+		ORS = ""
 		while (length(text) < 8192)
 			text = text "The quick brown fox jumps over the lazy dog. "
 		for (i = 0; i < 100; i++)
 			items = items "<item n=\"" i "\">x</item>"
-		payload["requests"] = "<query xmlns=\"http://jabber.org/protocol/disco#info\" node=\"a\"/>"
+		payload["exchanges"] = "<query xmlns=\"http://jabber.org/protocol/disco#info\" node=\"a\"/>"
 		payload["answers"] = "<query xmlns=\"jabber:iq:version\"><name>svc</name></query>"
 		payload["texts"] = "<query xmlns=\"urn:x\">" text "</query>"
 		payload["elements"] = "<query xmlns=\"urn:x\">" items "</query>"
 		for (i = 0; i < n; i++) {
 			user = "user" i * 7919 % 100003 "@localhost/Psi+" i % 97
-			if (profile == "answers")
-				printf "<iq type=\"result\" id=\"x%d\" from=\"service@localhost/r%d\" to=\"proxy.localhost/%s\">", i, i % 8, user
-			else
-				printf "<iq type=\"get\" id=\"x%d\" from=\"%s\" to=\"proxy.localhost\">", i, user
-			printf "%s</iq>", payload[profile]
+			if (profile != "answers")
+				print "<iq type=\"get\" id=\"x" i "\" from=\"" user \
+				    "\" to=\"proxy.localhost\">" payload[profile] "</iq>"
+			answers = answers "<iq type=\"result\" id=\"x" i \
+			    "\" from=\"service@localhost/r" i % 8 "\" to=\"proxy.localhost/" \
+			    user "\">" payload[profile] "</iq>"
+			if (i % 100 == 99) {
+				print answers
+				answers = ""
+			}
 		}
 	}' | tr '"' "'"
+}
+
+# Instructions for some 2000 stanzas of a profile, as valgrind counts them: $cost,
+# and $floor for expat alone.
+count_instructions() {
+	valgrind="valgrind -q --tool=callgrind --callgrind-out-file=$dir/cost"
+	profile "$1" 1000 | head -c 3000000 | sed 's/<\/iq>[^/]*$/<\/iq>/' >"$dir/in"
+	n=$(grep -o '</iq>' "$dir/in" | wc -l)
+	# shellcheck disable=SC2086 # a command and its options
+	$valgrind "$load" parse "$dir/in" 1 131072 >"$dir/lost"
+	floor=$(sed -n 's/^summary: //p' "$dir/cost")
+	# shellcheck disable=SC2086
+	"$load" serve "$dir/in" 1 "$n" 8 "$cport" $valgrind "$bin" >"$dir/lost"
+	cost=$(sed -n 's/^summary: //p' "$dir/cost")
+	echo "$1: $(grep -o '[0-9]*$' "$dir/lost") of $n stanzas lost," \
+	    "$((cost / n)) instructions for each, $((cost * 100 / floor)) % of parsing"
+	grep -q " 0$" "$dir/lost"
 }
 
 # Lines of user and system time: the mean of their sum.
@@ -2871,12 +3298,14 @@ bench() {
 	place bench
 	guard
 	need strace strace
+	need valgrind valgrind
 	build_load
 	configure
 	: >"$dir/table"
 	for i in 1 2 3 4 5; do
 		while read -r name n times resources; do
 			[ -f "$dir/$name" ] || profile "$name" "$n" >"$dir/$name"
+			[ "$name" = answers ] || n=$((2 * n))
 			{
 				printf '%s ' "$name/$resources" $((n * times))
 				"$load" parse "$dir/$name" "$times" 131072
@@ -2886,12 +3315,12 @@ bench() {
 				echo
 			} >>"$dir/table"
 		done <<-E
-		requests 100000 6 8
-		requests 100000 6 1
-		requests 100000 6 1000
+		exchanges 50000 6 8
+		exchanges 50000 6 1
+		exchanges 50000 6 1000
 		answers 100000 6 8
-		texts 2000 30 8
-		elements 5000 8 8
+		texts 1000 30 8
+		elements 2500 8 8
 		E
 	done
 	echo "CPU time in microseconds per stanza, and as multiples of that of expat alone"
@@ -2931,6 +3360,10 @@ bench() {
 			printf "%10s %10d %6d %5d\n", spread, median(rate[p]), peak[p], lost[p]
 		}
 	}' "$dir/table"
+	echo
+	for p in exchanges answers texts elements; do
+		count_instructions $p 2>"$dir/log"
+	done
 	for i in 1 2 3 4 5 6 7 8 9 10; do
 		{ "$load" run "$bin" -v && echo; } >>"$dir/starts"
 		{ "$load" serve /dev/null 0 0 0 "$cport" "$bin" && echo; } >>"$dir/online"
