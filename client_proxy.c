@@ -652,12 +652,14 @@ move(int r, int list)
 		busy[requests[r].resource] += (list == OPEN) - (had == OPEN);
 }
 
-/* Forget all: on a new connection nobody can answer them any more. */
+/* Forget resources and requests: without the connection that they were handed
+ * out on, nobody can answer them any more. */
 static void
-forgetrequests(void)
+forget(void)
 {
 	int r;
 
+	clearresources();
 	memset(buckets, 0, sizeof(buckets));
 	memset(busy, 0, sizeof(busy));
 	nopen = shedding = 0;
@@ -1324,7 +1326,7 @@ newparser(void)
 static int
 openstream(void)
 {
-	forgetrequests();
+	forget();
 	outpos = out.len = inlen = 0;
 	depth = event = held = authenticated = subscribed = 0;
 	fault = NULL;
@@ -1568,7 +1570,7 @@ disconnect(const char *why)
 {
 	if (why && state != CLOSING)
 		say("disconnected: %s", why);
-	clearresources();
+	forget();
 	close(fd);
 	fd = -1;
 	freeparser();
@@ -1585,7 +1587,7 @@ static void
 hangup(const char *why)
 {
 	say("%s: %s", quitting ? "stopping" : "disconnected", why);
-	clearresources();
+	forget();
 	closestream();
 	freeparser();
 	inlen = 0;

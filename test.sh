@@ -973,7 +973,7 @@ static const char prelude[] = "<stream:stream id='1' xmlns:s='urn:s' xmlns='"
 static int other;               /* the server's end */
 static XML_Parser seen, sent;   /* what goes in and what comes out, apart */
 static int seendepth, sentdepth, started, vague, measuring;
-static long requests, responses, messages, iqs, bounces;
+static long asks, responses, messages, iqs, bounces;
 
 static const char *
 find(const char **a, const char *name)
@@ -1005,7 +1005,7 @@ seenstart(void *data, const char *name, const char **a)
 	if (!strcmp(name, "message"))
 		messages += !y || strcmp(y, "error");
 	else if (y && !strcmp(name, "iq")) {
-		requests += !strcmp(y, "get") || !strcmp(y, "set");
+		asks += !strcmp(y, "get") || !strcmp(y, "set");
 		responses += !strcmp(y, "result") || !strcmp(y, "error");
 	}
 }
@@ -1126,7 +1126,7 @@ play(const char *data, size_t size, size_t piece, int lazy, int plain)
 		XML_SetReparseDeferralEnabled(sent, XML_FALSE);
 	}
 	seendepth = sentdepth = started = vague = 0;
-	requests = responses = messages = iqs = bounces = 0;
+	asks = responses = messages = iqs = bounces = 0;
 	nresources = toomany = 0;
 	assert(!socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
 	fd = pair[0];
@@ -1146,7 +1146,7 @@ play(const char *data, size_t size, size_t piece, int lazy, int plain)
 	}
 	if (fd >= 0 && state == ONLINE && !vague && seendepth == 1) {
 		/* one that was handed out may fail later */
-		assert(iqs >= requests && iqs <= 2 * requests + responses);
+		assert(iqs >= asks && iqs <= 2 * asks + responses);
 		assert(bounces == messages);
 	}
 	if (fd >= 0) {
