@@ -52,6 +52,7 @@ enum { RANDOM, STICKY, LEASTBUSY }; /* how to choose among resources */
 
 #define NS_COMPONENT  "jabber:component:accept"
 #define NS_CLIENT     "jabber:client"
+#define NS_CARBONS    "urn:xmpp:carbons:2"
 #define NS_STREAM     "http://etherx.jabber.org/streams"
 
 enum {
@@ -74,10 +75,10 @@ struct buffer {
 	int full;
 };
 
-/* An element of the stanza, and where in body its name lies. */
+/* An element of the stanza, and where in body its name and namespace lie. */
 struct node {
 	int up;                     /* the element around it; 0: the stanza itself */
-	size_t name, len;
+	size_t name, len, ns, nslen;
 };
 
 enum { NOTHING, OPENED, ELEMENT, CLOSED };             /* event of the parser */
@@ -97,7 +98,8 @@ static struct refusal {
 	[GONE]        = { "wait", "recipient-unavailable", 0 },
 	[LATE]        = { "wait", "remote-server-timeout", 0 },
 };
-static unsigned long nrequests, nuntracked, nanswers, nlate, ndropped, nconnected;
+static unsigned long nrequests, nuntracked, nanswers, nlate, nmessages, ndropped,
+                     nconnected;
 static unsigned long long bytesin, bytesout;
 
 /* clock and choice */
@@ -440,18 +442,18 @@ clearresources(void)
 	nresources = toomany = 0;
 }
 
-/* The resource for a requester; there must be one. A sticky requester stays with
- * its resource while that is online, and nobody else moves when one joins or
- * leaves (rendezvous hashing: the highest of all pairs' hashes wins). */
+/* The resource for jid[n]; there must be one. A sticky requester stays with its
+ * resource while that is online, and nobody else moves when one joins or leaves
+ * (rendezvous hashing: the highest of all pairs' hashes wins). */
 static int
-choose(const char *requester)
+choose(int how, const char *jid, size_t n)
 {
-	uint64_t h = hash(0, requester, strlen(requester)), best = 0;
+	uint64_t h = hash(0, jid, n), best = 0;
 	int i, found = 0, ties = 0;
 
-	if (choice == RANDOM)
+	if (how == RANDOM)
 		return (int)below((unsigned long)nresources);
-	if (choice == STICKY) {
+	if (how == STICKY) {
 		for (i = 0; i < nresources; i++) {
 			if (mix(marks[i] ^ h) >= best) {
 				best = mix(marks[i] ^ h);
@@ -709,12 +711,13 @@ isfull(void)
 	return full;
 }
 
-/* The request in the tree has been handed to a resource. */
+/* The request in the tree has been handed to a resource; -1: to nobody who could
+ * be seen to leave. */
 static void
-handedout(int resource)
+handedout(const char *asked, int resource)
 {
 	char key[REQUESTSIZE];
-	size_t n = makekey(key, from, to);
+	size_t n = makekey(key, from, asked);
 	int r = requests[FREE].prev;
 
 	if (n == 0) {
@@ -756,7 +759,7 @@ answered(const char *requester, const char *asked)
 		if (memcmp(keys[r], key, n))
 			continue;
 		fit = requests[r].list == DONE ? 1 : 2;
-		if (requests[r].resource >= 0 &&
+		if (requests[r].resource >= 0 && resourceof(from) &&
 		    !strcmp(resources[requests[r].resource], resourceof(from)))
 			fit = 3;
 		if (fit >= best) {
@@ -782,6 +785,8 @@ gone(const char *name)
 		return;
 	for (r = requests[OPEN].next; r != OPEN; r = next) {
 		next = requests[r].next;
+		if (requests[r].resource < 0)
+			continue;
 		if (!name || requests[r].resource == i) {
 			requests[r].why = GONE;
 			move(r, FAILED);
@@ -818,9 +823,10 @@ expire(void)
 
 	while (expiry() <= now) {
 		r = requests[OPEN].next;
+		i = requests[r].resource < 0 ? NULL : resources[requests[r].resource];
 		if (n == nopen)
-			say("timed out: request of %s at %s/%s, and maybe others",
-			    keys[r], target, resources[requests[r].resource]);
+			say("timed out: request of %s to %s%s%s, and maybe others", keys[r],
+			    keys[r] + strlen(keys[r]) + 1, i ? " at " : "", i ? i : "");
 		requests[r].why = LATE;
 		move(r, FAILED);
 		requests[r].resource = -1;
@@ -845,11 +851,15 @@ drop(const char *why)
 	    from ? from : "(nobody)", to ? to : "(nobody)", why);
 }
 
-/* Answer the stanza with an error, from the address that was asked. */
+/* Answer the stanza with an error, from the address that was asked. Errors never
+ * answer errors (RFC 6120 8.3.1). */
 static void
 refuse(int why)
 {
-	puterror(kind, id, to, from, why);
+	if (!strcmp(type, "error"))
+		ndropped++;
+	else
+		puterror(kind, id, to, from, why);
 }
 
 /* Ask for the target's presence: for the subscription until it is granted,
@@ -880,15 +890,22 @@ denied(const char *why)
 	}
 }
 
-/* The first element in element n, with this name if there is one; or 0. */
 static int
-child(int n, const char *name)
+is(const char *what, size_t start, size_t len)
+{
+	return !what || (strlen(what) == len && !memcmp(body.s + start, what, len));
+}
+
+/* The first element in element n, with this name and in this namespace if they
+ * are not NULL; 0 if there is none. */
+static int
+child(int n, const char *name, const char *space)
 {
 	int i;
 
 	for (i = 1; i < nnodes; i++)
-		if (nodes[i].up == n && (!name || (strlen(name) == nodes[i].len &&
-		    !memcmp(body.s + nodes[i].name, name, nodes[i].len))))
+		if (nodes[i].up == n && is(name, nodes[i].name, nodes[i].len) &&
+		    is(space, nodes[i].ns, nodes[i].nslen))
 			return i;
 	return 0;
 }
@@ -898,7 +915,7 @@ static const char *
 condition(int n)
 {
 	static char name[64];
-	int i = child(n, NULL);
+	int i = child(n, NULL, NULL);
 
 	if (!i)
 		return "no condition given";
@@ -935,7 +952,7 @@ presence(const char *self)
 	} else if (!strcmp(type, "unsubscribed")) {
 		denied("it refuses or has withdrawn the subscription");
 	} else if (!strcmp(type, "error")) {
-		denied(condition(child(0, "error")));
+		denied(condition(child(0, "error", NULL)));
 	}
 }
 
@@ -950,83 +967,165 @@ join(char *dst, const char *bare, const char *resource)
 	strcpy(dst + n + 1, resource);
 }
 
-/* A request: hand it to a resource of the target. */
-static void
-request(const char *self)
+/* Write the address below self that stands for jid into dst[JIDMAX + 1]. 0 if it
+ * is too long. */
+static int
+standin(char *dst, const char *self, const char *jid)
 {
-	char src[JIDMAX + 1], dst[JIDMAX + 1], resource[PARTMAX + 1];
-	int i;
+	char resource[PARTMAX + 1];
 
-	if (istarget(from)) {
-		refuse(UNKNOWN);
-	} else if (resourceof(to) || nresources == 0) {
-		refuse(NOBODY);
-	} else if (!enc(resource, from)) {
+	if (!enc(resource, jid))
+		return 0;
+	join(dst, self, resource);
+	return 1;
+}
+
+/* Hand a request, for which asked is to answer, to dst. That is this resource of
+ * the target or, if it is -1, somebody else. */
+static void
+handout(const char *self, const char *asked, const char *dst, int resource)
+{
+	char src[JIDMAX + 1];
+
+	if (!standin(src, self, from)) {
 		refuse(LONGADDRESS);
 	} else if (isfull()) {
 		refuse(BUSY);
+	} else if (!forward(src, dst)) {
+		refuse(LARGE);
 	} else {
-		i = choose(from);
-		join(src, self, resource);
-		join(dst, target, resources[i]);
-		if (forward(src, dst)) {
-			nrequests++;
-			handedout(i);
-		} else {
-			refuse(LARGE);
-		}
+		nrequests++;
+		handedout(asked, resource);
 	}
 }
 
-/* An answer: lead it back to the requester that our address tells. One that
- * cannot pass still ends the request. */
+/* A request for the target: hand it to one of its resources. */
 static void
-response(const char *self)
+request(const char *self)
 {
-	char requester[PARTMAX + 1];
+	char dst[JIDMAX + 1];
+	int i;
 
-	if (!istarget(from) || !resourceof(from))
-		drop("not from a resource of the target");
-	else if (!resourceof(to) || !dec(requester, resourceof(to)))
-		drop("no requester in the address");
-	else if (!answered(requester, self))
-		nlate++;
-	else if (forward(self, requester))
-		nanswers++;
-	else
-		puterror(kind, id, self, requester, LARGE);
+	if (resourceof(to) || nresources == 0) {
+		refuse(NOBODY);
+	} else {
+		i = choose(choice, from, strlen(from));
+		join(dst, target, resources[i]);
+		handout(self, to, dst, i);
+	}
 }
 
-/* Handle the stanza that is in the tree. */
+/* An answer, from src, one of our addresses, to the requester. One that cannot
+ * pass still ends the request. */
+static void
+response(const char *src, const char *requester)
+{
+	if (!answered(requester, src))
+		nlate++;
+	else if (forward(src, requester))
+		nanswers++;
+	else
+		puterror(kind, id, src, requester, LARGE);
+}
+
+/* 1 if a message without a body only tells how others fare, as chat states,
+ * receipts and markers do (XEP-0085, 0184, 0333), or wants no trace: it is not
+ * worth an error. */
+static int
+isfleeting(void)
+{
+	return !strcmp(type, "error") || !strcmp(type, "headline") ||
+	       (!child(0, "body", NULL) &&
+	        (child(0, NULL, "http://jabber.org/protocol/chatstates") ||
+	         child(0, NULL, "urn:xmpp:receipts") ||
+	         child(0, NULL, "urn:xmpp:chat-markers:0")));
+}
+
+/* A message from src, one of our addresses, to dst. */
+static void
+message(const char *src, const char *dst)
+{
+	if (forward(src, dst))
+		nmessages++;
+	else
+		refuse(LARGE);
+}
+
+/* A message for the target: all of a conversation goes to one of its resources. */
+static void
+conversation(const char *self)
+{
+	char src[JIDMAX + 1], dst[JIDMAX + 1];
+	int i;
+
+	if (nresources == 0 && isfleeting()) {
+		ndropped++;
+	} else if (nresources == 0) {
+		refuse(GONE);
+	} else if (!standin(src, self, from)) {
+		refuse(LONGADDRESS);
+	} else {
+		i = choose(STICKY, from, barelen(from));
+		join(dst, target, resources[i]);
+		message(src, dst);
+	}
+}
+
+/* Handle the stanza that has come. Below the exceptions it reads like the tables
+ * of the man page: the first line that fits applies. */
 static void
 route(void)
 {
-	char self[BAREMAX + 1];
-	size_t bare;
+	char self[BAREMAX + 1], src[JIDMAX + 1], other[PARTMAX + 1] = "";
+	int iq = !strcmp(kind, "iq"), error = !strcmp(type, "error");
+	int asks = iq && (!strcmp(type, "get") || !strcmp(type, "set"));
+	int answers = iq && (error || !strcmp(type, "result"));
+	int mine, member, stranger;  /* from the target; for its resource; for others */
 
 	if (!from || !*from || !to || !isours(to)) {
 		drop("not from anybody to us");
 		return;
-	}
-	bare = barelen(to);
-	memcpy(self, to, bare);
-	self[bare] = '\0';
-	if (ns && strcmp(ns, NS_COMPONENT) && strcmp(ns, NS_CLIENT))
+	} else if (ns && strcmp(ns, NS_COMPONENT) && strcmp(ns, NS_CLIENT)) {
 		drop("unknown namespace");
-	else if (isours(from))
+		return;
+	}
+	memcpy(self, to, barelen(to));
+	self[barelen(to)] = '\0';
+	if (resourceof(to) && !dec(other, resourceof(to)))
+		*other = '\0';
+	mine = istarget(from);
+	member = istarget(other) && resourceof(other) && *resourceof(other);
+	stranger = *other && !istarget(other) && !isours(other);
+
+	if (isours(from))
 		; /* our own ping, or what became of it */
 	else if (!strcmp(kind, "presence"))
 		presence(self);
-	else if (!strcmp(kind, "message") && strcmp(type, "error"))
-		refuse(UNKNOWN);
-	else if (!strcmp(kind, "message"))
-		; /* errors never answer errors, RFC 6120 8.3.1 */
-	else if (!strcmp(type, "get") || !strcmp(type, "set"))
+	else if (asks && !mine)
 		request(self);
-	else if (!strcmp(type, "result") || !strcmp(type, "error"))
-		response(self);
+	else if (asks && relay && stranger && resourceof(from) && standin(src, self, other))
+		handout(self, src, other, -1);
+	else if (asks)
+		refuse(relay && resourceof(to) ? NOBODY : UNKNOWN);
+	else if (answers && mine && resourceof(from) && *other)
+		response(self, other);
+	else if (answers && relay && !mine && member && standin(src, self, from))
+		response(src, other);
+	else if (iq)
+		drop(!answers ? "unknown type" : mine ? "no requester in the address" :
+		     "not from a resource of the target");
+	else if (!relay || (mine && !resourceof(to)))
+		refuse(UNKNOWN);
+	else if (child(0, "sent", NS_CARBONS) || child(0, "received", NS_CARBONS))
+		drop("a copy");
+	else if (mine && stranger)
+		message(self, other);
+	else if (!mine && !resourceof(to))
+		conversation(self);
+	else if (error && !mine && member && standin(src, self, from))
+		message(src, other);
 	else
-		drop("unknown type");
+		refuse(NOBODY);
 }
 
 /* ---- parsing ---- */
@@ -1152,6 +1251,7 @@ endtag(void)
 static void
 addelement(const char *name, const char **atts)
 {
+	struct node *n = NULL;
 	size_t start;
 
 	endtag();
@@ -1159,9 +1259,11 @@ addelement(const char *name, const char **atts)
 	put(&body, "<", 1);
 	putstr(&body, name);
 	if (depth <= 4 && nnodes < (int)LEN(nodes) && !body.full) {
-		nodes[nnodes].up = depth == 3 ? 0 : current;
-		nodes[nnodes].name = start + 1;
-		nodes[nnodes].len = body.len - start - 1;
+		n = nodes + nnodes;
+		n->up = depth == 3 ? 0 : current;
+		n->name = start + 1;
+		n->len = body.len - n->name;
+		n->nslen = 0;
 		if (depth == 3)
 			current = nnodes;
 		nnodes++;
@@ -1170,6 +1272,10 @@ addelement(const char *name, const char **atts)
 	for (; *atts; atts += 2) {
 		putattr(&body, atts[0], atts[1]);
 		prefixed |= isdeclared(*atts);
+		if (n && !strcmp(*atts, "xmlns")) {
+			n->nslen = strlen(atts[1]);
+			n->ns = body.len - 1 - n->nslen;
+		}
 	}
 	tagopen = 1;
 	largest = MAX(largest, body.len - start);
@@ -1390,7 +1496,7 @@ static const char *
 streamerror(void)
 {
 	static char why[1024];
-	int i = child(0, "text");
+	int i = child(0, "text", NULL);
 	const char *s;
 
 	if (!i || body.full)
@@ -1753,10 +1859,10 @@ report(void)
 	for (i = 0; i < LEN(refusals); i++)
 		n += (size_t)snprintf(refused + n, sizeof(refused) - n, ", %lu %s",
 		                      refusals[i].n, refusals[i].condition);
-	say("counted: %lu requests, %lu untracked, %lu answers, %lu late%s, "
-	    "%lu dropped, %lu connections, %d online, %d open, %llu bytes in, "
-	    "%llu bytes out", nrequests, nuntracked, nanswers, nlate, refused,
-	    ndropped, nconnected, nresources, nopen, bytesin, bytesout);
+	say("counted: %lu requests, %lu untracked, %lu answers, %lu late, %lu messages"
+	    "%s, %lu dropped, %lu connections, %d online, %d open, %llu bytes in, "
+	    "%llu bytes out", nrequests, nuntracked, nanswers, nlate, nmessages,
+	    refused, ndropped, nconnected, nresources, nopen, bytesin, bytesout);
 	for (i = 0; i < (size_t)nresources; i++)
 		say("resource: %s/%s: %d open", target, resources[i], busy[i]);
 }

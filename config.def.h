@@ -8,6 +8,7 @@ static const char *host   = "127.0.0.1";          /* server: name or address, IP
 static const char *port   = "5347";               /* its component port */
 static const char *prefix = "";                   /* use only resources that start with this */
 static const int   choice = RANDOM;               /* which of them: RANDOM, STICKY or LEASTBUSY */
+static const int   relay  = 0;                    /* 1: messages and the client's own requests, too */
 
 /* times, all in seconds */
 static const unsigned int keepalive  = 60;        /* seconds of silence before the route is checked */

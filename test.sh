@@ -342,7 +342,7 @@ prosody() {
 	await listening "$cport"
 }
 
-# A throw-away ejabberd, with accounts service and user.
+# A throw-away ejabberd, with accounts service, user and other.
 ejabberd() {
 	cat >"$dir/ejabberd.yml" <<-E
 	hosts: [localhost]
@@ -375,7 +375,7 @@ ejabberd() {
 	for try in 1 2 3; do
 		background erl -noinput -mnesia dir "\"$dir/mnesia\"" -s ejabberd -eval \
 		    '[ejabberd_auth:try_register(U, <<"localhost">>, <<"pw">>) ||
-			U <- [<<"service">>, <<"user">>]].' >>"$dir/ejabberd.out" 2>&1
+			U <- [<<"service">>, <<"user">>, <<"other">>]].' >>"$dir/ejabberd.out" 2>&1
 		serverpids=$pid
 		! await listening "$c2s" || break
 		echo "try $try:"
@@ -1019,10 +1019,14 @@ seenend(void *data, const char *name)
 static void
 sentstart(void *data, const char *name, const char **a)
 {
-	const char *f = find(a, "from");
+	const char *f = find(a, "from"), *t = find(a, "to"), *y = find(a, "type");
+	char who[PARTMAX + 1];
 
 	if (sentdepth++ != 1)
 		return;
+	/* who is not the target reaches nobody else */
+	if (f && resourceof(f) && dec(who, resourceof(f)) && !istarget(who))
+		assert(istarget(t) || (y && !strcmp(y, "error")));
 	if (!strcmp(name, "iq") || !strcmp(name, "message") || !strcmp(name, "presence")) {
 		assert(f && isours(f) && find(a, "to"));
 		iqs += !strcmp(name, "iq");
@@ -1066,17 +1070,19 @@ check(void)
 			assert(strcmp(resources[i], resources[j]));
 		open += busy[i];
 	}
-	assert(open == nopen);
 	for (i = 0; i < FIRST; i++)
 		for (j = requests[i].next; j != i; j = requests[j].next) {
 			assert(requests[j].list == i && requests[requests[j].next].prev == j);
 			assert(++listed <= nused - FIRST && j >= FIRST && j < nused);
-			if (i == OPEN)
-				assert(requests[j].resource >= 0 && requests[j].resource < nresources);
+			if (i == OPEN) {
+				assert(relay || requests[j].resource >= 0);
+				assert(requests[j].resource < nresources);
+				open += requests[j].resource < 0;
+			}
 			if (i != FREE)
 				chained--;
 		}
-	assert(listed == nused - FIRST);
+	assert(listed == nused - FIRST && open == nopen);
 	for (i = 0; i < MAXREQUESTS; i++)
 		for (j = buckets[i]; j; j = requests[j].chain) {
 			assert(requests[j].bucket == i && requests[j].list != FREE);
@@ -1147,7 +1153,7 @@ play(const char *data, size_t size, size_t piece, int lazy, int plain)
 	if (fd >= 0 && state == ONLINE && !vague && seendepth == 1) {
 		/* one that was handed out may fail later */
 		assert(iqs >= asks && iqs <= 2 * asks + responses);
-		assert(bounces == messages);
+		assert(relay || bounces == messages);
 	}
 	if (fd >= 0) {
 		disconnect("the end");
@@ -1440,6 +1446,32 @@ main(int argc, char *argv[])
 END
 
 # ---- helpers: parts of tests ----
+
+# The stanzas that the proxy has sent since the last time: $news.
+news() {
+	sleep 0.3
+	stanzas <"$dir/srv.out" >"$dir/all"
+	touch "$dir/old"
+	news=$(tail -n "+$(($(wc -l <"$dir/old") + 1))" "$dir/all")
+	mv "$dir/all" "$dir/old"
+}
+
+# What goes out for a request that has failed, from the address it had asked.
+failed_with() {
+	echo "<iq type='error' id='$2' from='$3' to='u@h/r'><error type='wait'><$1 xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq>"
+}
+
+# Ask for 10,000 requesters: who has which resource is in $dir/$1.
+ask_for_many() {
+	awk -v p="$1" 'BEGIN {
+		for (i = 0; i < 10000; i++)
+			printf "<iq type=\"get\" id=\"%s%d\" from=\"user%d@localhost/r\" to=\"proxy.localhost\"/>", p, i, i
+	}' >"$dir/srv.in"
+	await grep -q "id='${1}9999'" "$dir/srv.out"
+	grep -o "<iq type='get' id='$1[0-9]*' from='[^']*' to='[^']*'" "$dir/srv.out" |
+	    sed "s/.* from='\([^']*\)' to='\([^']*\)'/\1 \2/" | sort >"$dir/$1"
+	[ "$(wc -l <"$dir/$1")" = 10000 ]
+}
 
 # All that an operator sees in a week, in the shortest time: the first contact,
 # joins and leaves, requests, silence, both sides' restarts.
@@ -2021,6 +2053,66 @@ least_busy_spares_the_slow() {
 	END { exit !(least * 2 < random && least < 200) }' "$dir/least" "$dir/random"
 }
 
+# Two users talk to a service of three resources, which asks one's client for its
+# name, and then one of them leaves.
+chat() {
+	"$1"
+	proxy relay=1
+	services a b c
+	login user x
+	login other y
+	tell user "<presence/>"
+	tell other "<presence/>"
+	for u in user other; do
+		first=
+		for n in 1 2 3; do
+			tell $u "<message type='chat' id='$u$n' to='proxy.localhost'><body>hi $n</body></message>"
+			await grep -l "id='$u$n'\|id=.$u$n" "$dir/a.out" "$dir/b.out" "$dir/c.out"
+			r=$(cd "$dir" && grep -l "$u$n" a.out b.out c.out)
+			r=${r%.out}
+			[ "${first:=$r}" = "$r" ]
+			hear "$r" "<message" "$u$n" "<body>hi $n</body>" "from='proxy.localhost/$u@localhost/[xy]'"
+			case $u in user) at=user@localhost/x ;; *) at=other@localhost/y ;; esac
+			tell "$r" "<message type='chat' id='re$u$n' to='proxy.localhost/$at'><body>hello $n</body></message>"
+			hear $u "<message" "re$u$n" "<body>hello $n</body>" "from='proxy.localhost'" "to='$at'"
+		done
+		eval "$u=$r"
+	done
+	# the conversation moves when its resource leaves
+	# shellcheck disable=SC2154 # set by eval
+	r=$user
+	tell "$r" "<presence type='unavailable'/>"
+	logged "left: service@localhost/$r"
+	tell user "<message type='chat' id='moved' to='proxy.localhost'><body>still there?</body></message>"
+	rest=$(echo a.out b.out c.out | sed "s/$r.out//")
+	# shellcheck disable=SC2086 # two files
+	await sh -c "cd '$dir' && grep -l moved $rest"
+	grep moved "$dir/$r.out" && return 1
+	r=$(cd "$dir" && eval "grep -l moved $rest")
+	r=${r%.out}
+	# the service asks
+	tell "$r" "<iq type='get' id='version' to='proxy.localhost/user@localhost/x'><query xmlns='jabber:iq:version'/></iq>"
+	hear user "<iq" "id='version'" "type='get'" "from='proxy.localhost/service@localhost/$r'"
+	tell user "<iq type='result' id='version' to='proxy.localhost/service@localhost/$r'>
+		<query xmlns='jabber:iq:version'><name>Tester</name></query></iq>"
+	hear "$r" "<iq" "id='version'" "type='result'" "from='proxy.localhost/user@localhost/x'" "<name>Tester</name>"
+	tell "$r" "<iq type='get' id='nobody' to='proxy.localhost/user@localhost/nobody'><query xmlns='test'/></iq>"
+	hear "$r" "<iq" "id='nobody'" "type='error'" "from='proxy.localhost/user@localhost/nobody'"
+	# a user who is no more
+	tell "$r" "<message type='chat' id='gone' to='proxy.localhost/nobody@localhost/x'><body>hi</body></message>"
+	await sh -c "cat '$dir/a.out' '$dir/b.out' '$dir/c.out' |
+	    grep \"<message[^>]* id='gone'[^>]*><error\|<message[^>]* type='error'[^>]* id='gone'\""
+	unlogged dropped
+}
+
+chat_on_prosody() {
+	chat prosody
+}
+
+chat_on_ejabberd() {
+	chat ejabberd
+}
+
 # ---- tests: on a scripted server ----
 
 nothing_else_is_rewritten() {
@@ -2098,18 +2190,145 @@ byte_by_byte() {
 	[ "$(stanzas <"$dir/srv.out" | grep -c "<iq type='get'")" = 20 ]
 }
 
-# The answers, ids and errors that came out since the last time: $news.
-news() {
-	sleep 0.3
-	stanzas <"$dir/srv.out" >"$dir/all"
-	touch "$dir/old"
-	news=$(tail -n "+$(($(wc -l <"$dir/old") + 1))" "$dir/all")
-	mv "$dir/all" "$dir/old"
+# Each line of the tables, without and with a node; nothing else comes out.
+relayed_as_the_table_says() {
+	scripted relay=1
+	for at in proxy.localhost room@proxy.localhost; do
+		news
+		a=service@localhost/a
+		deliver message chat u@h/r $at "id='1'><body>x</body></message"
+		deliver message "" u@h $at "id='2'/"
+		deliver message error u@h/r $at "id='3'/"
+		deliver message chat $a $at/u@h/r "id='4'/"
+		deliver message error $a $at/u@h/%C3%A9 "id='5'/"
+		deliver iq get $a $at/u@h/r "id='6'/"
+		deliver iq result u@h/r $at/$a "id='6'/"
+		deliver iq set $a $at/u@h/é "id='7'/"
+		deliver iq error u@h/é $at/$a "id='7'/"
+		deliver message error u@h/r $at/$a "id='8'/"
+		deliver iq get u@h/r $at "id='9'/"
+		deliver iq result $a $at/u@h/r "id='9'/"
+		hear srv "id='9' from='$at' to='u@h/r'"
+		news
+		[ "$news" = "<message type='chat' id='1' from='$at/u@h/r' to='$a'><body>x</body></message>
+<message id='2' from='$at/u@h' to='$a'/>
+<message type='error' id='3' from='$at/u@h/r' to='$a'/>
+<message type='chat' id='4' from='$at' to='u@h/r'/>
+<message type='error' id='5' from='$at' to='u@h/é'/>
+<iq type='get' id='6' from='$at/$a' to='u@h/r'/>
+<iq type='result' id='6' from='$at/u@h/r' to='$a'/>
+<iq type='set' id='7' from='$at/$a' to='u@h/é'/>
+<iq type='error' id='7' from='$at/u@h/%C3%A9' to='$a'/>
+<message type='error' id='8' from='$at/u@h/r' to='$a'/>
+<iq type='get' id='9' from='$at/u@h/r' to='$a'/>
+<iq type='result' id='9' from='$at' to='u@h/r'/>" ]
+	done
+	unlogged dropped
+	kill -USR1 "$proxypid"
+	logged "counted: 6 requests, 0 untracked, 6 answers, 0 late, 12 messages.* 0 open"
 }
 
-# What goes out for a request that has failed, from the address it had asked.
-failed_with() {
-	echo "<iq type='error' id='$2' from='$3' to='u@h/r'><error type='wait'><$1 xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq>"
+# Strangers reach nobody but the target, and only as the table says; the target's
+# client reaches neither itself nor us.
+no_way_around_the_table() {
+	scripted relay=1
+	for y in victim@h/r victim@h service@localhost service@localhost/ service@localhostx/a \
+	    service@localhost.evil/a xservice@localhost/a proxy.localhost/victim@h \
+	    proxy.localhost/service@localhost/a %zz victim@h%2Fr victim@h%00/r; do
+		for from in u@h/r service@localhostx/a service@localhost.evil/a xservice@localhost/a localhost; do
+			deliver message chat $from "proxy.localhost/$y"
+			deliver message error $from "proxy.localhost/$y"
+			deliver message groupchat $from "proxy.localhost/$y"
+			for type in get set result error; do
+				deliver iq $type $from "proxy.localhost/$y"
+			done
+			deliver presence "" $from "proxy.localhost/$y" /
+		done
+	done
+	for type in get set; do
+		deliver iq $type u@h/r proxy.localhost/service@localhost/a
+	done
+	deliver message chat u@h/r proxy.localhost/service@localhost/a
+	for y in service@localhost/a service@localhost/b service@localhost proxy.localhost \
+	    room@proxy.localhost/victim@h %zz; do
+		deliver message chat service@localhost/a "proxy.localhost/$y"
+		deliver message error service@localhost/a "proxy.localhost/$y"
+		deliver iq get service@localhost/a "proxy.localhost/$y"
+		deliver presence "" service@localhost/a "proxy.localhost/$y" /
+	done
+	deliver message chat service@localhost/a proxy.localhost
+	deliver iq get service@localhost/a proxy.localhost
+	deliver iq get service@localhost proxy.localhost/victim@h
+	deliver iq get u@h/r proxy.localhost "id='end'/"
+	hear srv "id='end'.*to='service@localhost/a'"
+	news
+	# all that came out are errors to the sender
+	echo "$news" | sed '1,/type=.subscribe/d;$d' >"$dir/bounced"
+	wc -l <"$dir/bounced"
+	[ "$(wc -l <"$dir/bounced")" = $((12 * 5 * 4 + 3 + 6 * 2 + 3)) ]
+	! grep -v "<\(iq\|message\) type='error' id='1' from='proxy.localhost[^']*' to='\(u@h/r\|service@localhostx/a\|service@localhost.evil/a\|xservice@localhost/a\|localhost\|service@localhost/a\|service@localhost\)'><error type='cancel'><\(service-unavailable\|feature-not-implemented\) " "$dir/bounced"
+}
+
+messages_for_nobody() {
+	scripted relay=1
+	tell srv "<presence type='unavailable' from='service@localhost/a' to='proxy.localhost'/>"
+	logged "0 online"
+	news
+	b="<body>hi</body>"
+	state="<composing xmlns='http://jabber.org/protocol/chatstates'/>"
+	receipt="<received xmlns='urn:xmpp:receipts' id='7'/>"
+	marker="<displayed id='7' xmlns='urn:xmpp:chat-markers:0'/>"
+	for quiet in "$state" "$receipt" "$marker" "<thread>t</thread>$state$marker"; do
+		deliver message chat u@h/r proxy.localhost "id='q'>$quiet</message"
+	done
+	deliver message headline u@h/r proxy.localhost "id='q'>$b</message"
+	deliver message error u@h/r proxy.localhost "id='q'>$b</message"
+	news
+	[ -z "$news" ]
+	for loud in "$b" "$b$state" "<x xmlns='jabber:x:conference'/>" "" "<received xmlns='x'/>"; do
+		deliver message chat u@h/r room@proxy.localhost "id='l'>$loud</message"
+		news
+		[ "$news" = "<message type='error' id='l' from='room@proxy.localhost' to='u@h/r'><error type='wait'><recipient-unavailable xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></message>" ]
+	done
+	online a
+	logged "joined.*1 online"
+	for copy in sent received; do
+		copy="<$copy xmlns='urn:xmpp:carbons:2'><forwarded xmlns='urn:xmpp:forward:0'/></$copy>"
+		deliver message chat service@localhost proxy.localhost/u@h/r "id='c'>$copy</message"
+		deliver message chat u@h/r proxy.localhost "id='c'>$copy</message"
+	done
+	hush srv "id='c'"
+	deliver message chat u@h/r proxy.localhost "id='d'>$receipt</message"
+	hear srv "id='d'.*to='service@localhost/a'"
+	# too long an address, too large a message
+	deliver message chat "u@h/$(bytes 1023 x)" proxy.localhost "id='e'/"
+	hear srv "<message type='error' id='e'.*<not-acceptable"
+	deliver message error "u@h/$(bytes 1023 x)" proxy.localhost "id='f'/"
+	{
+		printf %s "<message id='g' from='u@h/r' to='proxy.localhost'><body>"
+		bytes 600000 x
+		printf %s "</body></message>"
+	} >"$dir/srv.in"
+	hear srv "<message type='error' id='g'.*<policy-violation"
+	hush srv "id='f'"
+}
+
+# The client's requests are answered, too, and do not depend on others' presence.
+the_clients_requests_get_an_answer() {
+	scripted relay=1 answertime=2
+	deliver iq get service@localhost/a proxy.localhost/u@h/r "id='1'/"
+	hear srv "<iq type='get' id='1' from='proxy.localhost/service@localhost/a' to='u@h/r'/>"
+	online b
+	tell srv "<presence type='unavailable' from='service@localhost/b' to='proxy.localhost'/>"
+	tell srv "<presence type='unavailable' from='service@localhost' to='proxy.localhost'/>"
+	logged ": 0 online"
+	hush srv "<iq type='error'"
+	hear srv "<iq type='error' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'><error type='wait'><remote-server-timeout"
+	logged "timed out: request of service@localhost/a to proxy.localhost/u@h/r, and"
+	deliver iq result u@h/r proxy.localhost/service@localhost/a
+	hush srv "<iq type='result'"
+	kill -USR1 "$proxypid"
+	logged " 1 late.* 0 open"
 }
 
 requests_of_who_leaves_are_answered() {
@@ -2305,18 +2524,6 @@ requests_do_not_survive_the_connection() {
 	hear srv "<iq type='result' id='1' from='proxy.localhost' to='u@h/r'/>"
 	kill -USR1 "$proxypid"
 	logged "0 late.*0 open"
-}
-
-# Ask for 10,000 requesters: who has which resource is in $dir/$1.
-ask_for_many() {
-	awk -v p="$1" 'BEGIN {
-		for (i = 0; i < 10000; i++)
-			printf "<iq type=\"get\" id=\"%s%d\" from=\"user%d@localhost/r\" to=\"proxy.localhost\"/>", p, i, i
-	}' >"$dir/srv.in"
-	await grep -q "id='${1}9999'" "$dir/srv.out"
-	grep -o "<iq type='get' id='$1[0-9]*' from='[^']*' to='[^']*'" "$dir/srv.out" |
-	    sed "s/.* from='\([^']*\)' to='\([^']*\)'/\1 \2/" | sort >"$dir/$1"
-	[ "$(wc -l <"$dir/$1")" = 10000 ]
 }
 
 only_who_must_moves() {
@@ -2951,7 +3158,7 @@ descriptors_and_reports() {
 	hear srv "to='service@localhost/a'"
 	hear srv "to='service@localhost/a'"
 	kill -USR1 "$proxypid"
-	logged "counted: 1 requests, 0 untracked, 1 answers, 0 late, 1 service-unavailable, 1 feature-not-implemented, 1 not-acceptable, 0 policy-violation, 0 resource-constraint, 0 recipient-unavailable, 0 remote-server-timeout, 1 dropped, 1 connections, 1 online, 0 open, [0-9]* bytes in, [0-9]* bytes out"
+	logged "counted: 1 requests, 0 untracked, 1 answers, 0 late, 0 messages, 1 service-unavailable, 1 feature-not-implemented, 1 not-acceptable, 0 policy-violation, 0 resource-constraint, 0 recipient-unavailable, 0 remote-server-timeout, 1 dropped, 1 connections, 1 online, 0 open, [0-9]* bytes in, [0-9]* bytes out"
 	logged "resource: service@localhost/a: 0 open"
 	logged "counted: 3 requests, .* 1 online, 2 open"
 	logged "resource: service@localhost/a: 2 open"
@@ -3120,13 +3327,18 @@ run() {
 	esac
 }
 
-# Fuzz for so many seconds, from the stanzas that stand in this file.
+# Fuzz for so many seconds, without and with relay.
 fuzz() {
-	dir=$TESTDIR/fuzz
+	fuzz_with $(($1 / 2)) 0 && fuzz_with $(($1 / 2)) 1
+}
+
+# For so many seconds, with relay or without, from the stanzas in this file.
+fuzz_with() {
+	dir=$TESTDIR/fuzz.$2
 	mkdir "$dir" "$dir/corpus"
 	cport=0
-	configure MAXRESOURCES=8 MAXREQUESTS=6 REQUESTSIZE=40 MAXSTANZA=4096 OUTSIZE=20000 \
-	    INSIZE=1000 PARSERSOFT=60000 PARSERHARD=200000
+	configure relay="$2" MAXRESOURCES=8 MAXREQUESTS=6 REQUESTSIZE=40 MAXSTANZA=4096 \
+	    OUTSIZE=20000 INSIZE=1000 PARSERSOFT=60000 PARSERHARD=200000
 	build_harness fuzz clang "-DFUZZ -fsanitize=fuzzer,address,undefined
 	    -fno-sanitize-recover=all" || exit
 	sed -n "s/^[^<]*\\(<[a-z!?][^|]*>\\).*/\\1/p" test.sh | sort -u |
@@ -3141,13 +3353,14 @@ fuzz() {
 	    "<iq type='result' " "from='u@h/r' " "to='proxy.localhost'" "/u@h/r'" get set \
 	    result error "from='service@localhost/a' " subscribe subscribed unavailable \
 	    "<s:a/>" "<![CDATA[" "]]>" "&lt;" "&#13;" "xmlns='" "</iq>" "/>" "<stream:error>" \
-	    jabber:client "%C3%A9" "<handshake/>" "</stream:stream>"; do
+	    jabber:client "%C3%A9" "to='proxy.localhost/service@localhost/a'" "<body/>" \
+	    "<message type='chat' " "to='proxy.localhost/u@h/r'" "<handshake/>" "</stream:stream>"; do
 		echo "\"$word\""
 	done >"$dir/words"
 	cd "$dir" || exit
 	"$harness" -max_total_time="$1" -max_len=8192 -timeout=20 -rss_limit_mb=4096 \
 	    -dict="$dir/words" -print_final_stats=1 corpus >"$dir/log" 2>&1 &&
-		grep -e DONE -e stat:: "$dir/log" | tail -n 6 && return
+		grep -e DONE -e stat:: "$dir/log" | tail -n 6 && cd "$TESTDIR/src" && return
 	tail -n 60 "$dir/log"
 	for f in crash-* timeout-* leak-* oom-*; do
 		[ ! -f "$f" ] || { echo "$f, as base64:"; openssl base64 -in "$f"; }
