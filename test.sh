@@ -2098,10 +2098,17 @@ chat() {
 	hear "$r" "<iq" "id='version'" "type='result'" "from='proxy.localhost/user@localhost/x'" "<name>Tester</name>"
 	tell "$r" "<iq type='get' id='nobody' to='proxy.localhost/user@localhost/nobody'><query xmlns='test'/></iq>"
 	hear "$r" "<iq" "id='nobody'" "type='error'" "from='proxy.localhost/user@localhost/nobody'"
-	# a user who is no more
-	tell "$r" "<message type='chat' id='gone' to='proxy.localhost/nobody@localhost/x'><body>hi</body></message>"
-	await sh -c "cat '$dir/a.out' '$dir/b.out' '$dir/c.out' |
-	    grep \"<message[^>]* id='gone'[^>]*><error\|<message[^>]* type='error'[^>]* id='gone'\""
+	# a user who has left: the conversation's resource is told
+	tell other "<message type='chat' id='bye' to='proxy.localhost'><body>bye</body></message>"
+	await grep -l "bye" "$dir/a.out" "$dir/b.out" "$dir/c.out"
+	r=$(cd "$dir" && grep -l "bye" a.out b.out c.out)
+	r=${r%.out}
+	cut_off other
+	hear "$r" "bye"
+	for n in 1 2 3 4 5 6 7 8 9; do
+		tell "$r" "<message type='chat' id='late$n' to='proxy.localhost/other@localhost/y'><body>hi</body></message>"
+	done
+	hear "$r" "<message" "id='late9'" "type='error'" "from='proxy.localhost/other@localhost/y'"
 	unlogged dropped
 }
 
