@@ -168,6 +168,15 @@ static struct {
 static size_t ndecls;
 static int isstream, authenticated;
 
+/* TLS, if there are pins */
+static unsigned char pins[8][br_sha256_SIZE], fingerprint[br_sha256_SIZE];
+static size_t npins;
+static br_ssl_client_context tls;
+static unsigned char tlsbytes[BR_SSL_BUFSIZE_BIDI];
+static br_sha256_context certhash;
+static br_x509_decoder_context certificate;
+static int ncerts, notified;    /* close_notify was sent */
+
 /* the connection */
 static int fd = -1, state, pinged;
 static struct addrinfo *addresses, *address;
@@ -1523,7 +1532,8 @@ element(void)
 	} else if (!strcmp(kind, "handshake")) {
 		authenticated = 1;
 		nconnected++;
-		say("online: %s at %s port %s", domain, host, port);
+		say("online: %s at %s port %s%s", domain, host, port,
+		    npins ? " with TLS" : "");
 		askpause = askmin * 1000LL;
 		ask();
 	}
@@ -1592,7 +1602,285 @@ parse(void)
 	return why;
 }
 
+/* ---- TLS ---- */
+
+/* The settings are pins: what they allow is all the trust there is. Read them.
+ * 0 if they are malformed. */
+static int
+readpins(void)
+{
+	static const char digits[] = "0123456789abcdef0123456789ABCDEF";
+	const char *s, *d;
+	unsigned char *pin;
+	size_t n = 0;
+
+	for (s = tlspin; *s; s++) {
+		if (!(d = strchr(digits, *s))) {
+			if (n % 64 ? *s != ':' : !strchr(", \t\n", *s))
+				return 0;
+			continue;
+		}
+		if (n / 64 == LEN(pins))
+			return 0;
+		pin = &pins[n / 64][n % 64 / 2];
+		*pin = (unsigned char)(*pin << 4 | ((d - digits) & 15));
+		n++;
+	}
+	npins = n / 64;
+	return n % 64 == 0 && (npins > 0 || !*tlspin);
+}
+
+/* What BearSSL calls for a chain of certificates: the first one is the server's,
+ * the others do not matter. */
+static void
+startchain(const br_x509_class **ctx, const char *name)
+{
+	(void)ctx;
+	(void)name;
+	ncerts = 0;
+	br_sha256_init(&certhash);
+	br_x509_decoder_init(&certificate, NULL, NULL);
+}
+
+static void
+startcert(const br_x509_class **ctx, uint32_t len)
+{
+	(void)ctx;
+	(void)len;
+	ncerts++;
+}
+
+static void
+append(const br_x509_class **ctx, const unsigned char *s, size_t n)
+{
+	(void)ctx;
+	if (ncerts == 1) {
+		br_sha256_update(&certhash, s, n);
+		br_x509_decoder_push(&certificate, s, n);
+	}
+}
+
+static void
+endcert(const br_x509_class **ctx)
+{
+	(void)ctx;
+}
+
+static unsigned
+endchain(const br_x509_class **ctx)
+{
+	unsigned char differ;
+	size_t i, j;
+	int pinned = 0;
+
+	(void)ctx;
+	br_sha256_out(&certhash, fingerprint);
+	for (i = 0; i < npins; i++) {
+		for (differ = 0, j = 0; j < sizeof(fingerprint); j++)
+			differ |= pins[i][j] ^ fingerprint[j];
+		pinned |= differ == 0;
+	}
+	return pinned ? (unsigned)br_x509_decoder_last_error(&certificate) :
+	       BR_ERR_X509_NOT_TRUSTED;
+}
+
+static const br_x509_pkey *
+getkey(const br_x509_class *const *ctx, unsigned *usages)
+{
+	(void)ctx;
+	if (usages)
+		*usages = BR_KEYTYPE_KEYX | BR_KEYTYPE_SIGN;
+	return br_x509_decoder_get_pkey(&certificate);
+}
+
+/* Make the engine ready for a new connection. 0 without random numbers. */
+static int
+starttls(void)
+{
+	static const br_x509_class class = {
+		sizeof(br_x509_class *), startchain, startcert, append, endcert,
+		endchain, getkey
+	};
+	static const br_x509_class *x509 = &class;
+	static const uint16_t suites[] = {
+		BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+		BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+		BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+		BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+		BR_TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+		BR_TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384
+	};
+	br_ssl_engine_context *e = &tls.eng;
+	int isname = !strchr(host, ':') && host[strspn(host, "0123456789.")];
+
+	br_ssl_client_zero(&tls);
+	br_ssl_engine_set_versions(e, BR_TLS12, BR_TLS12);
+	br_ssl_engine_set_suites(e, suites, LEN(suites));
+	br_ssl_engine_set_hash(e, br_sha256_ID, &br_sha256_vtable);
+	br_ssl_engine_set_hash(e, br_sha384_ID, &br_sha384_vtable);
+	br_ssl_engine_set_hash(e, br_sha512_ID, &br_sha512_vtable);
+	br_ssl_engine_set_prf_sha256(e, br_tls12_sha256_prf);
+	br_ssl_engine_set_prf_sha384(e, br_tls12_sha384_prf);
+	br_ssl_engine_set_default_aes_gcm(e);
+	br_ssl_engine_set_default_chapol(e);
+	br_ssl_engine_set_default_ecdsa(e);
+	br_ssl_engine_set_default_rsavrfy(e);
+	br_ssl_engine_add_flags(e, BR_OPT_NO_RENEGOTIATION);
+	br_ssl_engine_set_x509(e, &x509);
+	br_ssl_engine_set_buffer(e, tlsbytes, sizeof(tlsbytes), 1);
+	notified = 0;
+	return br_ssl_client_reset(&tls, isname ? host : NULL, 0);
+}
+
+/* Why TLS has ended. */
+static const char *
+tlserror(void)
+{
+	static char why[256];
+	int error = br_ssl_engine_last_error(&tls.eng);
+	size_t i, n;
+
+	if (br_ssl_engine_current_state(&tls.eng) & BR_SSL_SENDAPP)
+		return "the connection was cut, TLS did not end";
+	if (br_ssl_engine_current_state(&tls.eng) != BR_SSL_CLOSED)
+		return "the server has cut the TLS handshake: is this a TLS port?";
+	if (error == BR_ERR_OK)
+		return "the server has closed the connection";
+	if (error == BR_ERR_X509_NOT_TRUSTED) {
+		n = (size_t)sprintf(why, "the server's certificate is not in tlspin, it is ");
+		for (i = 0; i < sizeof(fingerprint); i++)
+			n += (size_t)sprintf(why + n, "%s%02X", i ? ":" : "", fingerprint[i]);
+	} else if (error == BR_ERR_UNSUPPORTED_VERSION || error == BR_ERR_BAD_VERSION ||
+	           error == BR_ERR_RECV_FATAL_ALERT + 70) {
+		return "the server does not speak TLS 1.2";
+	} else if (error > BR_ERR_RECV_FATAL_ALERT) {
+		sprintf(why, "the server ends TLS with alert %d (RFC 5246 7.2)",
+		        error - BR_ERR_RECV_FATAL_ALERT);
+	} else {
+		sprintf(why, "TLS failed: error %d of BearSSL", error);
+	}
+	return why;
+}
+
 /* ---- connection ---- */
+
+/* 1 if a system call has to be tried again later. */
+static int
+again(void)
+{
+	return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
+}
+
+/* 1 if TLS has something to write to the socket, or for us to read. */
+static int
+unsent(void)
+{
+	return npins && (br_ssl_engine_current_state(&tls.eng) & BR_SSL_SENDREC);
+}
+
+static int
+unread(void)
+{
+	return npins && (br_ssl_engine_current_state(&tls.eng) & BR_SSL_RECVAPP);
+}
+
+/* Write the records that wait. -1 if that fails for good, else 0. */
+static int
+sendrecords(void)
+{
+	unsigned char *rec;
+	size_t len;
+	ssize_t n;
+
+	while ((rec = br_ssl_engine_sendrec_buf(&tls.eng, &len))) {
+		if ((n = write(fd, rec, len)) < 0)
+			return again() ? 0 : -1;
+		br_ssl_engine_sendrec_ack(&tls.eng, (size_t)n);
+	}
+	return 0;
+}
+
+/* Like read from and write to the connection, whether it is TLS or not. When
+ * pull returns 0 or fails, lost says why. It takes several records at once, but
+ * not so many that a server could keep us here. */
+static ssize_t
+pull(char *dst, size_t size)
+{
+	unsigned char *src;
+	size_t len, done = 0;
+	ssize_t n;
+	int i;
+
+	if (!npins)
+		return read(fd, dst, size);
+	for (i = 0; i < 64 && done < size; i++) {
+		sendrecords(); /* if that fails, reading tells why */
+		if ((src = br_ssl_engine_recvapp_buf(&tls.eng, &len))) {
+			len = MIN(len, size - done);
+			memcpy(dst + done, src, len);
+			br_ssl_engine_recvapp_ack(&tls.eng, len);
+			done += len;
+		} else if ((src = br_ssl_engine_recvrec_buf(&tls.eng, &len))) {
+			if ((n = read(fd, src, len)) <= 0)
+				return done > 0 ? (ssize_t)done : n;
+			br_ssl_engine_recvrec_ack(&tls.eng, (size_t)n);
+		} else if (!unsent()) {
+			return (ssize_t)done;
+		}
+	}
+	errno = EAGAIN;
+	return done > 0 ? (ssize_t)done : -1;
+}
+
+static ssize_t
+push(const char *src, size_t size)
+{
+	unsigned char *dst;
+	size_t len, done = 0;
+
+	if (!npins)
+		return write(fd, src, size);
+	for (;;) {
+		if (sendrecords() < 0)
+			return -1;
+		dst = br_ssl_engine_sendapp_buf(&tls.eng, &len);
+		if (!dst || done == size)
+			break;
+		len = MIN(len, size - done);
+		memcpy(dst, src + done, len);
+		br_ssl_engine_sendapp_ack(&tls.eng, len);
+		done += len;
+		if (done == size)
+			br_ssl_engine_flush(&tls.eng, 0);
+	}
+	errno = EAGAIN;
+	return done > 0 || size == 0 ? (ssize_t)done : -1;
+}
+
+static const char *
+lost(ssize_t n)
+{
+	return n < 0 ? strerror(errno) : npins ? tlserror() :
+	       "the server has closed the connection";
+}
+
+/* We send no more. What still comes is only read so that the server can read our
+ * last words; a closing engine does so itself, with what it does not hold yet. */
+static void
+endwriting(void)
+{
+	size_t len;
+
+	if (npins && !notified) {
+		notified = 1;
+		while (br_ssl_engine_recvapp_buf(&tls.eng, &len))
+			br_ssl_engine_recvapp_ack(&tls.eng, len);
+		br_ssl_engine_close(&tls.eng);
+		sendrecords();
+	}
+	if (!unsent())
+		shutdown(fd, SHUT_WR);
+}
 
 /* Wait before the next attempt: up to a second at first, doubled each time up
  * to backoffmax, with jitter so that many proxies do not come back at once. */
@@ -1679,6 +1967,8 @@ disconnect(const char *why)
 	forget();
 	close(fd);
 	fd = -1;
+	if (npins)
+		br_ssl_client_zero(&tls);
 	freeparser();
 	outpos = out.len = 0;
 	held = 0;
@@ -1731,10 +2021,10 @@ flush(void)
 {
 	ssize_t n;
 
-	if (outpos == out.len)
+	if (outpos == out.len && !unsent())
 		return;
-	n = write(fd, out.s + outpos, out.len - outpos);
-	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
+	n = push(out.s + outpos, out.len - outpos);
+	if (n < 0 && again())
 		return;
 	if (n < 0)
 		outpos = out.len; /* reading will tell why */
@@ -1746,8 +2036,8 @@ flush(void)
 	if (outpos < out.len)
 		return;
 	outpos = out.len = 0;
-	if (state == CLOSING)
-		shutdown(fd, SHUT_WR);
+	if (state == CLOSING && !unsent())
+		endwriting();
 }
 
 /* Parse what has been read and write what comes of it. */
@@ -1777,12 +2067,12 @@ process(void)
 static void
 receive(void)
 {
-	ssize_t n = read(fd, in + inlen, sizeof(in) - inlen);
+	ssize_t n = pull(in + inlen, sizeof(in) - inlen);
 
-	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
+	if (n < 0 && again())
 		return;
 	if (n <= 0) {
-		disconnect(n < 0 ? strerror(errno) : "the server has closed the connection");
+		disconnect(lost(n));
 		return;
 	}
 	if (state == CLOSING)
@@ -1813,7 +2103,9 @@ connected(void)
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	state = OPENING;
 	deadline = now + patience * 1000LL;
-	if (!openstream())
+	if (npins && !starttls())
+		disconnect("no random numbers for TLS");
+	else if (!openstream())
 		disconnect(strerror(ENOMEM));
 	else
 		flush();
@@ -1879,7 +2171,7 @@ ready(int events)
 		flush();
 	if (held && out.len == 0)
 		process();
-	if (!held && hasroom() && (events & ~POLLOUT))
+	if (!held && hasroom() && ((events & ~POLLOUT) || unread()))
 		receive();
 }
 
@@ -1896,13 +2188,16 @@ run(void)
 	for (;;) {
 		p[1].fd = fd;
 		p[1].events = 0;
-		if (state == CONNECTING || out.len > 0)
+		more = !held && hasroom();
+		if (state == CONNECTING || unsent() || (!npins && out.len > 0))
 			p[1].events |= POLLOUT;
-		if (state != CONNECTING && !held && hasroom())
+		if (state != CONNECTING && more)
 			p[1].events |= POLLIN;
 		next = deadline;
 		if (state == ONLINE)
 			next = MIN(next, MIN(asktime, expiry()));
+		if (more && unread())
+			next = now;
 		next = MIN(MAX(next - now, 0), INT_MAX);
 		if (poll(p, 2, (int)next) < 0)
 			p[0].revents = p[1].revents = 0;
@@ -1913,7 +2208,7 @@ run(void)
 			report();
 		if (quitting)
 			quit();
-		if (fd >= 0 && p[1].revents)
+		if (fd >= 0 && (p[1].revents || unread()))
 			ready(p[1].revents);
 		if (now >= deadline)
 			overdue();
@@ -1995,6 +2290,7 @@ checkconfig(void)
 		{ !*secret, "secret", "is empty" },
 		{ !*host, "host", "is empty" },
 		{ !*port, "port", "is empty" },
+		{ !readpins(), "tlspin", "is not SHA-256 fingerprints, eight at most" },
 		{ !isutf8(prefix) || strlen(prefix) > PARTMAX,
 		  "prefix", "is not the start of any resource" },
 		{ !backoffmax || !patience || !askmin || askmax < askmin || !refresh,

@@ -6,6 +6,7 @@ static const char *secret = "secret";             /* shared with the server */
 static const char *target = "service@localhost";  /* bare JID whose resources answer */
 static const char *host   = "127.0.0.1";          /* server: name or address, IPv4 or IPv6 */
 static const char *port   = "5347";               /* its component port */
+static const char *tlspin = "";                   /* fingerprints of its certificate, for TLS; "": no TLS */
 static const char *prefix = "";                   /* use only resources that start with this */
 static const int   choice = RANDOM;               /* which of them: RANDOM, STICKY or LEASTBUSY */
 static const int   relay  = 0;                    /* 1: messages and the client's own requests, too */

@@ -12,7 +12,7 @@
 # Servers and clients run on loopback, in a throw-away directory, and never as
 # root: started as root, everything runs as `nobody'.
 
-# shellcheck disable=SC2154 # dir, c2s and cport are set by place
+# shellcheck disable=SC2154 # dir, c2s, cport and tport are set by place
 set -u
 LC_ALL=C
 PATH=$PATH:/usr/sbin:/sbin
@@ -110,7 +110,8 @@ place() {
 	mkdir "$dir"
 	c2s=$(freeport)
 	cport=$(freeport)
-	export dir c2s cport
+	tport=$(freeport)
+	export dir c2s cport tport
 }
 
 # From here on, stop at the first failure and end whatever was started.
@@ -126,7 +127,8 @@ guard() {
 configure() {
 	config=$dir/config.h
 	cp config.def.h "$config"
-	for s in port="\"$cport\"" "$@"; do
+	[ -z "${TLS-}" ] || certificate server
+	for s in port="\"$([ -n "${TLS-}" ] && echo "$tport" || echo "$cport")\"" ${TLS:+"tlspin=\"$pin\""} "$@"; do
 		sed "s|^\\(static const .*[ *]${s%%=*} *= \\)[^;]*;|\\1${s#*=};|
 		     s|^\\(	${s%%=*} *= \\)[0-9]*|\\1${s#*=}|" \
 		    "$config" >"$config.new"
@@ -143,9 +145,35 @@ configure() {
 	(cd "$build" && make ${CFLAGS+"CFLAGS=$CFLAGS"}) >"$build/log" 2>&1 || { cat "$build/log"; return 1; }
 }
 
-# Run it, configured so; its log is $log.
+# A key and its certificate, of this kind, in $dir/NAME.pem: its $pin.
+certificate() {
+	kind="ec -pkeyopt ec_paramgen_curve:P-256"
+	[ -z "${2-}" ] || kind=$2
+	# shellcheck disable=SC2086 # words
+	[ -f "$dir/$1.pem" ] || {
+		openssl req -x509 -newkey $kind -nodes -keyout "$dir/$1.key" \
+		    -out "$dir/$1.crt" -days 9 -subj /CN=localhost 2>"$dir/openssl.log"
+		cat "$dir/$1.key" "$dir/$1.crt" >"$dir/$1.pem"
+	}
+	pin=$(openssl x509 -noout -fingerprint -sha256 -in "$dir/$1.pem")
+	pin=${pin#*=}
+}
+
+# TLS at $tport with this certificate, before the server at $cport.
+front() {
+	background socat "OPENSSL-LISTEN:$tport,bind=127.0.0.1,reuseaddr,fork,verify=0,cert=$dir/$1.pem,nodelay${2-}" \
+	    "TCP:127.0.0.1:$cport,nodelay" 2>>"$dir/front.log"
+	frontpid=$pid
+	await listening_only "$tport"
+}
+
+# Run it, configured so; its log is $log. With TLS set it reaches the server so:
+# `own' is the server's own port for it, else there is one before the server.
 proxy() {
 	configure "$@" || return
+	if [ "${TLS-own}" != own ] && ! [ -f "$dir/front.log" ]; then
+		front server
+	fi
 	log=$dir/proxy.log
 	# shellcheck disable=SC2086 # a command and its options, or nothing
 	background ${WRAPPER-} "$bin" 2>>"$log"
@@ -307,6 +335,13 @@ Component "proxy.localhost"
 # A throw-away Prosody with $hosts; everybody's password is `pw'.
 prosody() {
 	mkdir -p "$dir/prosody"
+	mux=
+	if [ "${TLS-}" = own ]; then
+		certificate server
+		mux=", \"net_multiplex\" }
+		ssl_ports = { $tport }
+		ssl = { certificate = \"$dir/server.crt\", key = \"$dir/server.key\""
+	fi
 	cat >"$dir/prosody.cfg.lua" <<-E
 	data_path = "$dir/prosody"
 	plugin_paths = { "$dir" }
@@ -315,7 +350,7 @@ prosody() {
 	interfaces = { "127.0.0.1" }
 	c2s_ports = { $c2s }
 	component_ports = { $cport }
-	modules_enabled = { "roster", "saslauth", "disco" }
+	modules_enabled = { "roster", "saslauth", "disco"$mux }
 	modules_disabled = { "s2s", "tls", "offline" }
 	authentication = "anyone"
 	c2s_require_encryption = false
@@ -340,10 +375,18 @@ prosody() {
 	serverpids=$pid
 	await listening "$c2s"
 	await listening "$cport"
+	[ "${TLS-}" != own ] || await listening "$tport"
 }
 
 # A throw-away ejabberd, with accounts service, user and other.
 ejabberd() {
+	port=$cport
+	tls=
+	if [ "${TLS-}" = own ]; then
+		certificate server
+		port=$tport
+		tls=$(printf '\n    tls: true\n    certfile: %s' "$dir/server.pem")
+	fi
 	cat >"$dir/ejabberd.yml" <<-E
 	hosts: [localhost]
 	certfiles: []
@@ -356,9 +399,9 @@ ejabberd() {
 	    shaper: none
 	    max_stanza_size: 262144
 	  -
-	    port: $cport
+	    port: $port
 	    ip: "127.0.0.1"
-	    module: ejabberd_service
+	    module: ejabberd_service$tls
 	    access: all
 	    hosts:
 	      "proxy.localhost":
@@ -383,7 +426,7 @@ ejabberd() {
 		end "$serverpids" 9 2>&1 || :
 	done
 	await listening "$c2s"
-	await listening "$cport"
+	await listening "$port"
 }
 
 # A throw-away jabberd2; whoever logs in has an account.
@@ -604,6 +647,8 @@ has_written() {
 #	peer stall PORT N                       a server that sends N requests and
 #	                                        does not read for seconds
 #	peer deaf PORT                          a server that accepts no connection
+#	peer tamper PORT TO                     pass on what comes at a port; after
+#	                                        SIGUSR1, change what comes back
 peer() {
 	build_peer
 	background "$peer" "$@"
@@ -838,6 +883,39 @@ stalling(const char *port)
 }
 
 static void
+change(int sig)
+{
+	leaving = 1;
+}
+
+/* Pass on what comes at a port to another one. */
+static void
+tamper(const char *port, const char *to)
+{
+	static char b[65536];
+	struct pollfd p[2] = { { .events = POLLIN }, { .events = POLLIN } };
+	struct sigaction sa = { .sa_handler = change };
+	int i, n;
+
+	sigaction(SIGUSR1, &sa, NULL);
+	meet(port, 1);
+	p[0].fd = fd;
+	meet(to, 0);
+	p[1].fd = fd;
+	while (poll(p, 2, -1) > 0 || leaving)
+		for (i = 0; i < 2; i++) {
+			if (!(p[i].revents & (POLLIN | POLLHUP)))
+				continue;
+			if ((n = read(p[i].fd, b, sizeof(b))) <= 0)
+				exit(0);
+			if (i == 1 && leaving)
+				b[n - 1] ^= 1;
+			if (write(p[!i].fd, b, n) != n)
+				exit(1);
+		}
+}
+
+static void
 login(const char *port, const char *user)
 {
 	static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -886,6 +964,8 @@ main(int argc, char **argv)
 	}
 	if (!strcmp(argv[1], "deaf"))
 		deaf(argv[2]);
+	if (!strcmp(argv[1], "tamper"))
+		tamper(argv[2], argv[3]);
 	parser = XML_ParserCreate("UTF-8");
 	XML_SetElementHandler(parser, start, end);
 	if (!strcmp(argv[1], "stall")) {
@@ -1446,6 +1526,65 @@ main(int argc, char *argv[])
 END
 
 # ---- helpers: parts of tests ----
+
+# Two users talk to a service of three resources, which asks one's client for its
+# name, and then one of them leaves.
+chat() {
+	"$1"
+	proxy relay=1
+	services a b c
+	login user x
+	login other y
+	tell user "<presence/>"
+	tell other "<presence/>"
+	for u in user other; do
+		first=
+		for n in 1 2 3; do
+			tell $u "<message type='chat' id='$u$n' to='proxy.localhost'><body>hi $n</body></message>"
+			await grep -l "id='$u$n'\|id=.$u$n" "$dir/a.out" "$dir/b.out" "$dir/c.out"
+			r=$(cd "$dir" && grep -l "$u$n" a.out b.out c.out)
+			r=${r%.out}
+			[ "${first:=$r}" = "$r" ]
+			hear "$r" "<message" "$u$n" "<body>hi $n</body>" "from='proxy.localhost/$u@localhost/[xy]'"
+			case $u in user) at=user@localhost/x ;; *) at=other@localhost/y ;; esac
+			tell "$r" "<message type='chat' id='re$u$n' to='proxy.localhost/$at'><body>hello $n</body></message>"
+			hear $u "<message" "re$u$n" "<body>hello $n</body>" "from='proxy.localhost'" "to='$at'"
+		done
+		eval "$u=$r"
+	done
+	# the conversation moves when its resource leaves
+	# shellcheck disable=SC2154 # set by eval
+	r=$user
+	tell "$r" "<presence type='unavailable'/>"
+	logged "left: service@localhost/$r"
+	tell user "<message type='chat' id='moved' to='proxy.localhost'><body>still there?</body></message>"
+	rest=$(echo a.out b.out c.out | sed "s/$r.out//")
+	# shellcheck disable=SC2086 # two files
+	await sh -c "cd '$dir' && grep -l moved $rest"
+	grep moved "$dir/$r.out" && return 1
+	r=$(cd "$dir" && eval "grep -l moved $rest")
+	r=${r%.out}
+	# the service asks
+	tell "$r" "<iq type='get' id='version' to='proxy.localhost/user@localhost/x'><query xmlns='jabber:iq:version'/></iq>"
+	hear user "<iq" "id='version'" "type='get'" "from='proxy.localhost/service@localhost/$r'"
+	tell user "<iq type='result' id='version' to='proxy.localhost/service@localhost/$r'>
+		<query xmlns='jabber:iq:version'><name>Tester</name></query></iq>"
+	hear "$r" "<iq" "id='version'" "type='result'" "from='proxy.localhost/user@localhost/x'" "<name>Tester</name>"
+	tell "$r" "<iq type='get' id='nobody' to='proxy.localhost/user@localhost/nobody'><query xmlns='test'/></iq>"
+	hear "$r" "<iq" "id='nobody'" "type='error'" "from='proxy.localhost/user@localhost/nobody'"
+	# a user who has left: the conversation's resource is told
+	tell other "<message type='chat' id='bye' to='proxy.localhost'><body>bye</body></message>"
+	await grep -l "bye" "$dir/a.out" "$dir/b.out" "$dir/c.out"
+	r=$(cd "$dir" && grep -l "bye" a.out b.out c.out)
+	r=${r%.out}
+	cut_off other
+	hear "$r" "bye"
+	for n in 1 2 3 4 5 6 7 8 9; do
+		tell "$r" "<message type='chat' id='late$n' to='proxy.localhost/other@localhost/y'><body>hi</body></message>"
+	done
+	hear "$r" "<message" "id='late9'" "type='error'" "from='proxy.localhost/other@localhost/y'"
+	unlogged dropped
+}
 
 # The stanzas that the proxy has sent since the last time: $news.
 news() {
@@ -2053,71 +2192,166 @@ least_busy_spares_the_slow() {
 	END { exit !(least * 2 < random && least < 200) }' "$dir/least" "$dir/random"
 }
 
-# Two users talk to a service of three resources, which asks one's client for its
-# name, and then one of them leaves.
-chat() {
-	"$1"
-	proxy relay=1
-	services a b c
-	login user x
-	login other y
-	tell user "<presence/>"
-	tell other "<presence/>"
-	for u in user other; do
-		first=
-		for n in 1 2 3; do
-			tell $u "<message type='chat' id='$u$n' to='proxy.localhost'><body>hi $n</body></message>"
-			await grep -l "id='$u$n'\|id=.$u$n" "$dir/a.out" "$dir/b.out" "$dir/c.out"
-			r=$(cd "$dir" && grep -l "$u$n" a.out b.out c.out)
-			r=${r%.out}
-			[ "${first:=$r}" = "$r" ]
-			hear "$r" "<message" "$u$n" "<body>hi $n</body>" "from='proxy.localhost/$u@localhost/[xy]'"
-			case $u in user) at=user@localhost/x ;; *) at=other@localhost/y ;; esac
-			tell "$r" "<message type='chat' id='re$u$n' to='proxy.localhost/$at'><body>hello $n</body></message>"
-			hear $u "<message" "re$u$n" "<body>hello $n</body>" "from='proxy.localhost'" "to='$at'"
-		done
-		eval "$u=$r"
-	done
-	# the conversation moves when its resource leaves
-	# shellcheck disable=SC2154 # set by eval
-	r=$user
-	tell "$r" "<presence type='unavailable'/>"
-	logged "left: service@localhost/$r"
-	tell user "<message type='chat' id='moved' to='proxy.localhost'><body>still there?</body></message>"
-	rest=$(echo a.out b.out c.out | sed "s/$r.out//")
-	# shellcheck disable=SC2086 # two files
-	await sh -c "cd '$dir' && grep -l moved $rest"
-	grep moved "$dir/$r.out" && return 1
-	r=$(cd "$dir" && eval "grep -l moved $rest")
-	r=${r%.out}
-	# the service asks
-	tell "$r" "<iq type='get' id='version' to='proxy.localhost/user@localhost/x'><query xmlns='jabber:iq:version'/></iq>"
-	hear user "<iq" "id='version'" "type='get'" "from='proxy.localhost/service@localhost/$r'"
-	tell user "<iq type='result' id='version' to='proxy.localhost/service@localhost/$r'>
-		<query xmlns='jabber:iq:version'><name>Tester</name></query></iq>"
-	hear "$r" "<iq" "id='version'" "type='result'" "from='proxy.localhost/user@localhost/x'" "<name>Tester</name>"
-	tell "$r" "<iq type='get' id='nobody' to='proxy.localhost/user@localhost/nobody'><query xmlns='test'/></iq>"
-	hear "$r" "<iq" "id='nobody'" "type='error'" "from='proxy.localhost/user@localhost/nobody'"
-	# a user who has left: the conversation's resource is told
-	tell other "<message type='chat' id='bye' to='proxy.localhost'><body>bye</body></message>"
-	await grep -l "bye" "$dir/a.out" "$dir/b.out" "$dir/c.out"
-	r=$(cd "$dir" && grep -l "bye" a.out b.out c.out)
-	r=${r%.out}
-	cut_off other
-	hear "$r" "bye"
-	for n in 1 2 3 4 5 6 7 8 9; do
-		tell "$r" "<message type='chat' id='late$n' to='proxy.localhost/other@localhost/y'><body>hi</body></message>"
-	done
-	hear "$r" "<message" "id='late9'" "type='error'" "from='proxy.localhost/other@localhost/y'"
-	unlogged dropped
-}
-
 chat_on_prosody() {
 	chat prosody
 }
 
 chat_on_ejabberd() {
 	chat ejabberd
+}
+
+# ---- tests: over TLS ----
+
+a_week_on_ejabberd_with_tls() {
+	TLS=own
+	week ejabberd
+}
+
+tls_with_each_kind_of_key() {
+	TLS=front
+	for kind in "rsa:2048" "ec -pkeyopt ec_paramgen_curve:P-256" "ec -pkeyopt ec_paramgen_curve:P-384"; do
+		rm -f "$dir"/server.* "$dir/front.log"
+		certificate server "$kind"
+		scripted
+		logged "online: proxy.localhost at 127.0.0.1 port $tport with TLS"
+		deliver iq get u@h/r proxy.localhost
+		hear srv "to='service@localhost/a'"
+		stop
+		hear srv "</stream:stream>"
+		end "$frontpid"
+	done
+}
+
+tls_with_a_pin_of_any_spelling() {
+	TLS=front
+	certificate server
+	lower=$(echo "$pin" | tr A-F a-f | tr -d :)
+	other=$(echo "$pin" | tr 0-9A-F 1-9A-F0)
+	for p in "$lower" "$other,$pin" "$lower $other" ",$other , $lower,"; do
+		serve
+		proxy tlspin="\"$p\""
+		welcome
+		stop
+	done
+	unlogged disconnected
+}
+
+# A new certificate is announced before it is used.
+tls_renewal() {
+	TLS=front
+	certificate new
+	new=$pin
+	certificate server
+	scripted tlspin="\"$pin $new\"" backoffmax=1
+	end "$frontpid"
+	cut_off srv
+	logged "disconnected: "
+	serve
+	front new
+	welcome
+	[ "$(grep -c "online: .* with TLS" "$log")" = 2 ]
+}
+
+# What is wrong, and what one reads then. Nothing of the stream goes out.
+tls_refused() {
+	TLS=front
+	certificate other
+	other=$pin
+	certificate server
+	serve
+	proxy tlspin="\"$other\"" backoffmax=1 patience=1
+	logged "disconnected: the server's certificate is not in tlspin, it is $pin$"
+	[ "$(wc -c <"$dir/srv.out")" = 0 ]
+	end "$frontpid"
+	# a port without TLS: one that answers, one that does not
+	cat >"$dir/plain" <<-\E
+	#!/bin/sh
+	echo "<?xml version='1.0'?><stream:stream id='1'><stream:error>"
+	head -c 20 >/dev/null
+	E
+	chmod +x "$dir/plain"
+	background socat "TCP-LISTEN:$tport,bind=127.0.0.1,reuseaddr,fork" "EXEC:$dir/plain"
+	logged "disconnected: the server does not speak TLS 1.2"
+	end "$pid"
+	background socat -u "TCP-LISTEN:$tport,bind=127.0.0.1,reuseaddr,fork" "OPEN:$dir/silent,creat,append"
+	logged "disconnected: the server does not answer the handshake in time"
+	LC_ALL=C grep -c "stream" "$dir/silent" && return 1
+	end "$pid"
+	background socat "TCP-LISTEN:$tport,bind=127.0.0.1,reuseaddr,fork" \
+	    "SYSTEM:head -c 9 >/dev/null"
+	logged "disconnected: the server has cut the TLS handshake"
+	end "$pid"
+	front server ",openssl-min-proto-version=TLS1.3"
+	grep -v "does not speak TLS" "$log" >"$log.new"
+	cat "$log.new" >"$log"
+	logged "disconnected: the server does not speak TLS 1.2"
+	end "$frontpid"
+	front server ",cipher=AES128-SHA"
+	logged "disconnected: the server ends TLS with alert 40"
+	end "$frontpid"
+	unlogged online
+}
+
+# The connection is cut, or changed on its way, once all is well.
+tls_cut() {
+	TLS=front
+	build_peer
+	scripted backoffmax=1
+	kill -9 "$(ps -o pid= --ppid "$frontpid" | tr -d ' ')"
+	logged "disconnected: the connection was cut, TLS did not end"
+	end "$frontpid"
+	cut_off srv
+	# a port between us and the server's
+	serve
+	near=$(freeport)
+	background "$peer" tamper "$near" "$tport"
+	tamper=$pid
+	stop
+	front server
+	proxy port="\"$near\"" backoffmax=1
+	welcome
+	online b
+	logged "joined: service@localhost/b"
+	kill -USR1 "$tamper"
+	deliver iq get u@h/r proxy.localhost
+	logged "disconnected: TLS failed: error 7 of BearSSL"
+	await gone "$tamper"
+}
+
+tls_name() {
+	TLS=front
+	serve
+	end "$(cat "$dir/srv.pid")"
+	background socat -u "TCP-LISTEN:$tport,bind=127.0.0.1,reuseaddr,fork" "OPEN:$dir/hello,creat,append"
+	touch "$dir/front.log"
+	proxy host='"localhost"' patience=1
+	await grep -c localhost "$dir/hello"
+	stop
+	rm "$dir/hello"
+	proxy patience=1
+	await [ -s "$dir/hello" ]
+	grep 127.0.0.1 "$dir/hello" && return 1
+	return 0
+}
+
+tls_under_load() {
+	TLS=front
+	scripted MAXREQUESTS=6000
+	seq 5000 | sed "s|.*|<iq type='get' id='n&' from='u@h/r' to='proxy.localhost'><q/></iq>|" \
+	    >"$dir/many"
+	cat "$dir/many" >"$dir/srv.in"
+	hear srv "id='n5000'"
+	stanzas <"$dir/srv.out" | sed -n "s/.*id='n\([0-9]*\)'.*/\1/p" >"$dir/ids"
+	seq 5000 | cmp - "$dir/ids"
+	# half a megabyte there and back
+	{
+		printf %s "<iq type='set' id='big' from='u@h/r' to='proxy.localhost'><q>"
+		bytes 524000 x
+		printf %s "</q></iq><iq type='get' id='last' from='u@h/r' to='proxy.localhost'/>"
+	} >"$dir/srv.in"
+	await grep -q "id='last'" "$dir/srv.out"
+	[ "$(tr -cd x <"$dir/srv.out" | wc -c)" -ge 524000 ]
+	unlogged disconnected
 }
 
 # ---- tests: on a scripted server ----
@@ -2405,7 +2639,7 @@ requests_wait_only_so_long() {
 	sleep 1
 	news
 	[ "$news" = "$(failed_with remote-server-timeout 1 proxy.localhost)" ]
-	logged "timed out: request of u@h/r at service@localhost/a"
+	logged "timed out: request of u@h/r to proxy.localhost at a, and"
 	deliver iq result service@localhost/a proxy.localhost/u@h/r "id='1'/"
 	news
 	[ -z "$news" ]
@@ -3045,7 +3279,7 @@ back_pressure() {
 	before=$(switches)
 	sleep 1
 	[ $(($(switches) - before)) -lt 20 ]
-	fits_in 6144
+	fits_in $((6144 + 0${TLS:+1024}))
 	wait $server
 	cat "$dir/stall"
 	grep "20000 of 20000 in order" "$dir/stall"
@@ -3520,18 +3754,24 @@ bench() {
 	need strace strace
 	need valgrind valgrind
 	build_load
+	TLS=front
 	configure
+	front server
+	with_tls=$bin
+	unset TLS
+	configure
+	cp "$with_tls" "$bin.tls"
 	: >"$dir/table"
 	for i in 1 2 3 4 5; do
-		while read -r name n times resources; do
+		while read -r name n times resources tls; do
 			[ -f "$dir/$name" ] || profile "$name" "$n" >"$dir/$name"
 			[ "$name" = answers ] || n=$((2 * n))
 			{
-				printf '%s ' "$name/$resources" $((n * times))
+				printf '%s ' "$name/$resources$tls" $((n * times))
 				"$load" parse "$dir/$name" "$times" 131072
 				printf ' '
 				"$load" serve "$dir/$name" "$times" $((n * times)) \
-				    "$resources" "$cport" "$bin" 2>"$dir/log"
+				    "$resources" "$cport" "$bin$tls" 2>"$dir/log"
 				echo
 			} >>"$dir/table"
 		done <<-E
@@ -3541,6 +3781,8 @@ bench() {
 		answers 100000 6 8
 		texts 1000 30 8
 		elements 2500 8 8
+		exchanges 50000 6 8 .tls
+		texts 1000 30 8 .tls
 		E
 	done
 	echo "CPU time in microseconds per stanza, and as multiples of that of expat alone"
@@ -3557,7 +3799,7 @@ bench() {
 		return a[int((n + 1) / 2)]
 	}
 	BEGIN {
-		printf "%-14s %6s %6s %6s %5s %5s %10s %10s %6s %5s\n", "for resources", \
+		printf "%-15s %6s %6s %6s %5s %5s %10s %9s %6s %5s\n", "for resources", \
 		    "user", "sys", "expat", "user", "all", "spread", "stanzas/s", "KiB", "lost"
 	}
 	!($1 in user) { order[++profiles] = $1 }
@@ -3574,10 +3816,10 @@ bench() {
 	END {
 		for (i = 1; i <= profiles; i++) {
 			p = order[i]
-			printf "%-14s %6.2f %6.2f %6.2f %5.2f ", p, median(user[p]), \
+			printf "%-15s %6.2f %6.2f %6.2f %5.2f ", p, median(user[p]), \
 			    median(sys[p]), median(expat[p]), median(ratio[p])
 			printf "%5.2f ", median(all[p])
-			printf "%10s %10d %6d %5d\n", spread, median(rate[p]), peak[p], lost[p]
+			printf "%10s %9d %6d %5d\n", spread, median(rate[p]), peak[p], lost[p]
 		}
 	}' "$dir/table"
 	echo
@@ -3615,9 +3857,26 @@ demo) demo; exit ;;
 		run "$t" ", with sanitizers"
 	done
 	unset CFLAGS
+	export TLS
+	TLS=own
+	for t in $(awk '/^# ---- tests/, /^# ---- the demo/ {
+		if (/\(\) \{$/)
+			name = $1
+		if (/^	(week |chat |ugly_stanzas )?prosody$/)
+			print name
+	}' test.sh | tr -d '()' | uniq); do
+		run "$t" ", over TLS"
+	done
+	TLS=front
+	for t in byte_by_byte thousands_at_once many_fail_at_once too_large escapes_are_few \
+	    liveness back_pressure a_fresh_parser_loses_nothing memory_stays_bounded; do
+		run "$t" ", over TLS"
+	done
+	unset TLS
 	WRAPPER="valgrind -q --leak-check=full --error-exitcode=9"
 	export WRAPPER
 	for t in exchange each_resource_gets_its_share jitsi_meet the_server_restarts \
+	    $(tests | grep ^tls_) \
 	    $(tests | sed -n '/^nothing_else/,/^signals/p') \
 	    a_fresh_parser_loses_nothing liveness forbidden_xml wrong_streams cut_connections; do
 		run "$t" ", with valgrind"
