@@ -340,7 +340,7 @@ prosody() {
 		certificate server
 		mux=", \"net_multiplex\" }
 		ssl_ports = { $tport }
-		ssl = { certificate = \"$dir/server.crt\", key = \"$dir/server.key\""
+		ssl_ssl = { certificate = \"$dir/server.crt\", key = \"$dir/server.key\""
 	fi
 	cat >"$dir/prosody.cfg.lua" <<-E
 	data_path = "$dir/prosody"
@@ -3123,7 +3123,9 @@ configurations_that_cannot_work() {
 	    target='"a@b@c"' target='"service@"' target='"service@proxy.localhost"' \
 	    target='"Service@localhost"' target='""' domain='""' domain='"a/b"' \
 	    domain='"a b"' domain='"a@b"' domain='"A.localhost"' secret='""' \
-	    host='""' port='""' backoffmax=0; do
+	    host='""' port='""' backoffmax=0 choice=3 tlspin='" "' tlspin='"12:34"' \
+	    tlspin="\"$(bytes 63 a)\"" tlspin="\"$(bytes 65 a)\"" tlspin="\"$(bytes 64 g)\"" \
+	    tlspin="\"$(bytes 576 a)\"" tlspin="\"sha256 Fingerprint=$(bytes 64 a)\""; do
 		configure "$c"
 		rc=0
 		"$bin" 2>"$dir/err" || rc=$?
