@@ -107,10 +107,12 @@ static long long now;           /* ms, monotonic, taken once a turn of the loop 
 static uint64_t seed;           /* of the next choice, never 0 */
 static uint64_t salt;           /* of the table of requests */
 
-/* resources of the target that are online: name, its hash, open requests */
+/* resources of the target that are online: name, its hash, open requests, and
+ * whether there was presence since the last probe */
 static char resources[MAXRESOURCES][PARTMAX + 1];
 static uint64_t marks[MAXRESOURCES];
 static int busy[MAXRESOURCES];
+static char heard[MAXRESOURCES];
 static int nresources, toomany;
 
 /* Requests that were handed out. Each is in one list: those that are open, the
@@ -133,6 +135,7 @@ static int nopen, shedding;
 /* the target's presence subscription */
 static int subscribed;
 static long long asktime, askpause;
+static long long sweeptime;     /* when a probe should have been answered, or 0 */
 
 /* the out buffer: what is behind outpos waits to be written */
 static char outbytes[OUTSIZE + 1];
@@ -413,14 +416,18 @@ static void
 addresource(const char *name)
 {
 	size_t len = strlen(name);
+	int i = findresource(name);
 
-	if (strncmp(name, prefix, strlen(prefix)) || findresource(name) >= 0)
+	if (i >= 0)
+		heard[i] = 1;
+	if (i >= 0 || strncmp(name, prefix, strlen(prefix)))
 		return;
 	if (len == 0 || len > PARTMAX) {
 		say("ignored: %s/%s: not a legal resource", target, name);
 	} else if (nresources < MAXRESOURCES) {
 		memcpy(resources[nresources], name, len + 1);
 		marks[nresources] = hash(0, name, len);
+		heard[nresources] = 1;
 		busy[nresources++] = 0;
 		say("joined: %s/%s: %d online", target, name, nresources);
 	} else if (!toomany) {
@@ -440,6 +447,7 @@ removeresource(int i)
 		memcpy(resources[i], resources[nresources], sizeof(resources[i]));
 	marks[i] = marks[nresources];
 	busy[i] = busy[nresources];
+	heard[i] = heard[nresources];
 	toomany = 0;
 }
 
@@ -880,10 +888,27 @@ ask(void)
 	putpresence(subscribed ? "probe" : "subscribe", domain, target);
 	if (subscribed) {
 		asktime = now + refresh * 1000LL;
+		sweeptime = now + patience * 1000LL;
+		memset(heard, 0, sizeof(heard));
 	} else {
 		asktime = now + askpause;
 		askpause = MIN(2 * askpause, askmax * 1000LL);
 	}
+}
+
+/* A probe has been answered, for some: who else was online has gone without a
+ * word, as when its server's machine has died. */
+static void
+sweep(void)
+{
+	int i;
+
+	sweeptime = 0;
+	if (!memchr(heard, 1, (size_t)nresources))
+		return;
+	for (i = nresources - 1; i >= 0; i--)
+		if (!heard[i])
+			gone(resources[i]);
 }
 
 /* The target or its server does not let us see its presence. */
@@ -1029,6 +1054,12 @@ request(const char *self)
 static void
 response(const char *src, const char *requester)
 {
+	int failed = !strcmp(type, "error") ? child(0, "error", NULL) : 0;
+
+	/* does the client say so, or its server, because it has gone? probe */
+	if (failed && child(failed, "service-unavailable", NULL) &&
+	    istarget(from) && subscribed)
+		asktime = MIN(asktime, MAX(now, sweeptime));
 	if (!answered(requester, src))
 		nlate++;
 	else if (forward(src, requester))
@@ -1444,6 +1475,7 @@ openstream(void)
 	forget();
 	outpos = out.len = inlen = 0;
 	depth = event = held = authenticated = subscribed = 0;
+	sweeptime = 0;
 	fault = NULL;
 	putstr(&out, "<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
 	       "' xmlns:stream='" NS_STREAM "'");
@@ -2196,6 +2228,8 @@ run(void)
 		next = deadline;
 		if (state == ONLINE)
 			next = MIN(next, MIN(asktime, expiry()));
+		if (state == ONLINE && sweeptime)
+			next = MIN(next, sweeptime);
 		if (more && unread())
 			next = now;
 		next = MIN(MAX(next - now, 0), INT_MAX);
@@ -2212,6 +2246,8 @@ run(void)
 			ready(p[1].revents);
 		if (now >= deadline)
 			overdue();
+		if (state == ONLINE && sweeptime && now >= sweeptime)
+			sweep();
 		if (state == ONLINE && now >= asktime)
 			ask();
 		do {

@@ -378,8 +378,10 @@ prosody() {
 	[ "${TLS-}" != own ] || await listening "$tport"
 }
 
-# A throw-away ejabberd, with accounts service, user and other.
+# A throw-away ejabberd, with accounts service, user and other; or a node of this
+# name, in a cluster with another.
 ejabberd() {
+	node=$dir/${1-ejabberd}
 	port=$cport
 	tls=
 	if [ "${TLS-}" = own ]; then
@@ -387,7 +389,7 @@ ejabberd() {
 		port=$tport
 		tls=$(printf '\n    tls: true\n    certfile: %s' "$dir/server.pem")
 	fi
-	cat >"$dir/ejabberd.yml" <<-E
+	cat >"$node.yml" <<-E
 	hosts: [localhost]
 	certfiles: []
 	auth_method: internal
@@ -412,17 +414,20 @@ ejabberd() {
 	lib=$(dpkg -L ejabberd | sed -n 's|/ejabberd-[0-9.]*/ebin/ejabberd.app$||p;
 	    s|/ejabberd-[^/]*/ebin$||p' | head -n 1)
 	export HOME="$dir" ERL_LIBS="$lib" ERL_CRASH_DUMP=/dev/null
-	export EJABBERD_CONFIG_PATH="$dir/ejabberd.yml"
-	export EJABBERD_LOG_PATH="$dir/ejabberd.log"
+	export EJABBERD_CONFIG_PATH="$node.yml"
+	export EJABBERD_LOG_PATH="$node.log"
 	# once in a while it does not come up
 	for try in 1 2 3; do
-		background erl -noinput -mnesia dir "\"$dir/mnesia\"" -s ejabberd -eval \
-		    '[ejabberd_auth:try_register(U, <<"localhost">>, <<"pw">>) ||
-			U <- [<<"service">>, <<"user">>, <<"other">>]].' >>"$dir/ejabberd.out" 2>&1
+		# shellcheck disable=SC2016 # not for the shell
+		background erl -noinput ${1:+-name "$1@127.0.0.1" -setcookie test \
+		    -kernel inet_dist_use_interface "{127,0,0,1}"} \
+		    -mnesia dir "\"$node.mnesia\"" -s ejabberd -eval \
+		    "${2:+ejabberd_cluster:join('$2@127.0.0.1'),}"'[ejabberd_auth:try_register(U, <<"localhost">>, <<"pw">>) ||
+			U <- [<<"service">>, <<"user">>, <<"other">>]], io:format("ready~n").' >>"$node.out" 2>&1
 		serverpids=$pid
-		! await listening "$c2s" || break
+		! await grep ready "$node.out" || break
 		echo "try $try:"
-		tail -n 20 "$dir/ejabberd.out"
+		tail -n 20 "$node.out"
 		end "$serverpids" 9 2>&1 || :
 	done
 	await listening "$c2s"
@@ -2200,6 +2205,165 @@ chat_on_ejabberd() {
 	chat ejabberd
 }
 
+# Where mod_client_proxy was: the subscription in the roster of the target is kept
+# as Jitsi's installation made it, so nobody has to do anything; what a requester
+# and the client see is as it was.
+from_mod_client_proxy() {
+	cat >"$dir/mod_subscribe.lua" <<-\E
+	local rostermanager = require "core.rostermanager";
+	local proxy, user, host = "focus.meet.example", "focus", module.host;
+	rostermanager.set_contact_pending_in(user, host, proxy);
+	rostermanager.subscribed(user, host, proxy);
+	E
+	hosts='VirtualHost "meet.example"
+		authentication = "anonymous"
+	VirtualHost "auth.meet.example"
+		modules_enabled = { "subscribe" }
+	Component "focus.meet.example"
+		component_secret = "secret"'
+	prosody
+	login focus focus focus auth.meet.example
+	tell focus "<presence/>"
+	proxy domain='"focus.meet.example"' target='"focus@auth.meet.example"' prefix='"focus"'
+	logged "subscribed: focus@auth.meet.example"
+	logged "joined: focus@auth.meet.example/focus: 1 online"
+	login guest '' '' meet.example
+	tell guest "<iq type='set' id='1' to='focus.meet.example'>
+		<conference xmlns='http://jitsi.org/protocol/focus' room='r@x'/></iq>"
+	hear focus "<iq" "type='set'" "id='1'" "from='focus.meet.example/$jid'" \
+	    "to='focus@auth.meet.example/focus'" "room='r@x'"
+	tell focus "<iq type='result' id='1' to='focus.meet.example/$jid'>
+		<conference xmlns='http://jitsi.org/protocol/focus' ready='true'/></iq>"
+	hear guest "<iq" "type='result'" "id='1'" "from='focus.meet.example'" "ready='true'"
+	hush focus "type='subscribe'"
+	tell focus "<iq type='get' id='r'><query xmlns='jabber:iq:roster'/></iq>"
+	hear focus "id='r'" "jid='focus.meet.example'"
+}
+
+# Two copies: the second waits and takes over when the first dies.
+a_second_copy_stands_by() {
+	prosody
+	proxy backoffmax=2
+	services a
+	build_peer
+	peer worker "$c2s" service localhost b
+	logged "joined.*/b: 2 online"
+	tell a "<presence type='unavailable'/>"
+	first=$proxypid
+	mv "$log" "$log.first"
+	proxy backoffmax=2
+	logged "disconnected: conflict"
+	login user x
+	ask user before
+	hear user "type='result'" "id='before'"
+	end "$first" 9
+	logged "online: "
+	logged "joined: service@localhost/b: 1 online"
+	ask user after
+	hear user "type='result'" "id='after'"
+	# and back again
+	second=$proxypid
+	mv "$log" "$log.second"
+	proxy backoffmax=2
+	logged "disconnected: conflict"
+	third=$proxypid
+	proxypid=$second
+	stop
+	proxypid=$third
+	logged "joined: service@localhost/b: 1 online"
+	ask user again
+	hear user "type='result'" "id='again'"
+}
+
+# The component on one node of a cluster, resources and requesters on both; then
+# the other node dies.
+a_cluster_of_two_nodes() {
+	build_peer
+	ERL_EPMD_PORT=$(freeport) ERL_EPMD_ADDRESS=127.0.0.1
+	export ERL_EPMD_PORT ERL_EPMD_ADDRESS
+	background epmd
+	await listening "$ERL_EPMD_PORT"
+	ejabberd one
+	one=$c2s
+	died=$serverpids
+	c2s=$(freeport) cport=$(freeport)
+	ejabberd two one
+	proxy patience=2
+	services a
+	peer worker "$one" service localhost b
+	logged "joined: service@localhost/b"
+	peer worker "$c2s" service localhost c
+	logged "joined: service@localhost/c"
+	tell a "<presence type='unavailable'/>"
+	logged "left: service@localhost/a: 2 online"
+	"$peer" asker "$one" user x proxy.localhost 500 >"$dir/asked" &
+	asker=$!
+	"$peer" asker "$c2s" other y proxy.localhost 500 >"$dir/asked.two"
+	wait $asker
+	cat "$dir/asked" "$dir/asked.two"
+	grep -c " 500 answered.* b [1-9].* c [1-9]" "$dir/asked"
+	grep -c " 500 answered.* b [1-9].* c [1-9]" "$dir/asked.two"
+	# nobody tells us of the resource that dies with its node
+	end "$died" 9
+	"$peer" asker "$c2s" other z proxy.localhost 500 >"$dir/died" || :
+	cat "$dir/died"
+	grep " 0 twice" "$dir/died"
+	logged "left: service@localhost/b: 1 online"
+	"$peer" asker "$c2s" other z proxy.localhost 500 >"$dir/after"
+	cat "$dir/after"
+	grep " 500 answered" "$dir/after"
+}
+
+# The run scripts of the man page, as they are there. The account to which they
+# change, which only root could do, is the one that runs the test.
+runit_runs_it() {
+	need runsv runit
+	configure
+	mkdir -p "$dir/bin" "$dir/service/log" "$dir/var"
+	cp "$bin" "$dir/bin"
+	cat >"$dir/bin/chpst" <<-\E
+	#!/bin/sh
+	[ "$1 $2" = "-u _client_proxy" ] || exit 1
+	shift 2
+	exec "$@"
+	E
+	chmod +x "$dir/bin/chpst"
+	for n in 1 2; do
+		awk -v n=$n '/^#!\/bin\/sh/ { k++ } /^\.Ed/ { on = 0 } /^#!/ { on = k == n } on' \
+		    client_proxy.1 | sed "s|/var/log/client_proxy|$dir/var|" >"$dir/run$n"
+	done
+	cat "$dir/run1" "$dir/run2"
+	mv "$dir/run1" "$dir/service/run"
+	mv "$dir/run2" "$dir/service/log/run"
+	printf '#!/bin/sh\necho "%s" >>%s/ended\n' \$1 "$dir" >"$dir/service/finish"
+	chmod +x "$dir/service/run" "$dir/service/log/run" "$dir/service/finish"
+	echo s2000 >"$dir/var/config"
+	serve
+	PATH=$dir/bin:$PATH background runsv "$dir/service"
+	log=$dir/var/current
+	welcome
+	logged "client_proxy: online"
+	[ "$(stat -c %u "/proc/$(cat "$dir/service/supervise/pid")")" != 0 ]
+	kill -9 "$(cat "$dir/service/supervise/pid")"
+	cut_off srv
+	serve
+	welcome
+	await sh -c "[ \$(grep -c 'client_proxy: online' '$log') = 2 ]"
+	i=0
+	while [ $i -lt 60 ]; do
+		deliver iq result nobody@h/r proxy.localhost "id='$i'/"
+		i=$((i + 1))
+	done
+	await sh -c "ls '$dir/var' | grep '^@'"
+	sv -v -w 5 down "$dir/service"
+	sv status "$dir/service" | grep "^down"
+	# killed by a signal at first, then it ended well
+	[ "$(tr '\n' ' ' <"$dir/ended")" = "-1 0 " ]
+	cat "$dir"/var/@* "$log" | grep "stopping: signal"
+	sv exit "$dir/service"
+	await gone "$pid"
+}
+
 # ---- tests: over TLS ----
 
 a_week_on_ejabberd_with_tls() {
@@ -2297,7 +2461,7 @@ tls_cut() {
 	TLS=front
 	build_peer
 	scripted backoffmax=1
-	kill -9 "$(ps -o pid= --ppid "$frontpid" | tr -d ' ')"
+	kill -9 "$(tr -d ' ' <"/proc/$frontpid/task/$frontpid/children")"
 	logged "disconnected: the connection was cut, TLS did not end"
 	end "$frontpid"
 	cut_off srv
@@ -2862,6 +3026,42 @@ the_targets_presence() {
 }
 
 # It asks again, each time later; and probes once subscribed.
+# Presence that was lost: who does not answer a probe while others do has left.
+silent_departures_are_found() {
+	scripted patience=1
+	online b c
+	logged "joined.*: 3 online"
+	tell srv "<presence type='subscribed' from='service@localhost' to='proxy.localhost'/>"
+	hear srv "<presence type='probe'"
+	online b
+	logged "left: service@localhost/c: 2 online"
+	logged "left: service@localhost/a: 1 online"
+	# if nobody does, nothing is known
+	tell srv "<presence type='subscribed' from='service@localhost' to='proxy.localhost'/>"
+	hear srv "<presence type='probe'"
+	sleep 1.5
+	unlogged "left: service@localhost/b"
+	# an error that may be the server's leads to a probe, others to none
+	online a
+	logged "joined: service@localhost/a: 2 online"
+	deliver iq error service@localhost/a proxy.localhost/u@h/r "id='1'><error type='cancel'>
+		<item-not-found xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq"
+	hush srv "<presence type='probe'"
+	for i in 2 3; do
+		deliver iq error service@localhost/a proxy.localhost/u@h/r "id='$i'><error type='cancel'>
+			<service-unavailable xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq"
+		hear srv "<iq type='error' id='$i'"
+	done
+	hear srv "<presence type='probe'"
+	deliver iq error service@localhost/a proxy.localhost/u@h/r "id='4'><error type='cancel'>
+		<service-unavailable xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq"
+	online b
+	logged "left: service@localhost/a: 1 online"
+	# one that came meanwhile leads to another
+	hear srv "<presence type='probe'"
+	hush srv "<presence type='probe'"
+}
+
 asking_again() {
 	scripted askmin=1 askmax=2 refresh=1
 	hear srv "type='subscribe'"
@@ -3747,6 +3947,37 @@ mean() {
 	awk '{ n += $1 + $2 } END { printf "%d", n / NR }' "$1"
 }
 
+# Clock ticks of CPU time that a process and the children it waited for have used.
+ticks() {
+	awk '{ print $14 + $15 + $16 + $17 }' "/proc/$1/stat"
+}
+
+# How much of the work the server has: so many requests from a client through
+# the server, client_proxy, the server again, a worker, and back.
+link() {
+	(
+		place "link.$1"
+		guard
+		"$1"
+		proxy
+		services a
+		peer worker "$c2s" service localhost b
+		logged "joined.*/b: 2 online"
+		tell a "<presence type='unavailable'/>"
+		logged "left: service@localhost/a: 1 online"
+		theirs=$(ticks "$serverpids")
+		ours=$(ticks "$proxypid")
+		begun=$(date +%s%N)
+		"$peer" asker "$c2s" user x proxy.localhost "$2" >"$dir/asked"
+		took=$((($(date +%s%N) - begun) / 1000000))
+		theirs=$(($(ticks "$serverpids") - theirs))
+		ours=$(($(ticks "$proxypid") - ours))
+		echo "$1: $(cut -d, -f2 "$dir/asked"), $(($2 * 1000 / took)) a second;" \
+		    "CPU time $theirs ticks, client_proxy's $ours"
+		stop
+	) || echo "$1 did not work"
+}
+
 # What client_proxy adds to the cost of parsing, in CPU time: medians of five
 # runs, each next to a run of expat alone, with handlers that do nothing, over
 # the same bytes in pieces of the same size. Absolute figures are this machine's.
@@ -3839,6 +4070,9 @@ bench() {
 	printf '\na single request on an idle connection:\n'
 	one_request
 	sed 's/^/    /' "$dir/turn"
+	printf '\n20000 requests of a client through a whole server:\n'
+	link prosody 20000
+	link ejabberd 20000
 }
 
 passed=0 failed=0 skipped=0
