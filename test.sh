@@ -7,6 +7,8 @@
 #	./test.sh fuzz [SECONDS]
 #	./test.sh soak [SECONDS]
 #	./test.sh bench      what it costs, next to parsing alone
+#	./test.sh portable [NAME]
+#	                     other compilers, flags, C libraries and processors
 #	./test.sh demo       the exchange of the man page, on a real server
 #
 # Servers and clients run on loopback, in a throw-away directory, and never as
@@ -135,14 +137,14 @@ configure() {
 		mv "$config.new" "$config"
 	done
 	build=$TESTDIR/build.$(cat "$config" - <<-E | cksum | tr ' ' .
-		${CC-} ${CFLAGS-}
+		${CC-} ${CFLAGS-} ${CPPFLAGS-} ${LDFLAGS-} ${LIBS-} ${MAKE-}
 	E
 	)
 	bin=$build/client_proxy
 	[ -x "$bin" ] && return
 	mkdir -p "$build"
 	cp Makefile client_proxy.c config.def.h "$config" "$build"
-	(cd "$build" && make ${CFLAGS+"CFLAGS=$CFLAGS"}) >"$build/log" 2>&1 || { cat "$build/log"; return 1; }
+	(cd "$build" && ${MAKE-make} ${CFLAGS+"CFLAGS=$CFLAGS"} ${LIBS+"LIBS=$LIBS"}) >"$build/log" 2>&1 || { cat "$build/log"; return 1; }
 }
 
 # A key and its certificate, of this kind, in $dir/NAME.pem: its $pin.
@@ -4075,6 +4077,107 @@ bench() {
 	link ejabberd 20000
 }
 
+# The sources of the two libraries, from where their packages come, for machines
+# that there are no packages for here.
+library_sources() {
+	[ ! -d "$TESTDIR/lib" ] || return 0
+	mkdir -p "$TESTDIR/lib/parts" "$TESTDIR/lib/lists/partial" "$TESTDIR/lib/cache/archives/partial"
+	(
+		cd "$TESTDIR/lib"
+		for f in /etc/apt/sources.list.d/debian*; do
+			[ ! -f "$f" ] || sed 's/^Types:.*/Types: deb-src/;s/^deb /deb-src /' "$f" >"parts/${f##*/}"
+		done
+		touch list
+		[ ! -f /etc/apt/sources.list ] || sed 's/^deb /deb-src /' /etc/apt/sources.list >list
+		set -- -q -o "Dir::Etc::sourcelist=$PWD/list" -o "Dir::Etc::sourceparts=$PWD/parts" \
+		    -o "Dir::State::lists=$PWD/lists" -o "Dir::Cache=$PWD/cache"
+		apt-get "$@" update
+		apt-get "$@" --tar-only source expat bearssl
+		for f in expat bearssl; do
+			mkdir $f
+			tar -xf $f*.tar.* -C $f --strip-components=1
+		done
+		[ -d expat/lib ] || mv expat/expat/* expat
+	) >"$TESTDIR/lib.log" 2>&1 || { tail -n 20 "$TESTDIR/lib.log"; return 1; }
+}
+
+# Compile them with $CC and $CFLAGS into $LIBS.
+libraries() {
+	objs=$TESTDIR/objs
+	mkdir "$objs"
+	touch "$objs/expat_config.h"
+	CPPFLAGS="-I$TOP/lib/expat/lib -I$TOP/lib/bearssl/inc"
+	export CPPFLAGS
+	(
+		cd "$objs"
+		for f in "$TOP"/lib/expat/lib/xmlparse.c "$TOP"/lib/expat/lib/xmltok.c \
+		    "$TOP"/lib/expat/lib/xmlrole.c "$TOP"/lib/bearssl/src/*/*.c \
+		    "$TOP"/lib/bearssl/src/settings.c; do
+			# shellcheck disable=SC2086 # words
+			$CC -O1 -w -DXML_DEV_URANDOM -DXML_NS -DXML_DTD -DXML_CONTEXT_BYTES=1024 \
+			    -I. -I"$TOP/lib/bearssl/src" $CPPFLAGS -c "$f"
+		done
+	)
+	LIBS=$(echo "$objs"/*.o)
+	export LIBS
+}
+
+# One compiler and its flags; what runs the program if this machine cannot; `own'
+# if the libraries have to be compiled, too.
+variant() {
+	name=$1 CC=$2 CFLAGS=$3 LDFLAGS=$4 WRAPPER=$5
+	TOP=$TESTDIR
+	TESTDIR=$TESTDIR/v.$(echo "$name" | tr -c 'a-z0-9\n' .)
+	mkdir "$TESTDIR"
+	export CC CFLAGS LDFLAGS WRAPPER TESTDIR
+	[ "$6" != own ] || libraries
+	[ "$name" != bmake ] || export MAKE=bmake
+	for t in nothing_else_is_rewritten resources_of_any_spelling byte_by_byte \
+	    stray_answers_and_undecodable_addresses requests_of_who_leaves_are_answered \
+	    requests_wait_only_so_long relayed_as_the_table_says only_who_must_moves too_large \
+	    handshake_with_any_id forbidden_xml wrong_streams signals backing_off \
+	    tls_with_each_kind_of_key configurations_that_cannot_work; do
+		run "$t" ", $name"
+	done
+}
+
+# Other compilers, flags, C libraries and processors, or one of them, two at once.
+portable() {
+	command -v qemu-ppc >/dev/null || { echo "needs more packages: see README"; exit 1; }
+	set -e
+	library_sources
+	while IFS='|' read -r name cc cflags ldflags runner libs; do
+		[ -z "${1-}" ] || [ "$1" = "$name" ] || continue
+		(variant "$name" "$cc" "$cflags" "$ldflags" "$runner" "$libs") >"$TESTDIR/out.$name" 2>&1 </dev/null &
+		if [ -n "${other-}" ]; then
+			wait
+			other=
+		else
+			other=1
+		fi
+	done <<-E
+	gcc-O0|gcc|-O0|||
+	gcc-O3|gcc|-O3|||
+	gcc-lto|gcc|-O2 -flto|||
+	gcc-fortify|gcc|-O2 -D_FORTIFY_SOURCE=3|||
+	gcc-c11|gcc|-O2 -std=c11|||
+	gcc-c2x|gcc|-O2 -std=c2x|||
+	gcc-static|gcc|-O2|-static||
+	clang|clang|-O2|||
+	clang-c2x|clang|-O1 -std=c2x|||
+	tcc|tcc||||
+	bmake|cc|-O2|||
+	musl|musl-gcc|-O2|-static||own
+	32-bit|i686-linux-gnu-gcc|-O2|-static||own
+	powerpc, big-endian|powerpc-linux-gnu-gcc|-O2|-static|qemu-ppc|own
+	aarch64|aarch64-linux-gnu-gcc|-O2|-static|qemu-aarch64|own
+	E
+	wait
+	cat "$TESTDIR"/out.*
+	passed=$(cat "$TESTDIR"/out.* | grep -c "^ok")
+	failed=$(cat "$TESTDIR"/out.* | grep -c "^not ok") || :
+}
+
 passed=0 failed=0 skipped=0
 case ${1-} in
 list) tests; exit ;;
@@ -4083,6 +4186,7 @@ fuzz) fuzz "${2-60}"; exit ;;
 bench) bench; exit ;;
 inside) inside "$2"; exit ;;
 demo) demo; exit ;;
+portable) portable "${2-}" ;;
 '')
 	for t in $(tests); do
 		run "$t" ""
@@ -4125,4 +4229,4 @@ demo) demo; exit ;;
 	;;
 esac
 echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+[ "$failed" = 0 ]
