@@ -731,7 +731,7 @@ isfull(void)
 /* The request in the tree has been handed to a resource; -1: to nobody who could
  * be seen to leave. */
 static void
-handedout(const char *asked, int resource)
+track(const char *asked, int resource)
 {
 	char key[REQUESTSIZE];
 	size_t n = makekey(key, from, asked);
@@ -924,8 +924,9 @@ denied(const char *why)
 	}
 }
 
+/* 1 if body has what there, or it is NULL. */
 static int
-is(const char *what, size_t start, size_t len)
+matches(const char *what, size_t start, size_t len)
 {
 	return !what || (strlen(what) == len && !memcmp(body.s + start, what, len));
 }
@@ -938,8 +939,9 @@ child(int n, const char *name, const char *space)
 	int i;
 
 	for (i = 1; i < nnodes; i++)
-		if (nodes[i].up == n && is(name, nodes[i].name, nodes[i].len) &&
-		    is(space, nodes[i].ns, nodes[i].nslen))
+		if (nodes[i].up == n &&
+		    matches(name, nodes[i].name, nodes[i].len) &&
+		    matches(space, nodes[i].ns, nodes[i].nslen))
 			return i;
 	return 0;
 }
@@ -1029,7 +1031,7 @@ handout(const char *self, const char *asked, const char *dst, int resource)
 		refuse(LARGE);
 	} else {
 		nrequests++;
-		handedout(asked, resource);
+		track(asked, resource);
 	}
 }
 
@@ -1794,8 +1796,6 @@ tlserror(void)
 	return why;
 }
 
-/* ---- connection ---- */
-
 /* 1 if a system call has to be tried again later. */
 static int
 again(void)
@@ -1913,6 +1913,8 @@ endwriting(void)
 	if (!unsent())
 		shutdown(fd, SHUT_WR);
 }
+
+/* ---- connection ---- */
 
 /* Wait before the next attempt: up to a second at first, doubled each time up
  * to backoffmax, with jitter so that many proxies do not come back at once. */
