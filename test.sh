@@ -1707,7 +1707,7 @@ names() {
 
 # The proxy uses less than so many KiB of memory.
 fits_in() {
-	case ${CFLAGS-}${WRAPPER-} in *sanitize* | *valgrind*) return 0 ;; esac
+	case ${CFLAGS-}${WRAPPER-} in *sanitize* | *valgrind* | *qemu*) return 0 ;; esac
 	rss=$(awk '/VmRSS/ { print $2 }' "/proc/$proxypid/status")
 	peak=$(awk '/VmHWM/ { print $2 }' "/proc/$proxypid/status")
 	echo "$rss KiB, $peak at most"
@@ -3340,7 +3340,8 @@ configurations_that_cannot_work() {
 	    tlspin="\"$(bytes 576 a)\"" tlspin="\"sha256 Fingerprint=$(bytes 64 a)\""; do
 		configure "$c"
 		rc=0
-		"$bin" 2>"$dir/err" || rc=$?
+		# shellcheck disable=SC2086 # a command and its options, or nothing
+		${WRAPPER-} "$bin" 2>"$dir/err" || rc=$?
 		echo "$c: $rc"
 		cat "$dir/err"
 		[ $rc = 1 ]
@@ -4145,7 +4146,10 @@ variant() {
 	TESTDIR=$TESTDIR/v.$(echo "$name" | tr -c 'a-z0-9\n' .)
 	mkdir "$TESTDIR"
 	export CC CFLAGS LDFLAGS WRAPPER TESTDIR
-	if [ "$6" = own ]; then
+	if [ "$6" = own ] && [ ! -d "$TOP/lib/expat/lib" ]; then
+		echo "ok - $name # skipped: there are no sources of the libraries"
+		return
+	elif [ "$6" = own ]; then
 		libraries || { echo "not ok - the libraries, $name"; return; }
 	fi
 	[ "$name" != bmake ] || export MAKE=bmake
@@ -4161,7 +4165,7 @@ variant() {
 # Other compilers, flags, C libraries and processors, or one of them, two at once.
 portable() {
 	command -v qemu-ppc >/dev/null || { echo "needs more packages: see README"; exit 1; }
-	library_sources || exit
+	library_sources || echo "the sources of the libraries cannot be had"
 	while IFS='|' read -r name cc cflags ldflags runner libs; do
 		[ -z "${1-}" ] || [ "$1" = "$name" ] || continue
 		(variant "$name" "$cc" "$cflags" "$ldflags" "$runner" "$libs") >"$TESTDIR/out.$name" 2>&1 </dev/null &
@@ -4190,7 +4194,8 @@ portable() {
 	E
 	wait
 	cat "$TESTDIR"/out.*
-	passed=$(cat "$TESTDIR"/out.* | grep -c "^ok")
+	skipped=$(cat "$TESTDIR"/out.* | grep -c "# skipped") || :
+	passed=$(($(cat "$TESTDIR"/out.* | grep -c "^ok") - skipped))
 	failed=$(cat "$TESTDIR"/out.* | grep -c "^not ok") || :
 }
 
