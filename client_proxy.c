@@ -267,13 +267,19 @@ mix(uint64_t h)
 	return h ^ h >> 33;
 }
 
-/* A hash of s[n], with a salt (FNV-1a). */
+/* A hash of s[n], with a salt. */
 static uint64_t
 hash(uint64_t h, const char *s, size_t n)
 {
-	while (n-- > 0)
-		h = (h ^ (unsigned char)*s++) * 0x100000001b3;
-	return mix(h);
+	uint64_t w;
+
+	for (; n >= sizeof(w); s += sizeof(w), n -= sizeof(w)) {
+		memcpy(&w, s, sizeof(w));
+		h = mix(h ^ w);
+	}
+	for (w = n; n > 0; n--)
+		w = w << 8 | (unsigned char)*s++;
+	return mix(h ^ w);
 }
 
 /* ---- JIDs ---- */
@@ -1118,11 +1124,13 @@ conversation(const char *self)
 static void
 route(void)
 {
-	char self[BAREMAX + 1], src[JIDMAX + 1], other[PARTMAX + 1] = "";
+	char self[BAREMAX + 1], src[JIDMAX + 1], other[PARTMAX + 1];
 	int iq = !strcmp(kind, "iq"), error = !strcmp(type, "error");
 	int asks = iq && (!strcmp(type, "get") || !strcmp(type, "set"));
 	int answers = iq && (error || !strcmp(type, "result"));
 	int mine, member, stranger;  /* from the target; for its resource; for others */
+	const char *below;           /* the resource of our address */
+	size_t bare;
 
 	if (!from || !*from || !to || !isours(to)) {
 		drop("not from anybody to us");
@@ -1131,13 +1139,15 @@ route(void)
 		drop("unknown namespace");
 		return;
 	}
-	memcpy(self, to, barelen(to));
-	self[barelen(to)] = '\0';
-	if (resourceof(to) && !dec(other, resourceof(to)))
+	bare = barelen(to);
+	memcpy(self, to, bare);
+	self[bare] = '\0';
+	below = to[bare] ? to + bare + 1 : NULL;
+	if (!below || !dec(other, below))
 		*other = '\0';
 	mine = istarget(from);
 	member = istarget(other) && resourceof(other) && *resourceof(other);
-	stranger = *other && !istarget(other) && !isours(other);
+	stranger = relay && *other && !istarget(other) && !isours(other);
 
 	if (isours(from))
 		; /* our own ping, or what became of it */
@@ -1145,10 +1155,10 @@ route(void)
 		presence(self);
 	else if (asks && !mine)
 		request(self);
-	else if (asks && relay && stranger && resourceof(from) && standin(src, self, other))
+	else if (asks && stranger && resourceof(from) && standin(src, self, other))
 		handout(self, src, other, -1);
 	else if (asks)
-		refuse(relay && resourceof(to) ? NOBODY : UNKNOWN);
+		refuse(relay && below ? NOBODY : UNKNOWN);
 	else if (answers && mine && resourceof(from) && *other)
 		response(self, other);
 	else if (answers && relay && !mine && member && standin(src, self, from))
@@ -1156,13 +1166,13 @@ route(void)
 	else if (iq)
 		drop(!answers ? "unknown type" : mine ? "no requester in the address" :
 		     "not from a resource of the target");
-	else if (!relay || (mine && !resourceof(to)))
+	else if (!relay || (mine && !below))
 		refuse(UNKNOWN);
 	else if (child(0, "sent", NS_CARBONS) || child(0, "received", NS_CARBONS))
 		drop("a copy");
 	else if (mine && stranger)
 		message(self, other);
-	else if (!mine && !resourceof(to))
+	else if (!mine && !below)
 		conversation(self);
 	else if (error && !mine && member && standin(src, self, from))
 		message(src, other);
@@ -1263,8 +1273,9 @@ startstanza(const char *name, const char **atts)
 		kind = "";
 	prefixed = isdeclared(name);
 	for (; *atts; atts += 2) {
-		for (i = 0; i < LEN(own) && strcmp(own[i].name, *atts); i++)
-			;
+		for (i = 0; i < LEN(own); i++)
+			if (*own[i].name == **atts && !strcmp(own[i].name, *atts))
+				break;
 		if (i < LEN(own)) {
 			*own[i].value = keep(atts[1]);
 			continue;
