@@ -471,15 +471,16 @@ clearresources(void)
 static int
 choose(int how, const char *jid, size_t n)
 {
-	uint64_t h = hash(0, jid, n), best = 0;
+	uint64_t mark, score, best = 0;
 	int i, found = 0, ties = 0;
 
 	if (how == RANDOM)
 		return (int)below((unsigned long)nresources);
 	if (how == STICKY) {
+		mark = hash(0, jid, n);
 		for (i = 0; i < nresources; i++) {
-			if (mix(marks[i] ^ h) >= best) {
-				best = mix(marks[i] ^ h);
+			if ((score = mix(marks[i] ^ mark)) >= best) {
+				best = score;
 				found = i;
 			}
 		}
@@ -686,7 +687,6 @@ forget(void)
 
 	clearresources();
 	memset(buckets, 0, sizeof(buckets));
-	memset(busy, 0, sizeof(busy));
 	nopen = shedding = 0;
 	for (r = 0; r < FIRST; r++)
 		requests[r].prev = requests[r].next = r;
@@ -1265,7 +1265,7 @@ startstanza(const char *name, const char **atts)
 	size_t i, d;
 
 	head.len = body.len = 0;
-	head.full = body.full = prefixed = 0;
+	head.full = body.full = 0;
 	redeclared = 0;
 	nnodes = tagopen = 1;
 	from = to = type = id = ns = NULL;
