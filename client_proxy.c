@@ -135,7 +135,7 @@ static int nopen, shedding;
 /* the target's presence subscription */
 static int subscribed;
 static long long asktime, askpause;
-static long long sweeptime;     /* when a probe should have been answered, or 0 */
+static long long sweeptime;     /* when a probe should have been answered */
 
 /* the out buffer: what is behind outpos waits to be written */
 static char outbytes[OUTSIZE + 1];
@@ -909,12 +909,23 @@ sweep(void)
 {
 	int i;
 
-	sweeptime = 0;
+	sweeptime = LLONG_MAX;
 	if (!memchr(heard, 1, (size_t)nresources))
 		return;
 	for (i = nresources - 1; i >= 0; i--)
 		if (!heard[i])
 			gone(resources[i]);
+}
+
+/* Do what is due while online. 1 if there is more, for which there is no room. */
+static int
+chores(void)
+{
+	if (now >= sweeptime)
+		sweep();
+	if (now >= asktime)
+		ask();
+	return expire();
 }
 
 /* The target or its server does not let us see its presence. */
@@ -1067,7 +1078,7 @@ response(const char *src, const char *requester)
 	/* does the client say so, or its server, because it has gone? probe */
 	if (failed && child(failed, "service-unavailable", NULL) &&
 	    istarget(from) && subscribed)
-		asktime = MIN(asktime, MAX(now, sweeptime));
+		asktime = MIN(asktime, sweeptime < LLONG_MAX ? sweeptime : now);
 	if (!answered(requester, src))
 		nlate++;
 	else if (forward(src, requester))
@@ -1488,7 +1499,7 @@ openstream(void)
 	forget();
 	outpos = out.len = inlen = 0;
 	depth = event = held = authenticated = subscribed = 0;
-	sweeptime = 0;
+	sweeptime = LLONG_MAX;
 	fault = NULL;
 	putstr(&out, "<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
 	       "' xmlns:stream='" NS_STREAM "'");
@@ -2240,9 +2251,7 @@ run(void)
 			p[1].events |= POLLIN;
 		next = deadline;
 		if (state == ONLINE)
-			next = MIN(next, MIN(asktime, expiry()));
-		if (state == ONLINE && sweeptime)
-			next = MIN(next, sweeptime);
+			next = MIN(next, MIN(MIN(asktime, sweeptime), expiry()));
 		if (more && unread())
 			next = now;
 		next = MIN(MAX(next - now, 0), INT_MAX);
@@ -2259,12 +2268,8 @@ run(void)
 			ready(p[1].revents);
 		if (now >= deadline)
 			overdue();
-		if (state == ONLINE && sweeptime && now >= sweeptime)
-			sweep();
-		if (state == ONLINE && now >= asktime)
-			ask();
 		do {
-			more = state == ONLINE && expire();
+			more = state == ONLINE && chores();
 			flush();
 		} while (more && out.len == 0);
 	}

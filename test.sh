@@ -1194,12 +1194,8 @@ feed(const char *data, size_t size, size_t piece, int lazy)
 		}
 		ready(held ? POLLOUT : POLLIN | POLLOUT);
 		now += 5000;
-		if (state == ONLINE && sweeptime && now >= sweeptime)
-			sweep();
-		if (state == ONLINE && now >= asktime)
-			ask();
 		if (state == ONLINE)
-			expire();
+			chores();
 		flush();
 		if (w <= 0 || !lazy)
 			drain();
