@@ -258,6 +258,13 @@ below(unsigned long n)
 	return r % n;
 }
 
+/* 1 if two strings are the same. Most differ in their first byte. */
+static int
+same(const char *a, const char *b)
+{
+	return *a == *b && !strcmp(a, b);
+}
+
 /* Spread the bits of h over all of it (the finalizer of MurmurHash3). */
 static uint64_t
 mix(uint64_t h)
@@ -413,7 +420,7 @@ findresource(const char *name)
 	int i;
 
 	for (i = 0; i < nresources; i++)
-		if (!strcmp(resources[i], name))
+		if (same(resources[i], name))
 			return i;
 	return -1;
 }
@@ -783,7 +790,7 @@ answered(const char *requester, const char *asked)
 			continue;
 		fit = requests[r].list == DONE ? 1 : 2;
 		if (requests[r].resource >= 0 && resourceof(from) &&
-		    !strcmp(resources[requests[r].resource], resourceof(from)))
+		    same(resources[requests[r].resource], resourceof(from)))
 			fit = 3;
 		if (fit >= best) {
 			best = fit;
@@ -879,7 +886,7 @@ drop(const char *why)
 static void
 refuse(int why)
 {
-	if (!strcmp(type, "error"))
+	if (same(type, "error"))
 		ndropped++;
 	else
 		puterror(kind, id, to, from, why);
@@ -982,7 +989,7 @@ static void
 presence(const char *self)
 {
 	const char *name = resourceof(from);
-	int asks = !strcmp(type, "subscribe"), probes = !strcmp(type, "probe");
+	int asks = same(type, "subscribe"), probes = same(type, "probe");
 
 	if (!istarget(from)) {
 		if (asks || probes)
@@ -995,16 +1002,16 @@ presence(const char *self)
 		; /* only what our domain is told says who is online */
 	} else if (!*type && name) {
 		addresource(name);
-	} else if (!strcmp(type, "unavailable")) {
+	} else if (same(type, "unavailable")) {
 		gone(name);
-	} else if (!strcmp(type, "subscribed")) {
+	} else if (same(type, "subscribed")) {
 		if (!subscribed)
 			say("subscribed: %s", target);
 		subscribed = 1;
 		ask();
-	} else if (!strcmp(type, "unsubscribed")) {
+	} else if (same(type, "unsubscribed")) {
 		denied("it refuses or has withdrawn the subscription");
-	} else if (!strcmp(type, "error")) {
+	} else if (same(type, "error")) {
 		denied(condition(child(0, "error", NULL)));
 	}
 }
@@ -1073,7 +1080,7 @@ request(const char *self)
 static void
 response(const char *src, const char *requester)
 {
-	int failed = !strcmp(type, "error") ? child(0, "error", NULL) : 0;
+	int failed = same(type, "error") ? child(0, "error", NULL) : 0;
 
 	/* does the client say so, or its server, because it has gone? probe */
 	if (failed && child(failed, "service-unavailable", NULL) &&
@@ -1093,7 +1100,7 @@ response(const char *src, const char *requester)
 static int
 isfleeting(void)
 {
-	return !strcmp(type, "error") || !strcmp(type, "headline") ||
+	return same(type, "error") || same(type, "headline") ||
 	       (!child(0, "body", NULL) &&
 	        (child(0, NULL, "http://jabber.org/protocol/chatstates") ||
 	         child(0, NULL, "urn:xmpp:receipts") ||
@@ -1136,9 +1143,9 @@ static void
 route(void)
 {
 	char self[BAREMAX + 1], src[JIDMAX + 1], other[PARTMAX + 1];
-	int iq = !strcmp(kind, "iq"), error = !strcmp(type, "error");
-	int asks = iq && (!strcmp(type, "get") || !strcmp(type, "set"));
-	int answers = iq && (error || !strcmp(type, "result"));
+	int iq = same(kind, "iq"), error = same(type, "error");
+	int asks = iq && (same(type, "get") || same(type, "set"));
+	int answers = iq && (error || same(type, "result"));
 	int mine, member, stranger;  /* from the target; for its resource; for others */
 	const char *below;           /* the resource of our address */
 	size_t bare;
@@ -1162,7 +1169,7 @@ route(void)
 
 	if (isours(from))
 		; /* our own ping, or what became of it */
-	else if (!strcmp(kind, "presence"))
+	else if (same(kind, "presence"))
 		presence(self);
 	else if (asks && !mine)
 		request(self);
@@ -1285,7 +1292,7 @@ startstanza(const char *name, const char **atts)
 	prefixed = isdeclared(name);
 	for (; *atts; atts += 2) {
 		for (i = 0; i < LEN(own); i++)
-			if (*own[i].name == **atts && !strcmp(own[i].name, *atts))
+			if (same(own[i].name, *atts))
 				break;
 		if (i < LEN(own)) {
 			*own[i].value = keep(atts[1]);
@@ -1294,7 +1301,7 @@ startstanza(const char *name, const char **atts)
 		putattr(&body, atts[0], atts[1]);
 		prefixed |= isdeclared(*atts);
 		for (d = 0; d < ndecls; d++)
-			if (!strcmp(decls[d].name, *atts))
+			if (same(decls[d].name, *atts))
 				redeclared |= 1U << d;
 	}
 	if (!type)
@@ -1336,7 +1343,7 @@ addelement(const char *name, const char **atts)
 	for (; *atts; atts += 2) {
 		putattr(&body, atts[0], atts[1]);
 		prefixed |= isdeclared(*atts);
-		if (n && !strcmp(*atts, "xmlns")) {
+		if (n && same(*atts, "xmlns")) {
 			n->nslen = strlen(atts[1]);
 			n->ns = body.len - 1 - n->nslen;
 		}
@@ -1353,8 +1360,8 @@ savedecls(const char **atts)
 	ndecls = 0;
 	isstream = 0;
 	for (; *atts; atts += 2) {
-		if (!strcmp(atts[0], "xmlns:stream")) {
-			isstream = !strcmp(atts[1], NS_STREAM);
+		if (same(atts[0], "xmlns:stream")) {
+			isstream = same(atts[1], NS_STREAM);
 		} else if (strncmp(atts[0], "xmlns:", 6)) {
 			continue;
 		} else if (ndecls == LEN(decls) ||
@@ -1371,8 +1378,8 @@ savedecls(const char **atts)
 static int
 isstanza(void)
 {
-	return !strcmp(kind, "iq") || !strcmp(kind, "presence") ||
-	       !strcmp(kind, "message");
+	return same(kind, "iq") || same(kind, "presence") ||
+	       same(kind, "message");
 }
 
 /* Stop the parser; `what' is then handled outside of it. */
@@ -1578,14 +1585,14 @@ streamerror(void)
 static const char *
 element(void)
 {
-	if (!strcmp(kind, "stream:error"))
+	if (same(kind, "stream:error"))
 		return streamerror();
 	if (authenticated) {
 		drop("not a stanza");
 	} else if (isstanza()) {
 		fault = "bad-format";
 		return "the server sends stanzas before the handshake is done";
-	} else if (!strcmp(kind, "handshake")) {
+	} else if (same(kind, "handshake")) {
 		authenticated = 1;
 		nconnected++;
 		say("online: %s at %s port %s%s", domain, host, port,
@@ -2340,7 +2347,7 @@ checkconfig(void)
 		{ !node || node > PARTMAX || !*at || strchr(at, '@') ||
 		  !target[node] || strlen(at) > PARTMAX,
 		  "target", "is not a bare JID, account@domain" },
-		{ !strcmp(at, domain), "target", "is at our own domain" },
+		{ same(at, domain), "target", "is at our own domain" },
 		{ !*secret, "secret", "is empty" },
 		{ !*host, "host", "is empty" },
 		{ !*port, "port", "is empty" },
@@ -2383,7 +2390,7 @@ main(int argc, char *argv[])
 	br_prng_seeder seeder = br_prng_seeder_system(NULL);
 	br_hmac_drbg_context rng;
 
-	if (argc == 2 && !strcmp(argv[1], "-v")) {
+	if (argc == 2 && same(argv[1], "-v")) {
 		puts("client_proxy-" VERSION);
 		return 0;
 	}
