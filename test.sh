@@ -43,9 +43,9 @@ fi
 
 # ---- helpers: processes ----
 
-# Wait until a command succeeds, for ten seconds at most.
+# Wait until a command succeeds, for half a minute at most.
 await() {
-	tries=200
+	tries=600
 	until "$@" >/dev/null 2>&1; do
 		tries=$((tries - 1))
 		[ $tries -gt 0 ] || { echo "waited in vain for: $*"; return 1; }
@@ -275,7 +275,7 @@ find_stanza() {
 
 # Wait for such a stanza.
 hear() {
-	tries=200
+	tries=600
 	until find_stanza "$@"; do
 		tries=$((tries - 1))
 		[ $tries -gt 0 ] || {
@@ -2473,12 +2473,12 @@ tls_cut() {
 	logged "disconnected: the connection was cut, TLS did not end"
 	end "$frontpid"
 	cut_off srv
+	stop
 	# a port between us and the server's
 	serve
 	near=$(freeport)
 	background "$peer" tamper "$near" "$tport"
 	tamper=$pid
-	stop
 	front server
 	proxy port="\"$near\"" backoffmax=1
 	welcome
@@ -2973,7 +2973,7 @@ thousands_at_once() {
 	seq 5000 | sed "s|.*|<iq type='get' id='n&' from='u@h/r' to='proxy.localhost'><q/></iq>|" \
 	    >"$dir/many"
 	cat "$dir/many" >"$dir/srv.in"
-	hear srv "id='n5000'"
+	await grep -q "id='n5000'" "$dir/srv.out"
 	stanzas <"$dir/srv.out" | sed -n "s/.*id='n\\([0-9]*\\)'.*/\\1/p" >"$dir/ids"
 	seq 5000 | cmp - "$dir/ids"
 }
@@ -3424,7 +3424,7 @@ a_fresh_parser_loses_nothing() {
 			printf "<iq type=\"get\" id=\"n%d\" from=\"u@h/r\" to=\"proxy.localhost\"><e%d a=\"b\">t</e%d></iq>", i, i, i
 	}' >"$dir/many"
 	cat "$dir/many" >"$dir/srv.in"
-	hear srv "id='n19999'"
+	await grep -q "id='n19999'" "$dir/srv.out"
 	stanzas <"$dir/srv.out" | sed -n "s|.*id='n\([0-9]*\)'.*><e\([0-9]*\) a='b'>t</e\2></iq>|\1 \2|p" >"$dir/ids"
 	awk 'BEGIN { for (i = 0; i < 20000; i++) print i, i }' | cmp - "$dir/ids"
 	unlogged disconnected
