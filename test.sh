@@ -7,7 +7,7 @@
 #	./test.sh fuzz [SECONDS]
 #	./test.sh soak [SECONDS]
 #	./test.sh bench      what it costs, next to parsing alone
-#	./test.sh portable [NAME]
+#	./test.sh portable [VARIANT [NAME...]]
 #	                     other compilers, flags, C libraries and processors
 #	./test.sh demo       the exchange of the man page, on a real server
 #
@@ -180,6 +180,13 @@ proxy() {
 	# shellcheck disable=SC2086 # a command and its options, or nothing
 	background ${WRAPPER-} "$bin" 2>>"$log"
 	proxypid=$pid
+}
+
+# Run it with options, to an end that it comes to by itself, with status $rc.
+brief() {
+	rc=0
+	# shellcheck disable=SC2086 # a command and its options, or nothing
+	${WRAPPER-} "$bin" "$@" 2>"$dir/err" >"$dir/out" || rc=$?
 }
 
 # Stop it: within a second, with status 0.
@@ -3329,9 +3336,7 @@ configurations_that_cannot_work() {
 	    tlspin="\"$(bytes 63 a)\"" tlspin="\"$(bytes 65 a)\"" tlspin="\"$(bytes 64 g)\"" \
 	    tlspin="\"$(bytes 576 a)\"" tlspin="\"sha256 Fingerprint=$(bytes 64 a)\""; do
 		configure "$c"
-		rc=0
-		# shellcheck disable=SC2086 # a command and its options, or nothing
-		${WRAPPER-} "$bin" 2>"$dir/err" || rc=$?
+		brief
 		echo "$c: $rc"
 		cat "$dir/err"
 		[ $rc = 1 ]
@@ -3342,12 +3347,12 @@ configurations_that_cannot_work() {
 
 options() {
 	configure
-	[ "$("$bin" -v)" = "client_proxy-$(sed -n 's/^VERSION = //p' Makefile)" ]
-	for o in -h x '-v -v' ''; do
-		[ -n "$o" ] || o="-x y"
-		rc=0
+	brief -v
+	[ $rc = 0 ]
+	[ "$(cat "$dir/out")" = "client_proxy-$(sed -n 's/^VERSION = //p' Makefile)" ]
+	for o in -h x '-v -v' '-x y'; do
 		# shellcheck disable=SC2086 # words
-		"$bin" $o 2>"$dir/err" >"$dir/out" || rc=$?
+		brief $o
 		[ $rc = 1 ]
 		grep -q "^usage: " "$dir/err"
 	done
@@ -3567,7 +3572,8 @@ descriptors_and_reports() {
 	configure
 	log=$dir/proxy.log
 	: >"$log"
-	"$bin" <&- >&- 2>&- &
+	# shellcheck disable=SC2086 # a command and its options, or nothing
+	${WRAPPER-} "$bin" <&- >&- 2>&- &
 	pid=$!
 	echo $pid >>"$dir/pids"
 	proxypid=$pid
@@ -3582,7 +3588,8 @@ descriptors_and_reports() {
 	serve
 	mkfifo "$dir/pipe"
 	head -n 1 <"$dir/pipe" >"$dir/head" &
-	background "$bin" 2>"$dir/pipe"
+	# shellcheck disable=SC2086
+	background ${WRAPPER-} "$bin" 2>"$dir/pipe"
 	proxypid=$pid
 	welcome
 	online a b c
@@ -4128,8 +4135,8 @@ libraries() {
 	export LIBS
 }
 
-# One compiler and its flags; what runs the program if this machine cannot; `own'
-# if the libraries have to be compiled, too.
+# A compiler and its flags; what runs the program if this machine cannot; `own' if
+# the libraries have to be compiled, too.
 variant() {
 	name=$1 CC=$2 CFLAGS=$3 LDFLAGS=$4 WRAPPER=$5
 	TOP=$TESTDIR
@@ -4143,29 +4150,16 @@ variant() {
 		libraries || { echo "not ok - the libraries, $name"; return; }
 	fi
 	[ "$name" != bmake ] || export MAKE=bmake
-	for t in nothing_else_is_rewritten resources_of_any_spelling byte_by_byte \
-	    stray_answers_and_undecodable_addresses requests_of_who_leaves_are_answered \
-	    requests_wait_only_so_long relayed_as_the_table_says only_who_must_moves too_large \
-	    handshake_with_any_id forbidden_xml wrong_streams signals backing_off \
-	    tls_with_each_kind_of_key configurations_that_cannot_work; do
+	# all with a scripted server, but for those that look at the usual build
+	for t in ${only:-$(tests | sed -n '/^tls_/p;/^nothing_else/,/^cut_connections/p' | grep -v \
+	    -e small_in_memory -e one_turn -e cost -e on_each_expat -e all_addresses)}; do
 		run "$t" ", $name"
 	done
 }
 
-# Other compilers, flags, C libraries and processors, or one of them, two at once.
-portable() {
-	command -v qemu-ppc >/dev/null || { echo "needs more packages: see README"; exit 1; }
-	library_sources || echo "the sources of the libraries cannot be had"
-	while IFS='|' read -r name cc cflags ldflags runner libs; do
-		[ -z "${1-}" ] || [ "$1" = "$name" ] || continue
-		(variant "$name" "$cc" "$cflags" "$ldflags" "$runner" "$libs") >"$TESTDIR/out.$name" 2>&1 </dev/null &
-		if [ -n "${other-}" ]; then
-			wait
-			other=
-		else
-			other=1
-		fi
-	done <<-E
+# What they are: their names, then what variant takes.
+variants() {
+	cat <<-E
 	gcc-O0|gcc|-O0|||
 	gcc-O3|gcc|-O3|||
 	gcc-lto|gcc|-O2 -flto|||
@@ -4182,6 +4176,23 @@ portable() {
 	powerpc, big-endian|powerpc-linux-gnu-gcc|-O2|-static|qemu-ppc|own
 	aarch64|aarch64-linux-gnu-gcc|-O2|-static|qemu-aarch64|own
 	E
+}
+
+# Other compilers, flags, C libraries and processors, or those whose name begins
+# so, three at once, as the tests mostly wait. Then the tests, if not all.
+portable() {
+	which=${1-}
+	[ $# = 0 ] || shift
+	only=$*
+	command -v qemu-ppc >/dev/null || { echo "needs more packages: see README"; exit 1; }
+	library_sources || echo "the sources of the libraries cannot be had"
+	for i in 0 1 2; do
+		variants | grep "^$which" | awk -v i=$i 'NR % 3 == i' |
+			while IFS='|' read -r name cc cflags ldflags runner libs; do
+				(variant "$name" "$cc" "$cflags" "$ldflags" "$runner" "$libs") \
+				    >"$TESTDIR/out.$name" 2>&1 </dev/null
+			done &
+	done
 	wait
 	cat "$TESTDIR"/out.*
 	skipped=$(cat "$TESTDIR"/out.* | grep -c "# skipped") || :
@@ -4197,7 +4208,10 @@ fuzz) fuzz "${2-60}"; exit ;;
 bench) bench; exit ;;
 inside) inside "$2"; exit ;;
 demo) demo; exit ;;
-portable) portable "${2-}" ;;
+portable)
+	shift
+	portable "$@"
+	;;
 '')
 	for t in $(tests); do
 		run "$t" ""
