@@ -152,8 +152,6 @@ static struct node nodes[256];  /* what is beyond passes, but is not looked at *
 static int nnodes, current;
 static size_t largest;          /* bytes of its largest tag */
 static int tagopen;             /* the last tag in body has not ended yet */
-static int prefixed;            /* a name has one of the prefixes in decls */
-static unsigned redeclared;     /* bits: those that its own tag declares */
 
 /* the parser and its input */
 static XML_Parser parser;
@@ -609,21 +607,15 @@ commit(void)
 	return 0;
 }
 
-/* Put the stanza, from f, to t. 0 if it is too large. It declares the prefixes
- * that only the header of the server's stream has declared. White space follows
- * a large tag: a server whose expat defers parsing (see newparser) looks at it
- * again when twice as much has come, and all that follows waits with it. */
+/* Put the stanza, from f, to t. 0 if it is too large. White space follows a large
+ * tag: a server whose expat defers parsing (see newparser) looks at it again when
+ * twice as much has come, and all that follows waits with it. */
 static int
 forward(const char *f, const char *t)
 {
-	size_t d;
-
 	if (head.full || body.full)
 		return 0;
 	begin(kind, *type ? type : NULL, id, f, t);
-	for (d = 0; prefixed && d < ndecls; d++)
-		if (!(redeclared & 1U << d))
-			putattr(&out, decls[d].name, decls[d].value);
 	largest += out.len - outmark;
 	put(&out, body.s, body.len);
 	if (!commit())
@@ -1245,17 +1237,20 @@ isworn(void)
 	return heap > PARSERSOFT || parsed > 1L << 30;
 }
 
-/* 1 if a name has a prefix that the header of the server's stream declares. */
-static int
-isdeclared(const char *name)
+/* Put the prefixes that the header of the server's stream has declared and these
+ * attributes do not, since any name in the stanza may have one. */
+static void
+putdecls(const char **atts)
 {
-	size_t d, len = ndecls > 0 ? strcspn(name, ":") : 0;
+	const char **a;
+	size_t d;
 
-	for (d = 0; d < ndecls; d++)
-		if (name[len] && !strncmp(decls[d].name + 6, name, len) &&
-		    !decls[d].name[6 + len])
-			return 1;
-	return 0;
+	for (d = 0; d < ndecls; d++) {
+		for (a = atts; *a && !same(*a, decls[d].name); a += 2)
+			;
+		if (!*a)
+			putattr(&body, decls[d].name, decls[d].value);
+	}
 }
 
 /* Keep a string in head. Returns it, or NULL if it does not fit. */
@@ -1280,29 +1275,23 @@ startstanza(const char *name, const char **atts)
 		{ "from", &from }, { "to", &to }, { "type", &type }, { "id", &id },
 		{ "xmlns", &ns }
 	};
-	size_t i, d;
+	size_t i;
 
 	head.len = body.len = 0;
 	head.full = body.full = 0;
-	redeclared = 0;
 	nnodes = tagopen = 1;
 	from = to = type = id = ns = NULL;
 	if (!(kind = keep(name)))
 		kind = "";
-	prefixed = isdeclared(name);
+	putdecls(atts);
 	for (; *atts; atts += 2) {
 		for (i = 0; i < LEN(own); i++)
 			if (same(own[i].name, *atts))
 				break;
-		if (i < LEN(own)) {
+		if (i < LEN(own))
 			*own[i].value = keep(atts[1]);
-			continue;
-		}
-		putattr(&body, atts[0], atts[1]);
-		prefixed |= isdeclared(*atts);
-		for (d = 0; d < ndecls; d++)
-			if (same(decls[d].name, *atts))
-				redeclared |= 1U << d;
+		else
+			putattr(&body, atts[0], atts[1]);
 	}
 	if (!type)
 		type = "";
@@ -1339,10 +1328,8 @@ addelement(const char *name, const char **atts)
 			current = nnodes;
 		nnodes++;
 	}
-	prefixed |= isdeclared(name);
 	for (; *atts; atts += 2) {
 		putattr(&body, atts[0], atts[1]);
-		prefixed |= isdeclared(*atts);
 		if (n && same(*atts, "xmlns")) {
 			n->nslen = strlen(atts[1]);
 			n->ns = body.len - 1 - n->nslen;
