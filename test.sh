@@ -3523,7 +3523,7 @@ time_limits() {
 	await listening_only "$cport"
 	sleep 0.5
 	proxy patience=1
-	logged "connect: 127.0.0.1 port $cport: Connection timed out"
+	logged "connect: 127.0.0.1 port $cport: .* timed out"
 	logged waiting
 	await sh -c "[ \$(grep -c 'timed out' '$log') = 2 ]"
 	sleep 1.5
