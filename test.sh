@@ -1302,7 +1302,10 @@ END
 #	load run COMMAND...
 #	load serve FILE TIMES STANZAS RESOURCES PORT COMMAND...
 #	        the command's, with a server that sends FILE so many times; also how
-#	        long that took, the peak of its resident memory in KiB, stanzas lost
+#	        long that took, the peak of its resident memory in KiB, stanzas lost;
+#	        with -1 resources the command is not greeted as a component
+#	load relay PORT PIECE
+#	        such a command: expat alone, which sends all back that it has read
 build_load() {
 	load=$TESTDIR/load
 	[ ! -x "$load" ] || return 0
@@ -1371,18 +1374,26 @@ characters(void *data, const char *s, int n)
 	(void)data, (void)s, (void)n;
 }
 
-static void
-parse(const char *name, long times, size_t piece)
+static XML_Parser
+newparser(void)
 {
 	XML_Parser p = XML_ParserCreate("UTF-8");
-	int fd = open(name, O_RDONLY);
-	ssize_t n;
 
 	if (XML_SetReparseDeferralEnabled)
 		XML_SetReparseDeferralEnabled(p, XML_FALSE);
 	XML_SetElementHandler(p, start, end);
 	XML_SetCharacterDataHandler(p, characters);
 	XML_Parse(p, "<stream>", 8, 0);
+	return p;
+}
+
+static void
+parse(const char *name, long times, size_t piece)
+{
+	XML_Parser p = newparser();
+	int fd = open(name, O_RDONLY);
+	ssize_t n;
+
 	while (times-- > 0) {
 		lseek(fd, 0, SEEK_SET);
 		while ((n = read(fd, buf, piece)) > 0)
@@ -1390,6 +1401,45 @@ parse(const char *name, long times, size_t piece)
 				errx(1, "%s", XML_ErrorString(XML_GetErrorCode(p)));
 	}
 	printcpu(RUSAGE_SELF);
+}
+
+static struct sockaddr_in
+loopback(int port)
+{
+	struct sockaddr_in sin = { .sin_family = AF_INET };
+
+	sin.sin_port = htons((unsigned short)port);
+	sin.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	return sin;
+}
+
+static void
+nodelay(int fd)
+{
+	int one = 1;
+
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+}
+
+static void
+relay(int port, size_t piece)
+{
+	XML_Parser p = newparser();
+	struct sockaddr_in sin = loopback(port);
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+	struct pollfd ready = { .fd = fd, .events = POLLIN };
+	ssize_t n, at, w;
+
+	if (connect(fd, (struct sockaddr *)&sin, sizeof(sin)) < 0)
+		err(1, "port %d", port);
+	nodelay(fd);
+	while (poll(&ready, 1, -1) > 0 && (n = read(fd, buf, piece)) > 0) {
+		if (!XML_Parse(p, buf, (int)n, 0))
+			errx(1, "%s", XML_ErrorString(XML_GetErrorCode(p)));
+		for (at = 0; at < n; at += w)
+			if ((w = write(fd, buf + at, (size_t)(n - at))) < 0)
+				err(1, "write");
+	}
 }
 
 static pid_t
@@ -1408,18 +1458,16 @@ launch(char *command[])
 static int
 serve(int port, char *command[], pid_t *pid)
 {
-	struct sockaddr_in sin = { .sin_family = AF_INET };
+	struct sockaddr_in sin = loopback(port);
 	int s = socket(AF_INET, SOCK_STREAM, 0), fd, one = 1;
 
-	sin.sin_port = htons((unsigned short)port);
-	sin.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
 	if (bind(s, (struct sockaddr *)&sin, sizeof(sin)) < 0 || listen(s, 1) < 0)
 		err(1, "port %d", port);
 	*pid = launch(command);
 	if ((fd = accept(s, NULL, NULL)) < 0)
 		err(1, "accept");
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	nodelay(fd);
 	return fd;
 }
 
@@ -1453,7 +1501,6 @@ greet(int fd, int resources)
 	/* all of them are known when this has come back */
 	dprintf(fd, "<message from='u@h' to='proxy.localhost' id='known'/>");
 	await(fd, "known");
-	fcntl(fd, F_SETFL, O_NONBLOCK);
 }
 
 /* Read what there is and count the stanzas that end in it. */
@@ -1512,6 +1559,9 @@ main(int argc, char *argv[])
 	if (!strcmp(argv[1], "parse")) {
 		parse(argv[2], atol(argv[3]), (size_t)atol(argv[4]));
 		return 0;
+	} else if (!strcmp(argv[1], "relay")) {
+		relay(atoi(argv[2]), (size_t)atol(argv[3]));
+		return 0;
 	} else if (!strcmp(argv[1], "run")) {
 		waitpid(launch(argv + 2), NULL, 0);
 		printcpu(RUSAGE_CHILDREN);
@@ -1523,7 +1573,9 @@ main(int argc, char *argv[])
 	    pread(file, data, (size_t)size, 0) != size)
 		err(1, "%s", argv[2]);
 	fd = serve(atoi(argv[6]), argv + 7, &pid);
-	greet(fd, atoi(argv[5]));
+	if (atoi(argv[5]) >= 0)
+		greet(fd, atoi(argv[5]));
+	fcntl(fd, F_SETFL, O_NONBLOCK);
 	begun = usec();
 	lost = flood(fd, data, (size_t)size, atol(argv[3]), atol(argv[4]));
 	took = usec() - begun;
@@ -3993,9 +4045,11 @@ link() {
 	) || echo "$1 did not work"
 }
 
-# What client_proxy adds to the cost of parsing, in CPU time: medians of five
-# runs, each next to a run of expat alone, with handlers that do nothing, over
-# the same bytes in pieces of the same size. Absolute figures are this machine's.
+# What client_proxy adds to the cost of parsing, in CPU time: medians of fifteen
+# short runs, each next to two of expat alone, with handlers that do nothing, over
+# the same bytes in pieces of the same size: from a file, and as a relay, which
+# reads them from the connection and writes them back as they came. Absolute
+# figures are this machine's.
 bench() {
 	place bench
 	guard
@@ -4010,7 +4064,7 @@ bench() {
 	configure
 	cp "$with_tls" "$bin.tls"
 	: >"$dir/table"
-	for i in 1 2 3 4 5; do
+	for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
 		while read -r name n times resources tls; do
 			[ -f "$dir/$name" ] || profile "$name" "$n" >"$dir/$name"
 			[ "$name" = answers ] || n=$((2 * n))
@@ -4018,19 +4072,22 @@ bench() {
 				printf '%s ' "$name/$resources$tls" $((n * times))
 				"$load" parse "$dir/$name" "$times" 131072
 				printf ' '
+				"$load" serve "$dir/$name" "$times" $((n * times)) -1 \
+				    "$cport" "$load" relay "$cport" 131072
+				printf ' '
 				"$load" serve "$dir/$name" "$times" $((n * times)) \
 				    "$resources" "$cport" "$bin$tls" 2>"$dir/log"
 				echo
 			} >>"$dir/table"
 		done <<-E
-		exchanges 50000 6 8
-		exchanges 50000 6 1
-		exchanges 50000 6 1000
-		answers 100000 6 8
-		texts 1000 30 8
-		elements 2500 8 8
-		exchanges 50000 6 8 .tls
-		texts 1000 30 8 .tls
+		exchanges 50000 2 8
+		exchanges 50000 2 1
+		exchanges 50000 2 1000
+		answers 100000 2 8
+		texts 1000 10 8
+		elements 2500 3 8
+		exchanges 50000 2 8 .tls
+		texts 1000 10 8 .tls
 		E
 	done
 	echo "CPU time in microseconds per stanza, and as multiples of that of expat alone"
@@ -4047,27 +4104,30 @@ bench() {
 		return a[int((n + 1) / 2)]
 	}
 	BEGIN {
-		printf "%-15s %6s %6s %6s %5s %5s %10s %9s %6s %5s\n", "for resources", \
-		    "user", "sys", "expat", "user", "all", "spread", "stanzas/s", "KiB", "lost"
+		printf "%-15s %5s %5s %5s %5s %5s %5s %5s %10s %9s %5s %4s\n", \
+		    "for resources", "user", "sys", "expat", "relay", "user", "relay", \
+		    "all", "spread", "stanzas/s", "KiB", "lost"
 	}
 	!($1 in user) { order[++profiles] = $1 }
 	{
-		user[$1] = user[$1] " " $5 / $2
-		sys[$1] = sys[$1] " " $6 / $2
 		expat[$1] = expat[$1] " " ($3 + $4) / $2
-		ratio[$1] = ratio[$1] " " $5 / ($3 + $4)
-		all[$1] = all[$1] " " ($5 + $6) / ($3 + $4)
-		rate[$1] = rate[$1] " " $2 / $7 * 1000000
-		peak[$1] = $8 > peak[$1] ? $8 : peak[$1]
-		lost[$1] += $9
+		relay[$1] = relay[$1] " " ($5 + $6) / $2
+		user[$1] = user[$1] " " $10 / $2
+		sys[$1] = sys[$1] " " $11 / $2
+		ratio[$1] = ratio[$1] " " $10 / ($3 + $4)
+		all[$1] = all[$1] " " ($10 + $11) / ($3 + $4)
+		other[$1] = other[$1] " " ($10 + $11) / ($5 + $6)
+		rate[$1] = rate[$1] " " $2 / $12 * 1000000
+		peak[$1] = $13 > peak[$1] ? $13 : peak[$1]
+		lost[$1] += $14
 	}
 	END {
 		for (i = 1; i <= profiles; i++) {
 			p = order[i]
-			printf "%-15s %6.2f %6.2f %6.2f %5.2f ", p, median(user[p]), \
-			    median(sys[p]), median(expat[p]), median(ratio[p])
-			printf "%5.2f ", median(all[p])
-			printf "%10s %9d %6d %5d\n", spread, median(rate[p]), peak[p], lost[p]
+			printf "%-15s %5.2f %5.2f %5.2f %5.2f %5.2f ", p, median(user[p]), \
+			    median(sys[p]), median(expat[p]), median(relay[p]), median(ratio[p])
+			printf "%5.2f %5.2f ", median(other[p]), median(all[p])
+			printf "%10s %9d %5d %4d\n", spread, median(rate[p]), peak[p], lost[p]
 		}
 	}' "$dir/table"
 	echo
