@@ -14,7 +14,7 @@ static const int   relay  = 0;                    /* 1: messages and the client'
 /* times, all in seconds */
 static const unsigned int keepalive  = 60;        /* seconds of silence before the route is checked */
 static const unsigned int backoffmax = 60;        /* longest pause between two attempts to connect, seconds */
-static const unsigned int patience   = 10;        /* for one address to accept, then for the handshake */
+static const unsigned int patience   = 10;        /* to accept a connection, for the handshake, for a probe's answers */
 static const unsigned int askmin     = 60;        /* until the target is asked again for its presence: */
 static const unsigned int askmax     = 3600;      /* from askmin, doubled each time up to askmax */
 static const unsigned int refresh    = 300;       /* between two probes for presence that was missed */
