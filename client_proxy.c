@@ -135,7 +135,7 @@ static int nopen, shedding;
 /* the target's presence subscription */
 static int subscribed;
 static long long asktime, askpause;
-static long long sweeptime;     /* when a probe should have been answered */
+static long long sweeptime;     /* when the probe that is out is overdue */
 
 /* the out buffer: what is behind outpos waits to be written */
 static char outbytes[OUTSIZE + 1];
@@ -309,7 +309,7 @@ isours(const char *jid)
 	if (at)
 		node = (size_t)(at - jid) + 1;
 	return node != 1 && node <= PARTMAX + 1 && bare - node == len &&
-	       !memcmp(jid + node, domain, len) && strcmp(jid + bare, "/") != 0;
+	       !memcmp(jid + node, domain, len) && !same(jid + bare, "/");
 }
 
 /* 1 if jid is the target itself or one of its resources. */
@@ -990,7 +990,7 @@ presence(const char *self)
 		if (asks)
 			putpresence("subscribed", self, from);
 		putpresence(NULL, self, from);
-	} else if (strcmp(to, domain)) {
+	} else if (!same(to, domain)) {
 		; /* only what our domain is told says who is online */
 	} else if (!*type && name) {
 		addresource(name);
@@ -1145,7 +1145,7 @@ route(void)
 	if (!from || !*from || !to || !isours(to)) {
 		drop("not from anybody to us");
 		return;
-	} else if (ns && strcmp(ns, NS_COMPONENT) && strcmp(ns, NS_CLIENT)) {
+	} else if (ns && !same(ns, NS_COMPONENT) && !same(ns, NS_CLIENT)) {
 		drop("unknown namespace");
 		return;
 	}
@@ -1538,9 +1538,9 @@ handshake(void)
 static const char *
 opened(void)
 {
-	if (strcmp(kind, "stream:stream") || !id)
+	if (!same(kind, "stream:stream") || !id)
 		fault = "bad-format";
-	else if (!isstream || !ns || strcmp(ns, NS_COMPONENT))
+	else if (!isstream || !ns || !same(ns, NS_COMPONENT))
 		fault = "invalid-namespace";
 	else if (head.full || body.full)
 		fault = "policy-violation";
