@@ -3578,7 +3578,7 @@ time_limits() {
 	await listening_only "$cport"
 	sleep 0.5
 	proxy patience=1
-	logged "connect: 127.0.0.1 port $cport: .* timed out"
+	logged "connect: 127.0.0.1 port $cport: \\(Connection\\|Operation\\) timed out"
 	logged waiting
 	await sh -c "[ \$(grep -c 'timed out' '$log') = 2 ]"
 	sleep 1.5
@@ -4252,6 +4252,7 @@ portable() {
 	which=${1-}
 	[ $# = 0 ] || shift
 	only=$*
+	variants | grep -q "^$which" || { echo "no such variant: $which"; exit 1; }
 	command -v qemu-ppc >/dev/null || { echo "needs more packages: see README"; exit 1; }
 	library_sources || echo "the sources of the libraries cannot be had"
 	for i in 0 1 2; do
