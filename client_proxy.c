@@ -11,13 +11,9 @@
  *	socket -> expat -> stanza (fixed tree) -> route -> out buffer -> socket
  */
 #define _POSIX_C_SOURCE 200809L
-#ifdef __OpenBSD__
-#define _BSD_SOURCE             /* pledge */
-#endif
 
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/types.h>
 
 #include <errno.h>
 #include <fcntl.h>
@@ -31,7 +27,6 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,6 +47,7 @@ enum { RANDOM, STICKY, LEASTBUSY }; /* how to choose among resources */
 
 #define NS_COMPONENT  "jabber:component:accept"
 #define NS_CLIENT     "jabber:client"
+#define NS_SERVER     "jabber:server"
 #define NS_CARBONS    "urn:xmpp:carbons:2"
 #define NS_STREAM     "http://etherx.jabber.org/streams"
 
@@ -62,7 +58,10 @@ enum {
 	RESERVE  = 8192,            /* of the out buffer, for what no stanza causes */
 	LARGETAG = 2048,            /* bytes of a tag that servers may not read at once */
 	FIRSTPAUSE = 1000,          /* ms before the first reconnect, at most */
-	CLOSETIME  = 500            /* ms for the last bytes, then the socket is closed */
+	CLOSETIME  = 500,           /* ms for the last bytes, then the socket is closed */
+	TIMEMAX    = 30 * 86400,    /* s, of any setting */
+	LINEMAX    = 512,           /* bytes of a log line: a pipe takes all or none */
+	LINERATE   = 20             /* lines of the log that others may cause in a second */
 };
 
 /* One stanza and what else has to go out with it must fit. */
@@ -75,17 +74,18 @@ struct buffer {
 	int full;
 };
 
-/* An element of the stanza, and where in body its name and namespace lie. */
+/* An element of the stanza, and where in body its name and namespace lie and
+ * its tag ends. */
 struct node {
 	int up;                     /* the element around it; 0: the stanza itself */
-	size_t name, len, ns, nslen;
+	size_t name, len, ns, nslen, end;
 };
 
-enum { NOTHING, OPENED, ELEMENT, CLOSED };             /* event of the parser */
 enum { WAITING, CONNECTING, OPENING, ONLINE, CLOSING }; /* state of the connection */
+enum { SUBSCRIBE, PROBE, PROBED };      /* what we have asked: a probe that is over */
 
 /* Why requests are refused, how it is said (RFC 6120 8.3.3), how often. */
-enum { NOBODY, UNKNOWN, LONGADDRESS, LARGE, BUSY, GONE, LATE };
+enum { NOBODY, UNKNOWN, LONGADDRESS, LARGE, BUSY, GONE, LATE, ILLEGAL };
 static struct refusal {
 	const char *type, *condition;
 	unsigned long n;
@@ -97,6 +97,7 @@ static struct refusal {
 	[BUSY]        = { "wait", "resource-constraint", 0 },
 	[GONE]        = { "wait", "recipient-unavailable", 0 },
 	[LATE]        = { "wait", "remote-server-timeout", 0 },
+	[ILLEGAL]     = { "modify", "bad-request", 0 },
 };
 static unsigned long nrequests, nuntracked, nanswers, nlate, nmessages, ndropped,
                      nconnected;
@@ -104,54 +105,66 @@ static unsigned long long bytesin, bytesout;
 
 /* clock and choice */
 static long long now;           /* ms, monotonic, taken once a turn of the loop */
-static uint64_t seed;           /* of the next choice, never 0 */
-static uint64_t salt;           /* of the table of requests */
+static uint64_t seed, salt;     /* of the next choice; of the table of requests */
 
-/* resources of the target that are online: name, its hash, open requests, and
- * whether there was presence since the last probe */
-static char resources[MAXRESOURCES][PARTMAX + 1];
-static uint64_t marks[MAXRESOURCES];
-static int busy[MAXRESOURCES];
-static char heard[MAXRESOURCES];
+/* the log */
+static int nlines;              /* that others have caused in this second */
+static unsigned long nunsaid;   /* lines that are missing */
+static long long linetime = LLONG_MAX; /* when this second is over */
+
+/* resources of the target that are online */
+static char names[MAXRESOURCES][PARTMAX + 1];
+static struct {
+	uint64_t mark;              /* hash of its name */
+	long long trusted;          /* until then its errors are its own, see response */
+	int open;                   /* requests that it has not answered */
+	int missed;                 /* probes in a row that it has not answered */
+} resources[MAXRESOURCES];
 static int nresources, toomany;
 
 /* Requests that were handed out. Each is in one list: those that are open, the
- * oldest first; those that are to be answered with an error; those that have
- * been, kept until their place is needed. The first in the table are the lists'
- * heads. All but the free ones are in the bucket of their key. */
+ * oldest first; those to be answered with an error; those already answered with
+ * an error, kept so that a late answer is recognised, until the slot is needed.
+ * The first in the table are the lists' heads. All but the free ones are in the
+ * bucket of their key. */
 enum { FREE, OPEN, FAILED, DONE, FIRST };
 static struct {
 	int list, prev, next;
-	int bucket, chain;          /* the next in the bucket; 0: none */
+	int chain;                  /* the next in the bucket; 0: none */
 	int resource;               /* that has it, -1: none has */
 	int why;                    /* it failed: one of refusals */
-	long long when;             /* it was handed out */
-} requests[FIRST + MAXREQUESTS];
-static char keys[FIRST + MAXREQUESTS][REQUESTSIZE]; /* requester, asked, id */
+	int hasid;
+	long long due;              /* its answer, in ms, or one of these: */
+	uint64_t key;               /* hash of requester, address asked and id */
+	char text[REQUESTSIZE];     /* these, or "" if they are too long */
+} requests[FIRST + 2 * MAXREQUESTS];
+#define NEVER     (LLONG_MAX - 1) /* it may wait for ever */
+#define UNWRITTEN LLONG_MAX       /* it is still in the out buffer */
 static int buckets[MAXREQUESTS];
 static int nused = FIRST;       /* of the table so far */
-static int nopen, shedding;
+static int nopen, shedding;     /* requests without an answer yet */
 
 /* the target's presence subscription */
-static int subscribed;
-static long long asktime, askpause;
-static long long sweeptime;     /* when the probe that is out is overdue */
+static int subscribed, asked;   /* for what: SUBSCRIBE, PROBE or PROBED */
+static char askid[24];          /* the id of what we have asked last */
+static unsigned long nasks;
+static long long askedtime, asktime, askpause; /* asked last, to ask next */
+static long long sweeptime;     /* when a probe is over; LLONG_MAX: not read yet */
+static int heard, unanswered;   /* the probe: by anybody; the last one: by nobody */
 
 /* the out buffer: what is behind outpos waits to be written */
-static char outbytes[OUTSIZE + 1];
-static struct buffer out = { outbytes, OUTSIZE, 0, 0 };
+static struct buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
 static size_t outpos, outmark;
 
 /* the stanza that is being read: what we look at in its own tag, then all else
  * as it goes out, and a tree of the elements in it, two levels deep */
-static char headbytes[MAXSTANZA + 1], bodybytes[MAXSTANZA + 1];
-static struct buffer head = { headbytes, MAXSTANZA, 0, 0 };
-static struct buffer body = { bodybytes, MAXSTANZA, 0, 0 };
+static struct buffer head = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
+static struct buffer body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
 static const char *kind, *from, *to, *type, *id, *ns;
 static struct node nodes[256];  /* what is beyond passes, but is not looked at */
 static int nnodes, current;
-static size_t largest;          /* bytes of its largest tag */
 static int tagopen;             /* the last tag in body has not ended yet */
+static size_t largest;          /* bytes of its largest tag */
 
 /* the parser and its input */
 static XML_Parser parser;
@@ -159,15 +172,13 @@ static size_t heap;             /* bytes that expat has allocated */
 static char in[INSIZE];
 static size_t inlen;
 static XML_Index parsed;        /* bytes the parser took before in[] */
-static int depth, event, held;
-static const char *fault;       /* stream error to send, RFC 6120 4.9.3 */
+static int depth;
+static const char *ending;      /* why the stream has to end; NULL: it goes on */
+static const char *fault;       /* with which stream error, RFC 6120 4.9.3 */
 
 /* the stream */
-static struct {
-	char name[64], value[256];
-} decls[8];                     /* the prefixes that its header declares */
-static size_t ndecls;
-static int isstream, authenticated;
+static struct buffer decls = { (char [1024]){ "" }, 1024, 0, 0 }; /* of its header */
+static int isstream;
 
 /* TLS, if there are pins */
 static unsigned char pins[8][br_sha256_SIZE], fingerprint[br_sha256_SIZE];
@@ -180,9 +191,12 @@ static int ncerts, notified;    /* close_notify was sent */
 
 /* the connection */
 static int fd = -1, state, pinged;
-static struct addrinfo *addresses, *address;
+static struct addrinfo *servers, *server; /* its addresses, the one we are at */
 static long long deadline;      /* ms, when `state' or the server's silence ends */
 static long long backoff = FIRSTPAUSE;
+static long long onlinetime = LLONG_MAX; /* when this connection went online */
+static int spoken;              /* somebody is there: he has sent something */
+static unsigned long nrounds;   /* through all addresses, without anybody there */
 static int wake[2];             /* signal handlers write, the loop reads */
 static volatile sig_atomic_t resolving, quitting, reporting;
 
@@ -200,29 +214,59 @@ puthex(char *dst, unsigned char c)
 	return 3;
 }
 
-/* Log one line. What comes from the wire is kept to printable ASCII, the rest
- * is written as in translated addresses. */
+/* Log one line, cut at LINEMAX. Bytes other than printable ASCII are written as
+ * %XX. The log is never waited for: what it does not take is counted, and told
+ * later. */
 static void
 say(const char *fmt, ...)
 {
-	char raw[2 * JIDMAX], line[3 * sizeof(raw) + 32];
+	struct pollfd p = { 2, POLLOUT, 0 };
+	char raw[LINEMAX], line[LINEMAX] = "client_proxy: ";
 	const unsigned char *s;
-	size_t n;
+	size_t n = strlen(line);
 	va_list ap;
 
 	va_start(ap, fmt);
 	vsnprintf(raw, sizeof(raw), fmt, ap);
 	va_end(ap);
-	n = (size_t)sprintf(line, "client_proxy: ");
-	for (s = (unsigned char *)raw; *s; s++) {
+	for (s = (unsigned char *)raw; *s && n < LINEMAX - 4; s++) {
 		if (*s >= ' ' && *s <= '~')
 			line[n++] = (char)*s;
 		else
 			n += puthex(line + n, *s);
 	}
 	line[n++] = '\n';
-	if (write(2, line, n) < 0)
-		return; /* nobody is left to tell */
+	if (poll(&p, 1, 0) == 1 && write(2, line, n) == (ssize_t)n)
+		return;
+	nunsaid++;
+	linetime = MIN(linetime, now + 1000);
+}
+
+/* 1 if something may be logged that others can cause as often as they like: that
+ * is LINERATE lines a second, the rest is counted. */
+static int
+maysay(void)
+{
+	linetime = MIN(linetime, now + 1000);
+	if (++nlines <= LINERATE)
+		return 1;
+	nunsaid++;
+	return 0;
+}
+
+/* A second is over: tell how many lines are missing. */
+static void
+sayunsaid(void)
+{
+	unsigned long n = nunsaid;
+
+	nlines = 0;
+	nunsaid = 0;
+	linetime = LLONG_MAX;
+	if (n > 0)
+		say("log: %lu lines left out: too many, or the log did not take them", n);
+	if (nunsaid > 0)
+		nunsaid = n;
 }
 
 static void
@@ -241,21 +285,6 @@ milliseconds(void)
 	return (long long)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
-/* A random number below n, each as likely as the others (xorshift64*). */
-static unsigned long
-below(unsigned long n)
-{
-	unsigned long r;
-
-	do {
-		seed ^= seed >> 12;
-		seed ^= seed << 25;
-		seed ^= seed >> 27;
-		r = (seed * 0x2545f4914f6cdd1d) >> 32;
-	} while (r >= 0xffffffff - 0xffffffff % n);
-	return r % n;
-}
-
 /* 1 if two strings are the same. Most differ in their first byte. */
 static int
 same(const char *a, const char *b)
@@ -270,6 +299,13 @@ mix(uint64_t h)
 	h = (h ^ h >> 33) * 0xff51afd7ed558ccd;
 	h = (h ^ h >> 33) * 0xc4ceb9fe1a85ec53;
 	return h ^ h >> 33;
+}
+
+/* A random number below n, which is 2^32 at most (SplitMix64). */
+static unsigned long
+uniform(uint64_t n)
+{
+	return (unsigned long)((mix(seed += 0x9e3779b97f4a7c15) >> 32) * n >> 32);
 }
 
 /* A hash of s[n], with a salt. */
@@ -418,56 +454,38 @@ findresource(const char *name)
 	int i;
 
 	for (i = 0; i < nresources; i++)
-		if (same(resources[i], name))
+		if (same(names[i], name))
 			return i;
 	return -1;
 }
 
+/* This resource is online. Its presence may have been the answer to our probe:
+ * then there is more time for those of the others. */
 static void
 addresource(const char *name)
 {
 	size_t len = strlen(name);
 	int i = findresource(name);
 
-	if (i >= 0)
-		heard[i] = 1;
-	if (i >= 0 || strncmp(name, prefix, strlen(prefix)))
+	if (i >= 0) {
+		if (resources[i].missed && sweeptime < LLONG_MAX)
+			sweeptime = now + patience * 1000LL;
+		resources[i].missed = 0;
+	} else if (strncmp(name, prefix, strlen(prefix))) {
 		return;
-	if (len == 0 || len > PARTMAX) {
-		say("ignored: %s/%s: not a legal resource", target, name);
+	} else if (len == 0 || len > PARTMAX) {
+		if (maysay())
+			say("ignored: %s/%.99s: not a legal resource", target, name);
 	} else if (nresources < MAXRESOURCES) {
-		memcpy(resources[nresources], name, len + 1);
-		marks[nresources] = hash(0, name, len);
-		heard[nresources] = 1;
-		busy[nresources++] = 0;
-		say("joined: %s/%s: %d online", target, name, nresources);
+		memcpy(names[nresources], name, len + 1);
+		memset(&resources[nresources], 0, sizeof(resources[nresources]));
+		resources[nresources++].mark = hash(0, name, len);
+		say("joined: %s/%.99s: %d online", target, name, nresources);
 	} else if (!toomany) {
-		say("ignored: %s/%s and any more: %d online is the limit",
+		say("ignored: %s/%.99s and any more: %d online is the limit",
 		    target, name, nresources);
 		toomany = 1;
 	}
-}
-
-/* Remove the i-th one. The last one takes its place: there are no holes. */
-static void
-removeresource(int i)
-{
-	say("left: %s/%s: %d online", target, resources[i], nresources - 1);
-	nresources--;
-	if (i < nresources)
-		memcpy(resources[i], resources[nresources], sizeof(resources[i]));
-	marks[i] = marks[nresources];
-	busy[i] = busy[nresources];
-	heard[i] = heard[nresources];
-	toomany = 0;
-}
-
-static void
-clearresources(void)
-{
-	if (nresources > 0)
-		say("left: %s, all of its resources: 0 online", target);
-	nresources = toomany = 0;
 }
 
 /* The resource for jid[n]; there must be one. A sticky requester stays with its
@@ -480,11 +498,11 @@ choose(int how, const char *jid, size_t n)
 	int i, found = 0, ties = 0;
 
 	if (how == RANDOM)
-		return (int)below((unsigned long)nresources);
+		return (int)uniform((uint64_t)nresources);
 	if (how == STICKY) {
 		mark = hash(0, jid, n);
 		for (i = 0; i < nresources; i++) {
-			if ((score = mix(marks[i] ^ mark)) >= best) {
+			if ((score = mix(resources[i].mark ^ mark)) >= best) {
 				best = score;
 				found = i;
 			}
@@ -492,9 +510,9 @@ choose(int how, const char *jid, size_t n)
 		return found;
 	}
 	for (i = 0; i < nresources; i++) {
-		if (busy[i] < busy[found])
+		if (resources[i].open < resources[found].open)
 			ties = 0;
-		if (busy[i] <= busy[found] && below((unsigned long)++ties) == 0)
+		if (resources[i].open <= resources[found].open && uniform((uint64_t)++ties) == 0)
 			found = i;
 	}
 	return found;
@@ -518,6 +536,19 @@ static void
 putstr(struct buffer *b, const char *s)
 {
 	put(b, s, strlen(s));
+}
+
+/* Put strings, up to a NULL. */
+static void
+putall(struct buffer *b, ...)
+{
+	const char *s;
+	va_list ap;
+
+	va_start(ap, b);
+	while ((s = va_arg(ap, const char *)))
+		put(b, s, strlen(s));
+	va_end(ap);
 }
 
 /* Put s[n] with references for what is `special' there (XML 1.0 2.4, 3.3.3), as
@@ -634,24 +665,29 @@ puterror(const char *name, const char *i, const char *f, const char *t, int why)
 
 	r->n++;
 	begin(name, "error", i, f, t);
-	putstr(&out, "><error type='");
-	putstr(&out, r->type);
-	putstr(&out, "'><");
-	putstr(&out, r->condition);
-	putstr(&out, " xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></");
-	putstr(&out, name);
-	put(&out, ">", 1);
+	putall(&out, "><error type='", r->type, "'><", r->condition, " xmlns='"
+	       "urn:ietf:params:xml:ns:xmpp-stanzas'/></error></", name, ">", NULL);
 	if (commit())
 		return;
 	ndropped++;
-	say("dropped: error %s to %s: too large", r->condition, t);
+	if (maysay())
+		say("dropped: error %s to %.99s: too large", r->condition, t);
 }
 
 static void
-putpresence(const char *t, const char *f, const char *d)
+putpresence(const char *t, const char *i, const char *f, const char *d)
 {
-	begin("presence", t, NULL, f, d);
+	begin("presence", t, i, f, d);
 	put(&out, "/>", 2);
+	commit();
+}
+
+/* Put a ping (XEP-0199) to ourselves, which the server leads back to us. */
+static void
+putping(const char *i)
+{
+	begin("iq", "get", i, domain, domain);
+	putstr(&out, "><ping xmlns='urn:xmpp:ping'/></iq>");
 	commit();
 }
 
@@ -660,7 +696,7 @@ putpresence(const char *t, const char *f, const char *d)
 /* Every request gets one answer (RFC 6120 8.2.3): if not from the resource that
  * has it, then an error from us. Answers need none of this to find their way. */
 
-/* Put request r at the end of a list. */
+/* Put request r at the end of a list. Only an open one is in somebody's hands. */
 static void
 move(int r, int list)
 {
@@ -672,48 +708,27 @@ move(int r, int list)
 	requests[r].next = list;
 	requests[r].prev = requests[list].prev;
 	requests[requests[r].prev].next = requests[list].prev = r;
-	nopen += (list == OPEN) - (had == OPEN);
+	nopen += (list == OPEN || list == FAILED) - (had == OPEN || had == FAILED);
 	if (requests[r].resource >= 0)
-		busy[requests[r].resource] += (list == OPEN) - (had == OPEN);
+		resources[requests[r].resource].open += list == OPEN ? 1 : -1;
+	if (list != OPEN)
+		requests[r].resource = -1;
 }
 
-/* Forget resources and requests: without the connection that they were handed
- * out on, nobody can answer them any more. */
-static void
-forget(void)
+/* A hash of what tells the request in the tree from others. */
+static uint64_t
+makekey(const char *requester, const char *address)
 {
-	int r;
+	uint64_t h = hash(salt, requester, strlen(requester));
 
-	clearresources();
-	memset(buckets, 0, sizeof(buckets));
-	nopen = shedding = 0;
-	for (r = 0; r < FIRST; r++)
-		requests[r].prev = requests[r].next = r;
-	nused = FIRST;
-}
-
-/* Write what tells a request from others into key[REQUESTSIZE]. Returns the
- * bytes, or 0 if they are too many. */
-static size_t
-makekey(char *key, const char *requester, const char *asked)
-{
-	const char *parts[] = { requester, asked, id ? id : "" };
-	size_t i, len, n = 0;
-
-	for (i = 0; i < LEN(parts); i++) {
-		len = strlen(parts[i]) + 1;
-		if (len > REQUESTSIZE - n)
-			return 0;
-		memcpy(key + n, parts[i], len);
-		n += len;
-	}
-	return n;
+	h = hash(h, address, strlen(address));
+	return id ? hash(h, id, strlen(id)) : h;
 }
 
 static void
 unchain(int r)
 {
-	int *p = buckets + requests[r].bucket;
+	int *p = buckets + requests[r].key % MAXREQUESTS;
 
 	while (*p != r)
 		p = &requests[*p].chain;
@@ -724,30 +739,22 @@ unchain(int r)
 static int
 isfull(void)
 {
-	int full = requests[FREE].next == FREE && requests[DONE].next == DONE &&
-	           nused == (int)LEN(requests);
+	int full = nopen == MAXREQUESTS;
 
-	if (full && !shedding)
+	if (full && !shedding && maysay())
 		say("busy: %d requests are open: refusing more", nopen);
 	shedding = full || (shedding && nopen > MAXREQUESTS / 2);
 	return full;
 }
 
-/* The request in the tree has been handed to a resource; -1: to nobody who could
- * be seen to leave. */
+/* Remember the request just handed to a resource; -1: to somebody who cannot be
+ * seen to leave. What is too long to be kept counts, but cannot be answered by us. */
 static void
-track(const char *asked, int resource)
+track(const char *address, int resource)
 {
-	char key[REQUESTSIZE];
-	size_t n = makekey(key, from, asked);
 	int r = requests[FREE].prev;
+	struct buffer text;
 
-	if (n == 0) {
-		if (nuntracked++ == 0)
-			say("untracked: request from %s: its addresses and id are longer "
-			    "than %d bytes, and so may be others'", from, REQUESTSIZE);
-		return;
-	}
 	if (r == FREE && nused < (int)LEN(requests)) {
 		r = nused++;
 		requests[r].prev = requests[r].next = r;
@@ -756,112 +763,140 @@ track(const char *asked, int resource)
 		r = requests[DONE].next;
 		unchain(r);
 	}
-	memcpy(keys[r], key, n);
-	requests[r].bucket = (int)(hash(salt, key, n) % MAXREQUESTS);
-	requests[r].chain = buckets[requests[r].bucket];
-	buckets[requests[r].bucket] = r;
+	text = (struct buffer){ requests[r].text, REQUESTSIZE, 0, 0 };
+	put(&text, from, strlen(from) + 1);
+	put(&text, address, strlen(address) + 1);
+	putstr(&text, id ? id : "");
+	put(&text, "", 1);
+	if (text.full) {
+		memset(requests[r].text, 0, 2);
+		if (nuntracked++ == 0)
+			say("untracked: request from %.99s: its addresses and id are longer "
+			    "than %d bytes, and so may be others'", from, REQUESTSIZE);
+	}
+	requests[r].hasid = id != NULL;
+	requests[r].key = makekey(from, address);
+	requests[r].chain = buckets[requests[r].key % MAXREQUESTS];
+	buckets[requests[r].key % MAXREQUESTS] = r;
 	requests[r].resource = resource;
-	requests[r].when = now;
+	requests[r].due = UNWRITTEN;
 	move(r, OPEN);
 }
 
-/* The answer in the tree, for requester from the address that was asked, ends its
- * request: the one that its resource has if there are several alike. 0 if it
- * must not pass, because an error has taken its place. */
+/* Match the answer in the tree to its request, from requester to address, and
+ * end that: the one that its sender holds if there are several alike. 0 if the
+ * answer must not pass, because an error has been sent instead. */
 static int
-answered(const char *requester, const char *asked)
+answered(const char *requester, const char *address)
 {
-	char key[REQUESTSIZE];
-	size_t n = makekey(key, requester, asked);
-	int r, found = 0, fit, best = 0, pass;
+	uint64_t key = makekey(requester, address);
+	int r, found = 0, fit, best = 0;
 
-	if (n == 0)
-		return 1;
-	for (r = buckets[hash(salt, key, n) % MAXREQUESTS]; r; r = requests[r].chain) {
-		if (memcmp(keys[r], key, n))
+	for (r = buckets[key % MAXREQUESTS]; r; r = requests[r].chain) {
+		if (requests[r].key != key)
 			continue;
 		fit = requests[r].list == DONE ? 1 : 2;
 		if (requests[r].resource >= 0 && resourceof(from) &&
-		    same(resources[requests[r].resource], resourceof(from)))
+		    same(names[requests[r].resource], resourceof(from)))
 			fit = 3;
 		if (fit >= best) {
 			best = fit;
 			found = r;
 		}
 	}
-	pass = best != 1;
 	if (found) {
 		unchain(found);
 		move(found, FREE);
 	}
-	return pass;
+	return best != 1;
 }
 
-/* A resource, or if name is NULL each of them, has gone: so have its requests. */
+/* Resource i, or with -1 each of them, has left: so have its requests. */
 static void
-gone(const char *name)
+gone(int i)
 {
-	int i = name ? findresource(name) : -1, r, next, n = nopen;
+	int r, next, n = 0;
 
-	if (name && i < 0)
-		return;
 	for (r = requests[OPEN].next; r != OPEN; r = next) {
 		next = requests[r].next;
 		if (requests[r].resource < 0)
 			continue;
-		if (!name || requests[r].resource == i) {
+		if (i < 0 || requests[r].resource == i) {
 			requests[r].why = GONE;
 			move(r, FAILED);
-			requests[r].resource = -1;
+			n++;
 		} else if (requests[r].resource == nresources - 1) {
 			requests[r].resource = i;
 		}
 	}
-	if (n > nopen)
-		say("failed: %d requests in the hands of who leaves", n - nopen);
-	if (name)
-		removeresource(i);
-	else
-		clearresources();
+	if (n > 0)
+		say("failed: %d requests in the hands of who leaves", n);
+	toomany = 0;
+	if (i < 0) {
+		if (nresources > 0)
+			say("left: %s, all of its resources: 0 online", target);
+		nresources = 0;
+		return;
+	}
+	/* the last one takes its place: there are no holes */
+	say("left: %s/%.99s: %d online", target, names[i], --nresources);
+	if (i < nresources)
+		memcpy(names[i], names[nresources], sizeof(names[i]));
+	resources[i] = resources[nresources];
 }
 
-/* When the oldest request will have waited too long, in ms. */
-static long long
-expiry(void)
+/* Forget requests and resources: without the connection that they were handed
+ * out on, nobody can answer them any more. */
+static void
+forget(void)
 {
-	int r = requests[OPEN].next;
+	int r;
 
-	return r == OPEN || !answertime ? LLONG_MAX :
-	       requests[r].when + answertime * 1000LL;
+	memset(buckets, 0, sizeof(buckets));
+	nopen = shedding = 0;
+	for (r = 0; r < FIRST; r++)
+		requests[r].prev = requests[r].next = r;
+	requests[OPEN].due = NEVER;
+	nused = FIRST;
+	gone(-1);
 }
 
-/* Answer what has waited too long or has failed, as far as there is room. 1 if
- * there is more. */
-static int
+/* Give up what has waited too long. */
+static void
 expire(void)
 {
-	const char *requester, *asked, *i;
-	int r, n = nopen;
+	const char *text;
+	int r, i, n = 0;
 
-	while (expiry() <= now) {
-		r = requests[OPEN].next;
-		i = requests[r].resource < 0 ? NULL : resources[requests[r].resource];
-		if (n == nopen)
-			say("timed out: request of %s to %s%s%s, and maybe others", keys[r],
-			    keys[r] + strlen(keys[r]) + 1, i ? " at " : "", i ? i : "");
+	for (; requests[r = requests[OPEN].next].due <= now; n++) {
+		text = requests[r].text;
+		i = requests[r].resource;
+		if (n == 0 && maysay())
+			say("timed out: request of %.99s to %.99s%s%.99s, and maybe others",
+			    *text ? text : "(untracked)", text + strlen(text) + 1,
+			    i < 0 ? "" : " at ", i < 0 ? "" : names[i]);
 		requests[r].why = LATE;
 		move(r, FAILED);
-		requests[r].resource = -1;
 	}
+}
+
+/* Answer what has failed, as far as there is room. */
+static void
+answerfailed(void)
+{
+	const char *requester, *address;
+	int r;
+
 	while ((r = requests[FAILED].next) != FAILED && hasroom()) {
-		requester = keys[r];
-		asked = requester + strlen(requester) + 1;
-		i = asked + strlen(asked) + 1;
-		puterror("iq", *i ? i : NULL, asked, requester, requests[r].why);
+		requester = requests[r].text;
+		address = requester + strlen(requester) + 1;
+		if (*requester)
+			puterror("iq", requests[r].hasid ? address + strlen(address) + 1 : NULL,
+			         address, requester, requests[r].why);
 		move(r, DONE);
 	}
-	return r != FAILED;
 }
+
 
 /* ---- routing ---- */
 
@@ -869,8 +904,10 @@ static void
 drop(const char *why)
 {
 	ndropped++;
-	say("dropped: %s %s from %s to %s: %s", kind, *type ? type : "(no type)",
-	    from ? from : "(nobody)", to ? to : "(nobody)", why);
+	if (maysay())
+		say("dropped: %.99s %.99s from %.99s to %.99s: %s", kind,
+		    *type ? type : "(no type)", from ? from : "(nobody)",
+		    to ? to : "(nobody)", why);
 }
 
 /* Answer the stanza with an error, from the address that was asked. Errors never
@@ -884,60 +921,82 @@ refuse(int why)
 		puterror(kind, id, to, from, why);
 }
 
-/* Ask for the target's presence: for the subscription until it is granted,
- * each time later, then for what may have been missed (RFC 6121 3.1, 4.3). On
- * Prosody a probe before that would withdraw the request. */
+/* Ask for the target's presence: for the subscription until it is granted, each
+ * time later (RFC 6121 3.1), or with a probe for what was missed (4.3). A ping to
+ * ourselves follows the probe: once it is back, the server has read both. On
+ * Prosody a probe before the subscription would withdraw the request for it. */
 static void
-ask(void)
+ask(int what)
 {
-	putpresence(subscribed ? "probe" : "subscribe", domain, target);
-	if (subscribed) {
+	int i;
+
+	sprintf(askid, "ask%lu", ++nasks);
+	putpresence(what == PROBE ? "probe" : "subscribe", askid, domain, target);
+	askedtime = now;
+	if (what == PROBE) {
+		putping(askid);
+		for (i = 0; i < nresources && asked != PROBE; i++)
+			resources[i].missed++;
 		asktime = now + refresh * 1000LL;
-		sweeptime = now + patience * 1000LL;
-		memset(heard, 0, sizeof(heard));
+		heard = 0;
 	} else {
-		asktime = now + askpause;
+		asktime = now + (subscribed ? refresh * 1000LL : askpause);
 		askpause = MIN(2 * askpause, askmax * 1000LL);
 	}
+	sweeptime = LLONG_MAX;
+	asked = what;
 }
 
-/* A probe has been answered, for some: who else was online has gone without a
- * word, as when its server's machine has died. */
+/* The probe is over. If some have answered, those who have not may only be late,
+ * but after two probes they have left without a word, as when their server's
+ * machine has died. If nobody has, the subscription may have been lost. */
 static void
 sweep(void)
 {
 	int i;
 
-	sweeptime = LLONG_MAX;
-	if (!memchr(heard, 1, (size_t)nresources))
-		return;
-	for (i = nresources - 1; i >= 0; i--)
-		if (!heard[i])
-			gone(resources[i]);
+	asked = PROBED;
+	if (!heard && unanswered++ == 0) {
+		say("unanswered: a probe of %s: subscribing again", target);
+		asktime = now;
+	}
+	for (i = nresources - 1; i >= 0; i--) {
+		if (!heard)
+			resources[i].missed = 0;
+		else if (resources[i].missed > 1)
+			gone(i);
+		else if (resources[i].missed)
+			asktime = now;
+	}
 }
 
-/* Do what is due while online. 1 if there is more, for which there is no room. */
-static int
-chores(void)
+/* Do what is due while online. What waits to be read may be an answer: without
+ * having read that we do not judge. */
+static void
+chores(int caughtup)
 {
-	if (now >= sweeptime)
+	if (caughtup && asked == PROBE && now >= sweeptime)
 		sweep();
-	if (now >= asktime)
-		ask();
-	return expire();
+	if (now >= asktime && hasroom())
+		ask(subscribed && !(unanswered && asked == PROBED) ? PROBE : SUBSCRIBE);
+	if (caughtup)
+		expire();
+	answerfailed();
 }
 
 /* The target or its server does not let us see its presence. */
 static void
 denied(const char *why)
 {
-	say("not subscribed: %s: %s", target, why);
-	gone(NULL);
+	if (maysay())
+		say("not subscribed: %s: %s", target, why);
+	gone(-1);
 	if (subscribed) {
-		subscribed = 0;
 		askpause = askmin * 1000LL;
 		asktime = now + askpause;
 	}
+	subscribed = unanswered = 0;
+	asked = PROBED;
 }
 
 /* 1 if body has what there, or it is NULL. */
@@ -976,47 +1035,89 @@ condition(int n)
 	return name;
 }
 
-/* Presence to self, an address of ours. */
+/* A presence error from the target. Servers also send them when a session dies
+ * and our presence was still on its way there: only the answer to what we have
+ * asked last is the account's. */
 static void
-presence(const char *self)
+presenceerror(void)
+{
+	int error = child(0, "error", NULL);
+	const char *why = condition(error), *wait;
+
+	if (resourceof(from) || !id || !same(id, askid))
+		return;
+	body.s[body.len] = '\0';
+	wait = strstr(body.s + nodes[error].name, " type='wait'");
+	if (strncmp(why, "remote-server-", 14) &&
+	    !(error && wait && wait < body.s + nodes[error].end)) {
+		denied(why);
+		return;
+	}
+	say("unreachable: %s: %s", target, why);
+	asktime = MIN(asktime, now + refresh * 1000LL);
+	asked = PROBED;
+}
+
+/* Presence from the target to our domain. */
+static void
+targetpresence(void)
 {
 	const char *name = resourceof(from);
-	int asks = same(type, "subscribe"), probes = same(type, "probe");
+	int available = !*type, leaves = same(type, "unavailable");
 
-	if (!istarget(from)) {
-		if (asks || probes)
-			putpresence("unsubscribed", self, from);
-	} else if (asks || probes) {
-		if (asks)
-			putpresence("subscribed", self, from);
-		putpresence(NULL, self, from);
-	} else if (!same(to, domain)) {
-		; /* only what our domain is told says who is online */
-	} else if (!*type && name) {
+	if (available || leaves) {
+		heard = 1;
+		unanswered = 0;
+	}
+	if (available && name) {
 		addresource(name);
-	} else if (same(type, "unavailable")) {
-		gone(name);
+	} else if (leaves && (!name || findresource(name) >= 0)) {
+		gone(name ? findresource(name) : -1);
 	} else if (same(type, "subscribed")) {
 		if (!subscribed)
 			say("subscribed: %s", target);
 		subscribed = 1;
-		ask();
+		askpause = askmin * 1000LL;
+		ask(PROBE);
 	} else if (same(type, "unsubscribed")) {
 		denied("it refuses or has withdrawn the subscription");
 	} else if (same(type, "error")) {
-		denied(condition(child(0, "error", NULL)));
+		presenceerror();
 	}
 }
 
-/* Write bare/resource into dst[JIDMAX + 1]. */
+/* Presence to self, an address of ours. Only what our domain is told says who is
+ * online. */
 static void
-join(char *dst, const char *bare, const char *resource)
+presence(const char *self)
+{
+	int subscribes = same(type, "subscribe"), mine = istarget(from);
+
+	if (subscribes || same(type, "probe")) {
+		if (subscribes || !mine)
+			putpresence(mine ? "subscribed" : "unsubscribed", NULL, self, from);
+		if (mine)
+			putpresence(NULL, NULL, self, from);
+		/* the roster of a fresh installation may know us only now */
+		if (mine && subscribes && (!subscribed || unanswered))
+			asktime = MIN(asktime, askedtime + 1000);
+	} else if (mine && same(to, domain)) {
+		targetpresence();
+	} else if (!mine && maysay()) {
+		say("ignored: presence %.99s of %.99s: the target is %.99s",
+		    *type ? type : "(no type)", from, target);
+	}
+}
+
+/* Write bare/ into dst. Returns where the resource goes. */
+static char *
+putbare(char *dst, const char *bare)
 {
 	size_t n = strlen(bare);
 
 	memcpy(dst, bare, n);
 	dst[n] = '/';
-	strcpy(dst + n + 1, resource);
+	return dst + n + 1;
 }
 
 /* Write the address below self that stands for jid into dst[JIDMAX + 1]. 0 if it
@@ -1024,46 +1125,28 @@ join(char *dst, const char *bare, const char *resource)
 static int
 standin(char *dst, const char *self, const char *jid)
 {
-	char resource[PARTMAX + 1];
-
-	if (!enc(resource, jid))
-		return 0;
-	join(dst, self, resource);
-	return 1;
+	return enc(putbare(dst, self), jid);
 }
 
-/* Hand a request, for which asked is to answer, to dst. That is this resource of
- * the target or, if it is -1, somebody else. */
+/* Hand a request, for which address is to answer, or a message to dst. That is
+ * this resource of the target or, if it is -1, somebody else. */
 static void
-handout(const char *self, const char *asked, const char *dst, int resource)
+handout(const char *self, const char *address, const char *dst, int resource)
 {
 	char src[JIDMAX + 1];
+	int iq = same(kind, "iq");
 
 	if (!standin(src, self, from)) {
 		refuse(LONGADDRESS);
-	} else if (isfull()) {
+	} else if (iq && isfull()) {
 		refuse(BUSY);
 	} else if (!forward(src, dst)) {
 		refuse(LARGE);
-	} else {
+	} else if (iq) {
 		nrequests++;
-		track(asked, resource);
-	}
-}
-
-/* A request for the target: hand it to one of its resources. */
-static void
-request(const char *self)
-{
-	char dst[JIDMAX + 1];
-	int i;
-
-	if (resourceof(to) || nresources == 0) {
-		refuse(NOBODY);
+		track(address, resource);
 	} else {
-		i = choose(choice, from, strlen(from));
-		join(dst, target, resources[i]);
-		handout(self, to, dst, i);
+		nmessages++;
 	}
 }
 
@@ -1073,11 +1156,14 @@ static void
 response(const char *src, const char *requester)
 {
 	int failed = same(type, "error") ? child(0, "error", NULL) : 0;
+	int i = failed && istarget(from) ? findresource(resourceof(from)) : -1;
 
-	/* does the client say so, or its server, because it has gone? probe */
-	if (failed && child(failed, "service-unavailable", NULL) &&
-	    istarget(from) && subscribed)
-		asktime = MIN(asktime, sweeptime < LLONG_MAX ? sweeptime : now);
+	/* does the client say so, or its server, because it has left? probe, once */
+	if (i >= 0 && child(failed, "service-unavailable", NULL) && subscribed &&
+	    now >= resources[i].trusted) {
+		resources[i].trusted = now + refresh * 1000LL;
+		asktime = MIN(asktime, askedtime + patience * 1000LL);
+	}
 	if (!answered(requester, src))
 		nlate++;
 	else if (forward(src, requester))
@@ -1099,33 +1185,23 @@ isfleeting(void)
 	         child(0, NULL, "urn:xmpp:chat-markers:0")));
 }
 
-/* A message from src, one of our addresses, to dst. */
+/* A request or a message for the target: hand it to one of its resources. All of
+ * a conversation goes to the same. */
 static void
-message(const char *src, const char *dst)
+totarget(const char *self)
 {
-	if (forward(src, dst))
-		nmessages++;
-	else
-		refuse(LARGE);
-}
+	char dst[JIDMAX + 1];
+	int iq = same(kind, "iq"), i;
 
-/* A message for the target: all of a conversation goes to one of its resources. */
-static void
-conversation(const char *self)
-{
-	char src[JIDMAX + 1], dst[JIDMAX + 1];
-	int i;
-
-	if (nresources == 0 && isfleeting()) {
+	if (nresources == 0 && !iq && isfleeting()) {
 		ndropped++;
 	} else if (nresources == 0) {
-		refuse(GONE);
-	} else if (!standin(src, self, from)) {
-		refuse(LONGADDRESS);
+		refuse(iq ? NOBODY : GONE);
 	} else {
-		i = choose(STICKY, from, barelen(from));
-		join(dst, target, resources[i]);
-		message(src, dst);
+		i = iq ? choose(choice, from, strlen(from)) :
+		    choose(STICKY, from, barelen(from));
+		strcpy(putbare(dst, target), names[i]);
+		handout(self, to, dst, i);
 	}
 }
 
@@ -1145,7 +1221,8 @@ route(void)
 	if (!from || !*from || !to || !isours(to)) {
 		drop("not from anybody to us");
 		return;
-	} else if (ns && !same(ns, NS_COMPONENT) && !same(ns, NS_CLIENT)) {
+	} else if (ns && !same(ns, NS_COMPONENT) && !same(ns, NS_CLIENT) &&
+	           !same(ns, NS_SERVER)) {
 		drop("unknown namespace");
 		return;
 	}
@@ -1159,33 +1236,41 @@ route(void)
 	member = istarget(other) && resourceof(other) && *resourceof(other);
 	stranger = relay && *other && !istarget(other) && !isours(other);
 
-	if (isours(from))
-		; /* our own ping, or what became of it */
-	else if (same(kind, "presence"))
+	if (isours(from)) {
+		/* our own ping: the server has read the probe that went before it */
+		if (asked == PROBE && sweeptime == LLONG_MAX && id && same(id, askid))
+			sweeptime = now + patience * 1000LL;
+	} else if (same(kind, "presence"))
 		presence(self);
-	else if (asks && !mine)
-		request(self);
-	else if (asks && stranger && resourceof(from) && standin(src, self, other))
+	else if (asks && !mine && !below)
+		totarget(self);
+	else if (asks && mine && stranger && resourceof(from) && standin(src, self, other))
 		handout(self, src, other, -1);
 	else if (asks)
-		refuse(relay && below ? NOBODY : UNKNOWN);
+		refuse(!mine || (relay && below) ? NOBODY : UNKNOWN);
 	else if (answers && mine && resourceof(from) && *other)
 		response(self, other);
 	else if (answers && relay && !mine && member && standin(src, self, from))
 		response(src, other);
+	else if (iq && !answers)
+		refuse(ILLEGAL);
 	else if (iq)
-		drop(!answers ? "unknown type" : mine ? "no requester in the address" :
+		drop(mine ? "no requester in the address" :
 		     "not from a resource of the target");
+	else if (!relay && same(type, "headline"))
+		ndropped++;
 	else if (!relay || (mine && !below))
 		refuse(UNKNOWN);
 	else if (child(0, "sent", NS_CARBONS) || child(0, "received", NS_CARBONS))
 		drop("a copy");
+	else if (mine && stranger && forward(self, other))
+		nmessages++;
 	else if (mine && stranger)
-		message(self, other);
+		refuse(LARGE);
 	else if (!mine && !below)
-		conversation(self);
-	else if (error && !mine && member && standin(src, self, from))
-		message(src, other);
+		totarget(self);
+	else if (error && !mine && member)
+		handout(self, to, other, -1);
 	else
 		refuse(NOBODY);
 }
@@ -1230,7 +1315,7 @@ release(void *p)
 }
 
 /* 1 if the parser remembers too much, or may soon have counted more bytes than
- * a long holds on small machines. */
+ * a long holds on 32-bit machines. */
 static int
 isworn(void)
 {
@@ -1242,14 +1327,14 @@ isworn(void)
 static void
 putdecls(const char **atts)
 {
-	const char **a;
-	size_t d;
+	const char *name, *value, **a;
 
-	for (d = 0; d < ndecls; d++) {
-		for (a = atts; *a && !same(*a, decls[d].name); a += 2)
+	for (name = decls.s; name < decls.s + decls.len; name = value + strlen(value) + 1) {
+		value = name + strlen(name) + 1;
+		for (a = atts; *a && !same(*a, name); a += 2)
 			;
 		if (!*a)
-			putattr(&body, decls[d].name, decls[d].value);
+			putattr(&body, name, value);
 	}
 }
 
@@ -1269,14 +1354,6 @@ keep(const char *s)
 static void
 startstanza(const char *name, const char **atts)
 {
-	static const struct {
-		const char *name, **value;
-	} own[] = {
-		{ "from", &from }, { "to", &to }, { "type", &type }, { "id", &id },
-		{ "xmlns", &ns }
-	};
-	size_t i;
-
 	head.len = body.len = 0;
 	head.full = body.full = 0;
 	nnodes = tagopen = 1;
@@ -1285,11 +1362,16 @@ startstanza(const char *name, const char **atts)
 		kind = "";
 	putdecls(atts);
 	for (; *atts; atts += 2) {
-		for (i = 0; i < LEN(own); i++)
-			if (same(own[i].name, *atts))
-				break;
-		if (i < LEN(own))
-			*own[i].value = keep(atts[1]);
+		if (same(atts[0], "from"))
+			from = keep(atts[1]);
+		else if (same(atts[0], "to"))
+			to = keep(atts[1]);
+		else if (same(atts[0], "type"))
+			type = keep(atts[1]);
+		else if (same(atts[0], "id"))
+			id = keep(atts[1]);
+		else if (same(atts[0], "xmlns"))
+			ns = keep(atts[1]);
 		else
 			putattr(&body, atts[0], atts[1]);
 	}
@@ -1335,31 +1417,97 @@ addelement(const char *name, const char **atts)
 			n->ns = body.len - 1 - n->nslen;
 		}
 	}
+	if (n)
+		n->end = body.len;
 	tagopen = 1;
 	largest = MAX(largest, body.len - start);
 }
 
 /* Remember the prefixes that the header of the server's stream declares; our
- * own declares `stream' too. What does not fit counts as too large. */
+ * own declares `stream' too. */
 static void
 savedecls(const char **atts)
 {
-	ndecls = 0;
-	isstream = 0;
+	decls.len = 0;
+	decls.full = isstream = 0;
 	for (; *atts; atts += 2) {
 		if (same(atts[0], "xmlns:stream")) {
 			isstream = same(atts[1], NS_STREAM);
-		} else if (strncmp(atts[0], "xmlns:", 6)) {
-			continue;
-		} else if (ndecls == LEN(decls) ||
-		           strlen(atts[0]) >= sizeof(decls[0].name) ||
-		           strlen(atts[1]) >= sizeof(decls[0].value)) {
-			body.full = 1;
-		} else {
-			strcpy(decls[ndecls].name, atts[0]);
-			strcpy(decls[ndecls++].value, atts[1]);
+		} else if (!strncmp(atts[0], "xmlns:", 6)) {
+			put(&decls, atts[0], strlen(atts[0]) + 1);
+			put(&decls, atts[1], strlen(atts[1]) + 1);
 		}
 	}
+}
+
+/* ---- stream ---- */
+
+/* The stream has to end: why, and the stream error to send if it is not NULL. */
+static void
+end(const char *why, const char *error)
+{
+	if (ending)
+		return;
+	ending = why;
+	fault = error;
+	XML_StopParser(parser, XML_FALSE);
+}
+
+/* There is a sign of life from the server. */
+static void
+alive(void)
+{
+	pinged = 0;
+	deadline = keepalive ? now + keepalive * 1000LL : LLONG_MAX;
+}
+
+/* Put the handshake: SHA-1 in lower-case hex of the stream id and the secret
+ * (XEP-0114 3). */
+static void
+handshake(void)
+{
+	unsigned char digest[br_sha1_SIZE];
+	char hex[2 * br_sha1_SIZE + 1];
+	br_sha1_context sha1;
+	size_t i;
+
+	br_sha1_init(&sha1);
+	br_sha1_update(&sha1, id, strlen(id));
+	br_sha1_update(&sha1, secret, strlen(secret));
+	br_sha1_out(&sha1, digest);
+	for (i = 0; i < sizeof(digest); i++)
+		sprintf(hex + 2 * i, "%02x", digest[i]);
+	putall(&out, "<handshake>", hex, "</handshake>", NULL);
+}
+
+/* The server's stream header has come. */
+static void
+opened(void)
+{
+	static const char why[] = "this is no component port: its stream header is not one";
+
+	if (!same(kind, "stream:stream") || !id)
+		end(why, "bad-format");
+	else if (!isstream || !ns || !same(ns, NS_COMPONENT))
+		end(why, "invalid-namespace");
+	else if (head.full || body.full || decls.full)
+		end(why, "policy-violation");
+	else
+		handshake();
+}
+
+/* A stream error (RFC 6120 4.9) has come: its condition and text. */
+static const char *
+streamerror(void)
+{
+	static char why[LINEMAX];
+	int i = child(0, "text", NULL);
+	const char *s = body.s + nodes[i].end + 1;
+
+	if (!i || body.full)
+		return condition(0);
+	snprintf(why, sizeof(why), "%s: %.*s", condition(0), (int)strcspn(s, "<"), s);
+	return why;
 }
 
 static int
@@ -1369,13 +1517,35 @@ isstanza(void)
 	       same(kind, "message");
 }
 
-/* Stop the parser; `what' is then handled outside of it. */
+/* The server has accepted the handshake. */
 static void
-stop(int what)
+online(void)
 {
-	event = what;
-	XML_StopParser(parser, XML_TRUE);
+	state = ONLINE;
+	onlinetime = now;
+	nconnected++;
+	say("online: %s at %s port %s%s", domain, host, port,
+	    npins ? " with TLS" : "");
+	alive();
+	askpause = askmin * 1000LL;
+	ask(SUBSCRIBE);
 }
+
+/* An element of the stream that is not a stanza, or one too early, has come. */
+static void
+element(void)
+{
+	if (same(kind, "stream:error"))
+		end(streamerror(), NULL);
+	else if (state == ONLINE)
+		drop("not a stanza");
+	else if (isstanza())
+		end("the server sends stanzas before the handshake is done", "bad-format");
+	else if (same(kind, "handshake"))
+		online();
+}
+
+/* ---- parsing ---- */
 
 static void XMLCALL
 startelement(void *data, const char *name, const char **atts)
@@ -1389,7 +1559,7 @@ startelement(void *data, const char *name, const char **atts)
 	startstanza(name, atts);
 	if (depth == 1) {
 		savedecls(atts);
-		stop(OPENED);
+		opened();
 	}
 }
 
@@ -1398,7 +1568,7 @@ endelement(void *data, const char *name)
 {
 	(void)data;
 	if (--depth == 0) {
-		stop(CLOSED);
+		end("the server has closed the stream", NULL);
 		return;
 	}
 	if (tagopen) {
@@ -1411,13 +1581,12 @@ endelement(void *data, const char *name)
 	tagopen = 0;
 	if (depth > 1)
 		return;
-	if (!authenticated || !isstanza()) {
-		stop(ELEMENT);
-		return;
-	}
-	route();
-	if (!hasroom() || isworn())
-		stop(NOTHING);
+	if (state == ONLINE && isstanza())
+		route();
+	else
+		element();
+	if (!ending && (!hasroom() || isworn()))
+		XML_StopParser(parser, XML_TRUE);
 }
 
 /* Text between stanzas is white space that keeps the connection alive. */
@@ -1440,8 +1609,7 @@ otherwise(void *data, const char *s, int n)
 	if (n < 3 || *s != '<' || (s[1] == '!' && s[2] == '[') ||
 	    (depth == 0 && n > 6 && !memcmp(s, "<?xml", 5) && s[5] <= ' '))
 		return;
-	fault = "restricted-xml";
-	XML_StopParser(parser, XML_FALSE);
+	end("the server sends XML that is forbidden in XMPP", "restricted-xml");
 }
 
 /* Some expats have this function and hold the end of a stanza back for more
@@ -1459,9 +1627,9 @@ freeparser(void)
 #endif
 }
 
-/* Make a fresh parser that stands inside of the elements opened so far: none,
- * or the stream. 0 without memory. */
-static int
+/* Make a fresh parser that stands inside the elements opened so far: none, or
+ * the stream. Without memory the stream has to end, and there may be no parser. */
+static void
 newparser(void)
 {
 	static const XML_Memory_Handling_Suite memory = {
@@ -1470,128 +1638,34 @@ newparser(void)
 	static const char root[] = "<stream:stream>";
 
 	freeparser();
+	ending = strerror(ENOMEM);
 	if (!(parser = XML_ParserCreate_MM("UTF-8", &memory, NULL)))
-		return 0;
+		return;
 	if (XML_SetReparseDeferralEnabled)
 		XML_SetReparseDeferralEnabled(parser, XML_FALSE);
 	parsed = depth ? (XML_Index)strlen(root) : 0;
 	if (depth && XML_Parse(parser, root, (int)parsed, 0) == XML_STATUS_ERROR)
-		return 0;
+		return;
+	ending = NULL;
 	XML_SetElementHandler(parser, startelement, endelement);
 	XML_SetCharacterDataHandler(parser, characters);
 	XML_SetDefaultHandler(parser, otherwise);
-	return 1;
 }
 
-/* ---- stream ---- */
-
-/* Open our stream (RFC 6120 4.2). Without a version, as XEP-0114 has it:
- * jabberd2 would send features before the handshake. 0 without memory. */
+/* 1 if the parser stands still, as there was no room for what it would cause. */
 static int
-openstream(void)
+isheld(void)
 {
-	forget();
-	outpos = out.len = inlen = 0;
-	depth = event = held = authenticated = subscribed = 0;
-	sweeptime = LLONG_MAX;
-	fault = NULL;
-	putstr(&out, "<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
-	       "' xmlns:stream='" NS_STREAM "'");
-	putattr(&out, "to", domain);
-	put(&out, ">", 1);
-	return newparser();
+	XML_ParsingStatus status;
+
+	if (!parser)
+		return 0;
+	XML_GetParsingStatus(parser, &status);
+	return status.parsing == XML_SUSPENDED;
 }
 
+/* The parser gave up, or a handler has told it to. */
 static void
-closestream(void)
-{
-	if (fault) {
-		putstr(&out, "<stream:error><");
-		putstr(&out, fault);
-		putstr(&out, " xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>");
-	}
-	putstr(&out, "</stream:stream>");
-}
-
-/* Put the handshake: SHA-1 in lower-case hex of the stream id and the secret
- * (XEP-0114 3). */
-static void
-handshake(void)
-{
-	unsigned char digest[br_sha1_SIZE];
-	char hex[2 * br_sha1_SIZE + 1];
-	br_sha1_context sha1;
-	size_t i;
-
-	br_sha1_init(&sha1);
-	br_sha1_update(&sha1, id, strlen(id));
-	br_sha1_update(&sha1, secret, strlen(secret));
-	br_sha1_out(&sha1, digest);
-	for (i = 0; i < sizeof(digest); i++)
-		sprintf(hex + 2 * i, "%02x", digest[i]);
-	putstr(&out, "<handshake>");
-	putstr(&out, hex);
-	putstr(&out, "</handshake>");
-}
-
-/* The server's stream header has come. Returns NULL or what is wrong. */
-static const char *
-opened(void)
-{
-	if (!same(kind, "stream:stream") || !id)
-		fault = "bad-format";
-	else if (!isstream || !ns || !same(ns, NS_COMPONENT))
-		fault = "invalid-namespace";
-	else if (head.full || body.full)
-		fault = "policy-violation";
-	if (fault)
-		return "this is no component port: its stream header is not one";
-	handshake();
-	return NULL;
-}
-
-/* A stream error (RFC 6120 4.9) has come. Returns its condition and text. */
-static const char *
-streamerror(void)
-{
-	static char why[1024];
-	int i = child(0, "text", NULL);
-	const char *s;
-
-	if (!i || body.full)
-		return condition(0);
-	s = body.s + nodes[i].name;
-	s += strcspn(s, ">") + 1;
-	snprintf(why, sizeof(why), "%s: %.*s", condition(0),
-	         (int)strcspn(s, "<"), s);
-	return why;
-}
-
-/* An element of the stream that is not a stanza, or one too early, has
- * come. Returns NULL, or why the stream has to end. */
-static const char *
-element(void)
-{
-	if (same(kind, "stream:error"))
-		return streamerror();
-	if (authenticated) {
-		drop("not a stanza");
-	} else if (isstanza()) {
-		fault = "bad-format";
-		return "the server sends stanzas before the handshake is done";
-	} else if (same(kind, "handshake")) {
-		authenticated = 1;
-		nconnected++;
-		say("online: %s at %s port %s%s", domain, host, port,
-		    npins ? " with TLS" : "");
-		askpause = askmin * 1000LL;
-		ask();
-	}
-	return NULL;
-}
-
-/* The parser gave up. Returns why. */
-static const char *
 broken(void)
 {
 	enum XML_Error error = XML_GetErrorCode(parser);
@@ -1600,56 +1674,57 @@ broken(void)
 	/* once the stream is open, a document type is bad syntax to expat */
 	if (error == XML_ERROR_INVALID_TOKEN && at >= 2 &&
 	    at < (XML_Index)inlen && !memcmp(in + at - 2, "<!D", 3))
-		fault = "restricted-xml";
-	if (fault) /* or a handler has found something */
-		return "the server sends XML that is forbidden in XMPP";
-	if (error == XML_ERROR_NO_MEMORY) {
-		fault = "policy-violation";
-		return "the server sends more in one stanza than may be kept";
-	}
-	fault = "not-well-formed";
-	return XML_ErrorString(error);
+		end("the server sends XML that is forbidden in XMPP", "restricted-xml");
+	else if (error == XML_ERROR_NO_MEMORY)
+		end("the server sends more in one stanza than may be kept",
+		    "policy-violation");
+	else
+		end(XML_ErrorString(error), "not-well-formed");
 }
 
-/* Parse in[inlen], up to where the out buffer has room for no other stanza:
- * then the parser is held. When it is worn, the rest is for a fresh one.
- * Returns NULL, or why the stream has to end. */
-static const char *
+/* Parse in[inlen], up to where the out buffer has room for no other stanza: then
+ * the parser is held. When it is worn, the rest is for a fresh one. If the stream
+ * has to end, `ending' says why. */
+static void
 parse(void)
 {
 	enum XML_Status status;
-	const char *why = NULL;
 	size_t used;
 
-	while (!why && (!held || hasroom())) {
-		event = NOTHING;
-		status = held ? XML_ResumeParser(parser) :
+	while (!ending && hasroom()) {
+		status = isheld() ? XML_ResumeParser(parser) :
 		         XML_Parse(parser, in, (int)inlen, 0);
-		held = status == XML_STATUS_SUSPENDED;
-		if (status == XML_STATUS_ERROR)
-			return broken();
-		if (status == XML_STATUS_OK) {
+		if (status == XML_STATUS_ERROR) {
+			broken();
+		} else if (status == XML_STATUS_OK) {
 			parsed += (XML_Index)inlen;
 			inlen = 0;
-			break;
-		}
-		if (event == OPENED)
-			why = opened();
-		else if (event == ELEMENT)
-			why = element();
-		else if (event == CLOSED)
-			why = "the server has closed the stream";
-		if (depth == 1 && isworn() && hasroom()) {
+			return;
+		} else if (isworn() && hasroom()) {
 			used = (size_t)(XML_GetCurrentByteIndex(parser) +
 			                XML_GetCurrentByteCount(parser) - parsed);
 			inlen -= used;
 			memmove(in, in + used, inlen);
-			held = 0;
-			if (!newparser())
-				return broken();
+			newparser();
 		}
 	}
-	return why;
+}
+
+/* Open our stream (RFC 6120 4.2). Without a version, as XEP-0114 has it:
+ * jabberd2 would send features before the handshake. Without memory `ending' is
+ * set. */
+static void
+openstream(void)
+{
+	forget();
+	outpos = out.len = inlen = 0;
+	depth = subscribed = unanswered = 0;
+	fault = NULL;
+	putstr(&out, "<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
+	       "' xmlns:stream='" NS_STREAM "'");
+	putattr(&out, "to", domain);
+	put(&out, ">", 1);
+	newparser();
 }
 
 /* ---- TLS ---- */
@@ -1661,7 +1736,6 @@ readpins(void)
 {
 	static const char digits[] = "0123456789abcdef0123456789ABCDEF";
 	const char *s, *d;
-	unsigned char *pin;
 	size_t n = 0;
 
 	for (s = tlspin; *s; s++) {
@@ -1672,8 +1746,8 @@ readpins(void)
 		}
 		if (n / 64 == LEN(pins))
 			return 0;
-		pin = &pins[n / 64][n % 64 / 2];
-		*pin = (unsigned char)(*pin << 4 | ((d - digits) & 15));
+		pins[n / 64][n % 64 / 2] <<= 4;
+		pins[n / 64][n % 64 / 2] |= (unsigned char)((d - digits) & 15);
 		n++;
 	}
 	npins = n / 64;
@@ -1719,19 +1793,14 @@ endcert(const br_x509_class **ctx)
 static unsigned
 endchain(const br_x509_class **ctx)
 {
-	unsigned char differ;
-	size_t i, j;
-	int pinned = 0;
+	size_t i;
 
 	(void)ctx;
 	br_sha256_out(&certhash, fingerprint);
-	for (i = 0; i < npins; i++) {
-		for (differ = 0, j = 0; j < sizeof(fingerprint); j++)
-			differ |= pins[i][j] ^ fingerprint[j];
-		pinned |= differ == 0;
-	}
-	return pinned ? (unsigned)br_x509_decoder_last_error(&certificate) :
-	       BR_ERR_X509_NOT_TRUSTED;
+	for (i = 0; i < npins; i++)
+		if (!memcmp(pins[i], fingerprint, sizeof(fingerprint)))
+			return (unsigned)br_x509_decoder_last_error(&certificate);
+	return BR_ERR_X509_NOT_TRUSTED;
 }
 
 static const br_x509_pkey *
@@ -1790,10 +1859,11 @@ tlserror(void)
 	int error = br_ssl_engine_last_error(&tls.eng);
 	size_t i, n;
 
-	if (br_ssl_engine_current_state(&tls.eng) & BR_SSL_SENDAPP)
-		return "the connection was cut, TLS did not end";
 	if (br_ssl_engine_current_state(&tls.eng) != BR_SSL_CLOSED)
-		return "the server has cut the TLS handshake: is this a TLS port?";
+		/* the engine takes our header as soon as the handshake is done */
+		return state == OPENING && out.len > 0 && outpos == 0 ?
+		       "the server has cut the TLS handshake: is this a TLS port?" :
+		       "the connection was cut, TLS did not end";
 	if (error == BR_ERR_OK)
 		return "the server has closed the connection";
 	if (error == BR_ERR_X509_NOT_TRUSTED) {
@@ -1803,113 +1873,81 @@ tlserror(void)
 	} else if (error == BR_ERR_UNSUPPORTED_VERSION || error == BR_ERR_BAD_VERSION ||
 	           error == BR_ERR_RECV_FATAL_ALERT + 70) {
 		return "the server does not speak TLS 1.2";
-	} else if (error > BR_ERR_RECV_FATAL_ALERT) {
-		sprintf(why, "the server ends TLS with alert %d (RFC 5246 7.2)",
-		        error - BR_ERR_RECV_FATAL_ALERT);
 	} else {
-		sprintf(why, "TLS failed: error %d of BearSSL", error);
+		sprintf(why, "TLS failed: error %d of BearSSL, alert %d", error,
+		        MAX(error - BR_ERR_RECV_FATAL_ALERT, 0));
 	}
 	return why;
 }
 
-/* 1 if a system call has to be tried again later. */
-static int
-again(void)
+/* Which of these TLS has: something to write to the socket (BR_SSL_SENDREC), or for
+ * us to read (TLSUNREAD), which its end is, too: that may come in one piece with
+ * the last data. */
+enum { TLSUNREAD = BR_SSL_RECVAPP | BR_SSL_CLOSED };
+static unsigned
+tlshas(unsigned what)
 {
-	return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
+	return npins ? br_ssl_engine_current_state(&tls.eng) & what : 0;
 }
 
-/* 1 if TLS has something to write to the socket, or for us to read. */
-static int
-unsent(void)
-{
-	return npins && (br_ssl_engine_current_state(&tls.eng) & BR_SSL_SENDREC);
-}
-
-static int
-unread(void)
-{
-	return npins && (br_ssl_engine_current_state(&tls.eng) & BR_SSL_RECVAPP);
-}
-
-/* Write the records that wait. -1 if that fails for good, else 0. */
-static int
-sendrecords(void)
-{
-	unsigned char *rec;
-	size_t len;
-	ssize_t n;
-
-	while ((rec = br_ssl_engine_sendrec_buf(&tls.eng, &len))) {
-		if ((n = write(fd, rec, len)) < 0)
-			return again() ? 0 : -1;
-		br_ssl_engine_sendrec_ack(&tls.eng, (size_t)n);
-	}
-	return 0;
-}
-
-/* Like read from and write to the connection, whether it is TLS or not. When
- * pull returns 0 or fails, lost says why. It takes several records at once, but
- * not so many that a server could keep us here. */
+/* Like read from the connection, whether it is TLS or not: then it takes what
+ * one record holds. */
 static ssize_t
 pull(char *dst, size_t size)
 {
+	br_ssl_engine_context *e = &tls.eng;
 	unsigned char *src;
-	size_t len, done = 0;
+	size_t len;
 	ssize_t n;
-	int i;
 
 	if (!npins)
 		return read(fd, dst, size);
-	for (i = 0; i < 64 && done < size; i++) {
-		sendrecords(); /* if that fails, reading tells why */
-		if ((src = br_ssl_engine_recvapp_buf(&tls.eng, &len))) {
-			len = MIN(len, size - done);
-			memcpy(dst + done, src, len);
-			br_ssl_engine_recvapp_ack(&tls.eng, len);
-			done += len;
-		} else if ((src = br_ssl_engine_recvrec_buf(&tls.eng, &len))) {
-			if ((n = read(fd, src, len)) <= 0)
-				return done > 0 ? (ssize_t)done : n;
-			br_ssl_engine_recvrec_ack(&tls.eng, (size_t)n);
-		} else if (!unsent()) {
-			return (ssize_t)done;
+	while (!(src = br_ssl_engine_recvapp_buf(e, &len))) {
+		errno = EAGAIN; /* the engine may have to send first */
+		if (!(src = br_ssl_engine_recvrec_buf(e, &len)))
+			return tlshas(BR_SSL_CLOSED) ? 0 : -1;
+		if ((n = read(fd, src, len)) <= 0)
+			return n;
+		br_ssl_engine_recvrec_ack(e, (size_t)n);
+	}
+	len = MIN(len, size);
+	memcpy(dst, src, len);
+	br_ssl_engine_recvapp_ack(e, len);
+	return (ssize_t)len;
+}
+
+/* Write as much of the out buffer as the connection takes. Returns the bytes that
+ * it took; what it takes in TLS may still have to be sent. If writing fails for
+ * good, reading tells why: all is as good as written. */
+static size_t
+push(void)
+{
+	br_ssl_engine_context *e = &tls.eng;
+	size_t len, had = outpos;
+	unsigned char *s;
+	ssize_t n;
+
+	do {
+		if (npins && outpos < out.len && (s = br_ssl_engine_sendapp_buf(e, &len))) {
+			len = MIN(len, out.len - outpos);
+			memcpy(s, out.s + outpos, len);
+			br_ssl_engine_sendapp_ack(e, len);
+			br_ssl_engine_flush(e, 0);
+			outpos += len;
 		}
-	}
-	errno = EAGAIN;
-	return done > 0 ? (ssize_t)done : -1;
-}
-
-static ssize_t
-push(const char *src, size_t size)
-{
-	unsigned char *dst;
-	size_t len, done = 0;
-
-	if (!npins)
-		return write(fd, src, size);
-	for (;;) {
-		if (sendrecords() < 0)
-			return -1;
-		dst = br_ssl_engine_sendapp_buf(&tls.eng, &len);
-		if (!dst || done == size)
+		s = (unsigned char *)out.s + outpos;
+		len = out.len - outpos;
+		if (npins && !(s = br_ssl_engine_sendrec_buf(e, &len)))
 			break;
-		len = MIN(len, size - done);
-		memcpy(dst, src + done, len);
-		br_ssl_engine_sendapp_ack(&tls.eng, len);
-		done += len;
-		if (done == size)
-			br_ssl_engine_flush(&tls.eng, 0);
-	}
-	errno = EAGAIN;
-	return done > 0 || size == 0 ? (ssize_t)done : -1;
-}
-
-static const char *
-lost(ssize_t n)
-{
-	return n < 0 ? strerror(errno) : npins ? tlserror() :
-	       "the server has closed the connection";
+		n = write(fd, s, len);
+		if (n > 0 && npins)
+			br_ssl_engine_sendrec_ack(e, (size_t)n);
+		else if (n > 0)
+			outpos += (size_t)n;
+		else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
+			outpos = out.len;
+	} while (n > 0 && (outpos < out.len || tlshas(BR_SSL_SENDREC)));
+	return outpos - had;
 }
 
 /* We send no more. What still comes is only read so that the server can read our
@@ -1924,64 +1962,80 @@ endwriting(void)
 		while (br_ssl_engine_recvapp_buf(&tls.eng, &len))
 			br_ssl_engine_recvapp_ack(&tls.eng, len);
 		br_ssl_engine_close(&tls.eng);
-		sendrecords();
+		push();
 	}
-	if (!unsent())
+	if (!tlshas(BR_SSL_SENDREC))
 		shutdown(fd, SHUT_WR);
 }
 
 /* ---- connection ---- */
 
-/* Wait before the next attempt: up to a second at first, doubled each time up
- * to backoffmax, with jitter so that many proxies do not come back at once. */
-static void
-rest(void)
+/* 1 if what goes wrong now has to be said: while nobody is there, only in the 1st,
+ * 10th, 100th, ... round. */
+static int
+isnews(void)
 {
-	long long ms = backoff / 2 + (long long)below((unsigned long)backoff / 2);
+	unsigned long n = nrounds;
 
-	say("waiting: %lld.%lld s before the next attempt to connect",
-	    ms / 1000, ms / 100 % 10);
+	while (n % 10 == 0)
+		n /= 10;
+	return spoken || n == 1;
+}
+
+/* Wait before the next round. While nobody is there it follows within a second;
+ * who is there but does not keep us is left alone for longer each time, up to
+ * backoffmax. With jitter, so that many proxies do not come back at once. */
+static void
+waitretry(void)
+{
+	long long ms = spoken ? backoff : FIRSTPAUSE;
+
+	ms = ms / 2 + (long long)uniform((uint64_t)ms / 2);
+	if (isnews())
+		say("waiting: %lld.%lld s before the next attempt to connect",
+		    ms / 1000, ms / 100 % 10);
+	if (spoken)
+		backoff = MIN(2 * backoff, backoffmax * 1000LL);
 	state = WAITING;
 	deadline = now + ms;
-	backoff = MIN(2 * backoff, backoffmax * 1000LL);
 }
 
 static void
-sayaddress(const char *why)
+sayserver(const char *why)
 {
 	char h[64] = "?", p[8] = "?";
 
-	getnameinfo(address->ai_addr, address->ai_addrlen, h, sizeof(h),
+	getnameinfo(server->ai_addr, server->ai_addrlen, h, sizeof(h),
 	            p, sizeof(p), NI_NUMERICHOST | NI_NUMERICSERV);
-	say("connect: %s port %s: %s", h, p, why);
+	if (isnews())
+		say("connect: %s port %s: %s", h, p, why);
 }
 
-/* Begin to connect to `address', or to those after it if that fails at once.
- * When all have failed, rest. */
+/* Begin to connect to `server', or to those after it if that fails at once. When
+ * all have failed, wait. */
 static void
 attempt(void)
 {
-	for (; address; address = address->ai_next) {
-		fd = socket(address->ai_family, address->ai_socktype,
-		            address->ai_protocol);
+	for (; server; server = server->ai_next) {
+		fd = socket(server->ai_family, server->ai_socktype,
+		            server->ai_protocol);
 		if (fd >= 0 && fcntl(fd, F_SETFL, O_NONBLOCK) == 0 &&
-		    fcntl(fd, F_SETFD, FD_CLOEXEC) == 0 &&
-		    (connect(fd, address->ai_addr, address->ai_addrlen) == 0 ||
-		     errno == EINPROGRESS)) {
+		    (connect(fd, server->ai_addr, server->ai_addrlen) == 0 ||
+		     errno == EINPROGRESS || errno == EINTR)) {
 			state = CONNECTING;
 			deadline = now + patience * 1000LL;
 			return;
 		}
-		sayaddress(strerror(errno));
+		sayserver(strerror(errno));
 		if (fd >= 0)
 			close(fd);
 		fd = -1;
 	}
-	rest();
+	waitretry();
 }
 
-/* Look up host and begin to connect. Looking up may block for long: signals
- * that end us do so at once while it does. */
+/* Begin a round: look up host, try its addresses. Looking up may block for long:
+ * signals that end us do so at once while it does. */
 static void
 resolve(void)
 {
@@ -1990,41 +2044,48 @@ resolve(void)
 	};
 	int error;
 
-	if (addresses)
-		freeaddrinfo(addresses);
-	addresses = NULL;
+	if (servers)
+		freeaddrinfo(servers);
+	servers = NULL;
+	nrounds = spoken ? 1 : nrounds + 1;
+	spoken = 0;
 	resolving = 1;
 	if (quitting)
 		exit(0);
-	error = getaddrinfo(host, port, &hints, &addresses);
+	error = getaddrinfo(host, port, &hints, &servers);
 	resolving = 0;
 	now = milliseconds();
 	if (error) {
-		say("resolve: %s port %s: %s", host, port, gai_strerror(error));
-		addresses = NULL;
+		servers = NULL;
+		if (isnews())
+			say("resolve: %s port %s: %s", host, port, gai_strerror(error));
 	}
-	address = addresses;
+	server = servers;
 	attempt();
 }
 
 /* Close the socket and log why, unless that is known. Then exit, or try the next
- * address if this one has led to no handshake, or rest. */
+ * address. A connection that has lasted has proved itself: what it was refused
+ * before is forgotten, and the next round begins with all addresses. */
 static void
 disconnect(const char *why)
 {
-	if (why && state != CLOSING)
+	if (state >= OPENING && state != CLOSING && isnews())
 		say("disconnected: %s", why);
 	forget();
 	close(fd);
 	fd = -1;
-	if (npins)
-		br_ssl_client_zero(&tls);
+	br_ssl_client_zero(&tls);
 	freeparser();
 	outpos = out.len = 0;
-	held = 0;
 	if (quitting)
 		exit(0);
-	address = authenticated ? NULL : address->ai_next;
+	server = server->ai_next;
+	if (now - onlinetime >= backoffmax * 1000LL) {
+		backoff = FIRSTPAUSE;
+		server = NULL;
+	}
+	onlinetime = LLONG_MAX;
 	attempt();
 }
 
@@ -2032,84 +2093,40 @@ disconnect(const char *why)
 static void
 hangup(const char *why)
 {
-	say("%s: %s", quitting ? "stopping" : "disconnected", why);
+	if (quitting || isnews())
+		say("%s: %s", quitting ? "stopping" : "disconnected", why);
+	ending = NULL;
 	forget();
-	closestream();
+	if (fault)
+		putall(&out, "<stream:error><", fault, " xmlns='urn:ietf:params:xml:"
+		       "ns:xmpp-streams'/></stream:error>", NULL);
+	putstr(&out, "</stream:stream>");
 	freeparser();
 	inlen = 0;
-	held = 0;
 	state = CLOSING;
 	deadline = now + CLOSETIME;
-}
-
-/* There is a sign of life from the server. */
-static void
-alive(void)
-{
-	pinged = 0;
-	deadline = keepalive ? now + keepalive * 1000LL : LLONG_MAX;
-}
-
-/* The server has been silent. Ask ourselves through it whether the route works
- * (XEP-0199), or give up. */
-static void
-silent(void)
-{
-	if (pinged) {
-		disconnect("the server is silent");
-		return;
-	}
-	begin("iq", "get", "ping", domain, domain);
-	putstr(&out, "><ping xmlns='urn:xmpp:ping'/></iq>");
-	commit();
-	alive();
-	pinged = 1;
 }
 
 static void
 flush(void)
 {
-	ssize_t n;
+	size_t n;
+	int r;
 
-	if (outpos == out.len && !unsent())
+	if (outpos == out.len && !tlshas(BR_SSL_SENDREC))
 		return;
-	n = push(out.s + outpos, out.len - outpos);
-	if (n < 0 && again())
-		return;
-	if (n < 0)
-		outpos = out.len; /* reading will tell why */
-	else
-		outpos += (size_t)n;
-	bytesout += n > 0 ? (unsigned long long)n : 0;
-	if (held && state == ONLINE)
+	n = push();
+	bytesout += n;
+	if (n > 0 && state == ONLINE && isheld())
 		alive();
 	if (outpos < out.len)
 		return;
 	outpos = out.len = 0;
-	if (state == CLOSING && !unsent())
+	/* only now what was in it begins to wait for its answer */
+	for (r = requests[OPEN].prev; requests[r].due == UNWRITTEN; r = requests[r].prev)
+		requests[r].due = answertime ? now + answertime * 1000LL : NEVER;
+	if (state == CLOSING && !tlshas(BR_SSL_SENDREC))
 		endwriting();
-}
-
-/* Parse what has been read and write what comes of it. */
-static void
-process(void)
-{
-	const char *why;
-
-	do {
-		if ((why = parse()))
-			break;
-		if (authenticated && state == OPENING) {
-			state = ONLINE;
-			backoff = FIRSTPAUSE;
-			alive();
-		}
-		flush();
-	} while (held && out.len == 0);
-	if (why) {
-		hangup(why);
-		flush();
-	}
 }
 
 /* Read once. No tag ends without a `>', so until one comes there is nothing
@@ -2119,10 +2136,13 @@ receive(void)
 {
 	ssize_t n = pull(in + inlen, sizeof(in) - inlen);
 
-	if (n < 0 && again())
+	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
 		return;
+	if (n > 0 || (npins && br_ssl_engine_last_error(&tls.eng)))
+		spoken = 1;
 	if (n <= 0) {
-		disconnect(lost(n));
+		disconnect(n < 0 ? strerror(errno) : npins ? tlserror() :
+		           "the server has closed the connection");
 		return;
 	}
 	if (state == CLOSING)
@@ -2132,12 +2152,12 @@ receive(void)
 	bytesin += (unsigned long long)n;
 	inlen += (size_t)n;
 	if (inlen == sizeof(in) || memchr(in + inlen - n, '>', (size_t)n))
-		process();
+		parse();
 }
 
 /* An attempt to connect has come to its end. */
 static void
-connected(void)
+finishconnect(void)
 {
 	int error = 0, one = 1;
 	socklen_t len = sizeof(error);
@@ -2145,23 +2165,22 @@ connected(void)
 	if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) < 0)
 		error = errno;
 	if (error) {
-		sayaddress(strerror(error));
-		disconnect(NULL);
+		sayserver(strerror(error));
+		disconnect("");
 		return;
 	}
 	/* an answer is written at once, there is nothing to gather */
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	state = OPENING;
 	deadline = now + patience * 1000LL;
+	openstream();
 	if (npins && !starttls())
-		disconnect("no random numbers for TLS");
-	else if (!openstream())
-		disconnect(strerror(ENOMEM));
-	else
-		flush();
+		ending = "no random numbers for TLS";
 }
 
-/* What the connection has waited for has not come, or a pause is over. */
+/* What the connection has waited for has not come, or a pause is over. If the
+ * server is silent, ask ourselves through it whether the route works (XEP-0199),
+ * once. */
 static void
 overdue(void)
 {
@@ -2169,16 +2188,18 @@ overdue(void)
 		resolve();
 	} else if (state == OPENING) {
 		hangup("the server does not answer the handshake in time");
-	} else if (state == ONLINE) {
-		silent();
+	} else if (state == ONLINE && !pinged) {
+		putping("ping");
+		alive();
+		pinged = 1;
 	} else {
 		if (state == CONNECTING)
-			sayaddress(strerror(ETIMEDOUT));
-		disconnect(NULL);
+			sayserver(strerror(ETIMEDOUT));
+		disconnect("the server is silent");
 	}
 }
 
-/* SIGTERM or SIGINT came: leave, within CLOSETIME if there is a stream. */
+/* A signal to end us came: leave, within CLOSETIME if there is a stream. */
 static void
 quit(void)
 {
@@ -2206,22 +2227,36 @@ report(void)
 	    "%llu bytes out", nrequests, nuntracked, nanswers, nlate, nmessages,
 	    refused, ndropped, nconnected, nresources, nopen, bytesin, bytesout);
 	for (i = 0; i < (size_t)nresources; i++)
-		say("resource: %s/%s: %d open", target, resources[i], busy[i]);
+		say("resource: %s/%.99s: %d open", target, names[i], resources[i].open);
 }
 
-/* The socket is ready for `events', or broken. */
+/* 1 if what the server sends can be taken. */
+static int
+isreading(void)
+{
+	return state >= OPENING && !isheld() && hasroom();
+}
+
+/* 1 if there is work for which nothing else will wake us. */
+static int
+haswork(void)
+{
+	return state >= OPENING && hasroom() &&
+	       (isheld() || tlshas(TLSUNREAD) || requests[FAILED].next != FAILED);
+}
+
+/* The connection is ready for `events', or broken; or it has work. */
 static void
-ready(int events)
+serve(int events)
 {
 	if (state == CONNECTING) {
-		connected();
+		finishconnect();
 		return;
 	}
-	if (events & POLLOUT)
-		flush();
-	if (held && out.len == 0)
-		process();
-	if (!held && hasroom() && ((events & ~POLLOUT) || unread()))
+	flush();
+	if (isheld())
+		parse();
+	if (isreading() && ((events & ~POLLOUT) || tlshas(TLSUNREAD)))
 		receive();
 }
 
@@ -2230,42 +2265,42 @@ run(void)
 {
 	struct pollfd p[2];
 	long long next;
-	int more;
+	int n, work;
 	char c;
 
 	p[0].fd = wake[0];
 	p[0].events = POLLIN;
 	for (;;) {
 		p[1].fd = fd;
-		p[1].events = 0;
-		more = !held && hasroom();
-		if (state == CONNECTING || unsent() || (!npins && out.len > 0))
+		p[1].events = isreading() ? POLLIN : 0;
+		if (state == CONNECTING || (!npins && out.len > 0) || tlshas(BR_SSL_SENDREC))
 			p[1].events |= POLLOUT;
-		if (state != CONNECTING && more)
-			p[1].events |= POLLIN;
-		next = deadline;
-		if (state == ONLINE)
-			next = MIN(next, MIN(MIN(asktime, sweeptime), expiry()));
-		if (more && unread())
-			next = now;
-		next = MIN(MAX(next - now, 0), INT_MAX);
-		if (poll(p, 2, (int)next) < 0)
-			p[0].revents = p[1].revents = 0;
+		work = haswork();
+		next = MIN(deadline, linetime);
+		if (state == ONLINE && hasroom())
+			next = MIN(MIN(next, asked == PROBE ? sweeptime : NEVER),
+			           MIN(asktime, requests[requests[OPEN].next].due));
+		n = poll(p, 2, work ? 0 : (int)MIN(MAX(next - now, 0), INT_MAX));
 		now = milliseconds();
+		if (n < 0)
+			continue; /* a signal, which has also written to the pipe */
 		while (p[0].revents && read(wake[0], &c, 1) == 1)
 			;
 		if (reporting)
 			report();
 		if (quitting)
 			quit();
-		if (fd >= 0 && (p[1].revents || unread()))
-			ready(p[1].revents);
+		if (p[1].revents || haswork())
+			serve(p[1].revents);
+		if (ending)
+			hangup(ending);
 		if (now >= deadline)
 			overdue();
-		do {
-			more = state == ONLINE && chores();
-			flush();
-		} while (more && out.len == 0);
+		if (state == ONLINE)
+			chores(!work && (p[1].events & ~p[1].revents & POLLIN));
+		flush();
+		if (now >= linetime)
+			sayunsaid();
 	}
 }
 
@@ -2290,31 +2325,25 @@ onsignal(int sig)
 static void
 setsignals(void)
 {
-	static const int caught[] = { SIGTERM, SIGINT, SIGUSR1 };
+	static const int caught[] = { SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1 };
 	struct sigaction sa = { .sa_handler = onsignal };
 	size_t i;
 
-	if (pipe(wake) < 0)
+	if (pipe(wake) < 0 || fcntl(wake[0], F_SETFL, O_NONBLOCK) < 0 ||
+	    fcntl(wake[1], F_SETFL, O_NONBLOCK) < 0)
 		die("pipe", strerror(errno));
-	for (i = 0; i < 2; i++)
-		if (fcntl(wake[i], F_SETFL, O_NONBLOCK) < 0 ||
-		    fcntl(wake[i], F_SETFD, FD_CLOEXEC) < 0)
-			die("pipe", strerror(errno));
 	for (i = 0; i < LEN(caught); i++)
 		sigaction(caught[i], &sa, NULL);
 	signal(SIGPIPE, SIG_IGN);
 }
 
-/* Why s can be neither a domain nor a bare JID, or NULL. Servers write both in
- * lower case, so nothing else would ever compare equal. */
-static const char *
-unfit(const char *s)
+/* 1 if s is written as servers write a domain or bare JID: nothing else would ever
+ * compare equal. */
+static int
+islikeservers(const char *s)
 {
-	if (s[strcspn(s, "/ \177")])
-		return "has a slash, a space or a control character in it";
-	if (s[strcspn(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZ")])
-		return "is not in lower case, as servers write it";
-	return isutf8(s) ? NULL : "is not UTF-8 without control characters";
+	return isutf8(s) && !s[strcspn(s, "/ \177ABCDEFGHIJKLMNOPQRSTUVWXYZ")] &&
+	       *s && s[strlen(s) - 1] != '.';
 }
 
 /* Refuse a configuration that cannot work. */
@@ -2323,13 +2352,16 @@ checkconfig(void)
 {
 	size_t node = strcspn(target, "@"), i;
 	const char *at = target + node + (target[node] == '@');
+	const char *unlike = "is empty or not as servers write it: in lower case, without "
+	                     "slash, space, control character or a dot at its end";
+	const char *wrongtime = "is 0, over 30 days or less than another needs";
 	const struct {
 		int bad;
 		const char *what, *why;
 	} checks[] = {
-		{ unfit(domain) != NULL, "domain", unfit(domain) },
-		{ unfit(target) != NULL, "target", unfit(target) },
-		{ !*domain || strchr(domain, '@') || strlen(domain) > PARTMAX,
+		{ !islikeservers(domain), "domain", unlike },
+		{ !islikeservers(target), "target", unlike },
+		{ strchr(domain, '@') || strlen(domain) > PARTMAX,
 		  "domain", "is not the domain of a component" },
 		{ !node || node > PARTMAX || !*at || strchr(at, '@') ||
 		  !target[node] || strlen(at) > PARTMAX,
@@ -2341,10 +2373,15 @@ checkconfig(void)
 		{ !readpins(), "tlspin", "is not SHA-256 fingerprints, eight at most" },
 		{ !isutf8(prefix) || strlen(prefix) > PARTMAX,
 		  "prefix", "is not the start of any resource" },
-		{ !backoffmax || !patience || !askmin || askmax < askmin || !refresh,
-		  "times", "are 0, which only keepalive and answertime may be" },
 		{ choice < RANDOM || choice > LEASTBUSY,
-		  "choice", "is not RANDOM, STICKY or LEASTBUSY" }
+		  "choice", "is not RANDOM, STICKY or LEASTBUSY" },
+		{ keepalive > TIMEMAX, "keepalive", wrongtime },
+		{ backoffmax - 1 >= TIMEMAX, "backoffmax", wrongtime },
+		{ patience - 1 >= TIMEMAX, "patience", wrongtime },
+		{ askmin - 1 >= TIMEMAX, "askmin", wrongtime },
+		{ askmax - 1 >= TIMEMAX || askmax < askmin, "askmax", wrongtime },
+		{ refresh - 1 >= TIMEMAX, "refresh", wrongtime },
+		{ answertime > TIMEMAX, "answertime", wrongtime }
 	};
 
 	for (i = 0; i < LEN(checks); i++)
@@ -2365,10 +2402,6 @@ shield(void)
 	while (n >= 0 && n < 3);
 	if (n < 0 || close(n) < 0 || setrlimit(RLIMIT_CORE, &none) < 0)
 		die("start", strerror(errno));
-#ifdef __OpenBSD__
-	if (pledge("stdio inet dns", NULL) < 0)
-		die("pledge", strerror(errno));
-#endif
 }
 
 int
@@ -2390,12 +2423,9 @@ main(int argc, char *argv[])
 	if (!seeder || !seeder(&rng.vtable))
 		die("random numbers", "the system has no seed for them");
 	br_hmac_drbg_generate(&rng, &salt, sizeof(salt));
-	do
-		br_hmac_drbg_generate(&rng, &seed, sizeof(seed));
-	while (!seed);
+	br_hmac_drbg_generate(&rng, &seed, sizeof(seed));
 	shield();
 	setsignals();
-	now = milliseconds();
 	run();
 }
 

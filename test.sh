@@ -597,7 +597,7 @@ welcome() {
 		xmlns:stream='http://etherx.jabber.org/streams'>"
 	hear srv "<handshake>$(sha1 "${ID-s1}secret")</handshake>"
 	tell srv "<handshake/>"
-	hear srv "<presence type='subscribe' from='proxy.localhost' to='service@localhost'/>"
+	hear srv "<presence type='subscribe' id='[^']*' from='proxy.localhost' to='service@localhost'/>"
 }
 
 # It tells of the target's resources.
