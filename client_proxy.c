@@ -64,8 +64,9 @@ enum {
 	LINERATE   = 20             /* lines of the log that others may cause in a second */
 };
 
-/* One stanza and what else has to go out with it must fit. */
-typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + RESERVE ? 1 : -1];
+/* One stanza must fit with what else has to go out, and so must the header of our
+ * stream before it: until TLS is up, that waits while we read. */
+typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + 2 * RESERVE ? 1 : -1];
 
 /* Bytes in a fixed place, with one more for a NUL; full: some did not fit. */
 struct buffer {
@@ -1457,6 +1458,8 @@ end(const char *why, const char *error)
 static void
 alive(void)
 {
+	if (state != ONLINE)
+		return;
 	pinged = 0;
 	deadline = keepalive ? now + keepalive * 1000LL : LLONG_MAX;
 }
@@ -1632,9 +1635,8 @@ freeparser(void)
 static void
 newparser(void)
 {
-	static const XML_Memory_Handling_Suite memory = {
-		allocate, resize, release
-	};
+	static const XML_Memory_Handling_Suite memory =
+		{ allocate, resize, release };
 	static const char root[] = "<stream:stream>";
 
 	freeparser();
@@ -1873,9 +1875,11 @@ tlserror(void)
 	} else if (error == BR_ERR_UNSUPPORTED_VERSION || error == BR_ERR_BAD_VERSION ||
 	           error == BR_ERR_RECV_FATAL_ALERT + 70) {
 		return "the server does not speak TLS 1.2";
+	} else if (error > BR_ERR_RECV_FATAL_ALERT) {
+		sprintf(why, "the server ends TLS with alert %d (RFC 5246 7.2)",
+		        error - BR_ERR_RECV_FATAL_ALERT);
 	} else {
-		sprintf(why, "TLS failed: error %d of BearSSL, alert %d", error,
-		        MAX(error - BR_ERR_RECV_FATAL_ALERT, 0));
+		sprintf(why, "TLS failed: error %d of BearSSL", error);
 	}
 	return why;
 }
@@ -1909,6 +1913,7 @@ pull(char *dst, size_t size)
 		if ((n = read(fd, src, len)) <= 0)
 			return n;
 		br_ssl_engine_recvrec_ack(e, (size_t)n);
+		alive();
 	}
 	len = MIN(len, size);
 	memcpy(dst, src, len);
@@ -1918,7 +1923,8 @@ pull(char *dst, size_t size)
 
 /* Write as much of the out buffer as the connection takes. Returns the bytes that
  * it took; what it takes in TLS may still have to be sent. If writing fails for
- * good, reading tells why: all is as good as written. */
+ * good, reading tells why: all is as good as written, and an engine that would
+ * write before it reads on has no use. */
 static size_t
 push(void)
 {
@@ -1940,12 +1946,17 @@ push(void)
 		if (npins && !(s = br_ssl_engine_sendrec_buf(e, &len)))
 			break;
 		n = write(fd, s, len);
+		if (n > 0 && isheld())
+			alive();
 		if (n > 0 && npins)
 			br_ssl_engine_sendrec_ack(e, (size_t)n);
 		else if (n > 0)
 			outpos += (size_t)n;
-		else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
+		else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
 			outpos = out.len;
+			if (!tlshas(BR_SSL_RECVREC))
+				br_ssl_client_zero(&tls);
+		}
 	} while (n > 0 && (outpos < out.len || tlshas(BR_SSL_SENDREC)));
 	return outpos - had;
 }
@@ -2110,15 +2121,11 @@ hangup(const char *why)
 static void
 flush(void)
 {
-	size_t n;
 	int r;
 
 	if (outpos == out.len && !tlshas(BR_SSL_SENDREC))
 		return;
-	n = push();
-	bytesout += n;
-	if (n > 0 && state == ONLINE && isheld())
-		alive();
+	bytesout += push();
 	if (outpos < out.len)
 		return;
 	outpos = out.len = 0;
@@ -2147,8 +2154,7 @@ receive(void)
 	}
 	if (state == CLOSING)
 		return;
-	if (state == ONLINE)
-		alive();
+	alive();
 	bytesin += (unsigned long long)n;
 	inlen += (size_t)n;
 	if (inlen == sizeof(in) || memchr(in + inlen - n, '>', (size_t)n))
@@ -2230,11 +2236,12 @@ report(void)
 		say("resource: %s/%.99s: %d open", target, names[i], resources[i].open);
 }
 
-/* 1 if what the server sends can be taken. */
+/* 1 if what the server sends can be taken. TLS may have to write first. */
 static int
 isreading(void)
 {
-	return state >= OPENING && !isheld() && hasroom();
+	return state >= OPENING && !isheld() && hasroom() &&
+	       (!npins || tlshas(TLSUNREAD | BR_SSL_RECVREC));
 }
 
 /* 1 if there is work for which nothing else will wake us. */
@@ -2352,8 +2359,7 @@ checkconfig(void)
 {
 	size_t node = strcspn(target, "@"), i;
 	const char *at = target + node + (target[node] == '@');
-	const char *unlike = "is empty or not as servers write it: in lower case, without "
-	                     "slash, space, control character or a dot at its end";
+	const char *unlike = "is not in lower case, or has a space, slash or dot at its end";
 	const char *wrongtime = "is 0, over 30 days or less than another needs";
 	const struct {
 		int bad;
