@@ -123,25 +123,26 @@ static struct {
 } resources[MAXRESOURCES];
 static int nresources, toomany;
 
-/* Requests that were handed out. Each is in one list: those that are open, the
- * oldest first; those to be answered with an error; those already answered with
- * an error, kept so that a late answer is recognised, until the slot is needed.
- * The first in the table are the lists' heads. All but the free ones are in the
- * bucket of their key. */
-enum { FREE, OPEN, FAILED, DONE, FIRST };
+/* Requests that were handed out. Each is in one list: those already answered with
+ * an error, kept so that a late answer is recognised, until the slot is needed;
+ * those that are open, the oldest first; those to be answered with an error. The
+ * first in the table are the lists' heads. All but the free ones are in the bucket
+ * of their key. Those without an answer, which are MAXREQUESTS at most, have a text
+ * each: it is theirs until it is on the stack of spare ones again. */
+enum { FREE, DONE, OPEN, FAILED, FIRST };
 static struct {
 	int list, prev, next;
 	int chain;                  /* the next in the bucket; 0: none */
 	int resource;               /* that has it, -1: none has */
-	int why;                    /* it failed: one of refusals */
-	int hasid;
+	int why, hasid;             /* it failed: one of refusals; it has an id */
+	int text;                   /* which of texts */
 	long long due;              /* its answer, in ms, or one of these: */
 	uint64_t key;               /* hash of requester, address asked and id */
-	char text[REQUESTSIZE];     /* these, or "" if they are too long */
 } requests[FIRST + 2 * MAXREQUESTS];
 #define NEVER     (LLONG_MAX - 1) /* it may wait for ever */
 #define UNWRITTEN LLONG_MAX       /* it is still in the out buffer */
-static int buckets[MAXREQUESTS];
+static char texts[MAXREQUESTS][REQUESTSIZE]; /* requester, address, id; or "" */
+static int buckets[MAXREQUESTS], spare[MAXREQUESTS];
 static int nused = FIRST;       /* of the table so far */
 static int nopen, shedding;     /* requests without an answer yet */
 
@@ -230,12 +231,11 @@ say(const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(raw, sizeof(raw), fmt, ap);
 	va_end(ap);
-	for (s = (unsigned char *)raw; *s && n < LINEMAX - 4; s++) {
+	for (s = (unsigned char *)raw; *s && n < LINEMAX - 4; s++)
 		if (*s >= ' ' && *s <= '~')
 			line[n++] = (char)*s;
 		else
 			n += puthex(line + n, *s);
-	}
 	line[n++] = '\n';
 	if (poll(&p, 1, 0) == 1 && write(2, line, n) == (ssize_t)n)
 		return;
@@ -502,12 +502,11 @@ choose(int how, const char *jid, size_t n)
 		return (int)uniform((uint64_t)nresources);
 	if (how == STICKY) {
 		mark = hash(0, jid, n);
-		for (i = 0; i < nresources; i++) {
+		for (i = 0; i < nresources; i++)
 			if ((score = mix(resources[i].mark ^ mark)) >= best) {
 				best = score;
 				found = i;
 			}
-		}
 		return found;
 	}
 	for (i = 0; i < nresources; i++) {
@@ -568,14 +567,13 @@ putescaped(struct buffer *b, const char *s, size_t n, const char *special)
 	b->s[b->len] = '\0';
 	i = strcspn(b->s + start, special);
 	b->len = start + i;
-	for (; i < n && !b->full; i++) {
-		/* a text may have any > but that of ]]> */
+	/* a text may have any > but that of ]]> */
+	for (; i < n && !b->full; i++)
 		if (!strchr(special, s[i]) ||
 		    (s[i] == '>' && (b->len < 2 || memcmp(b->s + b->len - 2, "]]", 2))))
 			put(b, s + i, 1);
 		else
 			putstr(b, refs[(unsigned char)s[i]]);
-	}
 }
 
 /* Put an attribute, if it has a value, in the quotes that need less escapes. */
@@ -709,7 +707,10 @@ move(int r, int list)
 	requests[r].next = list;
 	requests[r].prev = requests[list].prev;
 	requests[requests[r].prev].next = requests[list].prev = r;
-	nopen += (list == OPEN || list == FAILED) - (had == OPEN || had == FAILED);
+	if (list >= OPEN && had < OPEN)
+		requests[r].text = spare[nopen++];
+	else if (list < OPEN && had >= OPEN)
+		spare[--nopen] = requests[r].text;
 	if (requests[r].resource >= 0)
 		resources[requests[r].resource].open += list == OPEN ? 1 : -1;
 	if (list != OPEN)
@@ -764,13 +765,16 @@ track(const char *address, int resource)
 		r = requests[DONE].next;
 		unchain(r);
 	}
-	text = (struct buffer){ requests[r].text, REQUESTSIZE, 0, 0 };
+	requests[r].resource = resource;
+	requests[r].due = UNWRITTEN;
+	move(r, OPEN);
+	text = (struct buffer){ texts[requests[r].text], REQUESTSIZE, 0, 0 };
 	put(&text, from, strlen(from) + 1);
 	put(&text, address, strlen(address) + 1);
 	putstr(&text, id ? id : "");
 	put(&text, "", 1);
 	if (text.full) {
-		memset(requests[r].text, 0, 2);
+		memset(text.s, 0, 2);
 		if (nuntracked++ == 0)
 			say("untracked: request from %.99s: its addresses and id are longer "
 			    "than %d bytes, and so may be others'", from, REQUESTSIZE);
@@ -779,9 +783,6 @@ track(const char *address, int resource)
 	requests[r].key = makekey(from, address);
 	requests[r].chain = buckets[requests[r].key % MAXREQUESTS];
 	buckets[requests[r].key % MAXREQUESTS] = r;
-	requests[r].resource = resource;
-	requests[r].due = UNWRITTEN;
-	move(r, OPEN);
 }
 
 /* Match the answer in the tree to its request, from requester to address, and
@@ -857,6 +858,8 @@ forget(void)
 	nopen = shedding = 0;
 	for (r = 0; r < FIRST; r++)
 		requests[r].prev = requests[r].next = r;
+	for (r = 0; r < MAXREQUESTS; r++)
+		spare[r] = r;
 	requests[OPEN].due = NEVER;
 	nused = FIRST;
 	gone(-1);
@@ -870,7 +873,7 @@ expire(void)
 	int r, i, n = 0;
 
 	for (; requests[r = requests[OPEN].next].due <= now; n++) {
-		text = requests[r].text;
+		text = texts[requests[r].text];
 		i = requests[r].resource;
 		if (n == 0 && maysay())
 			say("timed out: request of %.99s to %.99s%s%.99s, and maybe others",
@@ -889,7 +892,7 @@ answerfailed(void)
 	int r;
 
 	while ((r = requests[FAILED].next) != FAILED && hasroom()) {
-		requester = requests[r].text;
+		requester = texts[requests[r].text];
 		address = requester + strlen(requester) + 1;
 		if (*requester)
 			puterror("iq", requests[r].hasid ? address + strlen(address) + 1 : NULL,
@@ -961,14 +964,13 @@ sweep(void)
 		say("unanswered: a probe of %s: subscribing again", target);
 		asktime = now;
 	}
-	for (i = nresources - 1; i >= 0; i--) {
+	for (i = nresources - 1; i >= 0; i--)
 		if (!heard)
 			resources[i].missed = 0;
 		else if (resources[i].missed > 1)
 			gone(i);
 		else if (resources[i].missed)
 			asktime = now;
-	}
 }
 
 /* Do what is due while online. What waits to be read may be an answer: without
@@ -1362,7 +1364,7 @@ startstanza(const char *name, const char **atts)
 	if (!(kind = keep(name)))
 		kind = "";
 	putdecls(atts);
-	for (; *atts; atts += 2) {
+	for (; *atts; atts += 2)
 		if (same(atts[0], "from"))
 			from = keep(atts[1]);
 		else if (same(atts[0], "to"))
@@ -1375,7 +1377,6 @@ startstanza(const char *name, const char **atts)
 			ns = keep(atts[1]);
 		else
 			putattr(&body, atts[0], atts[1]);
-	}
 	if (!type)
 		type = "";
 	largest = body.len;
@@ -1431,14 +1432,13 @@ savedecls(const char **atts)
 {
 	decls.len = 0;
 	decls.full = isstream = 0;
-	for (; *atts; atts += 2) {
+	for (; *atts; atts += 2)
 		if (same(atts[0], "xmlns:stream")) {
 			isstream = same(atts[1], NS_STREAM);
 		} else if (!strncmp(atts[0], "xmlns:", 6)) {
 			put(&decls, atts[0], strlen(atts[0]) + 1);
 			put(&decls, atts[1], strlen(atts[1]) + 1);
 		}
-	}
 }
 
 /* ---- stream ---- */
