@@ -13,7 +13,7 @@ static const int   relay  = 0;                    /* 1: messages and the client'
 
 /* times, all in seconds */
 static const unsigned int keepalive  = 60;        /* seconds of silence before the route is checked */
-static const unsigned int backoffmax = 60;        /* longest pause between two attempts to connect, seconds */
+static const unsigned int backoffmax = 60;        /* longest pause before a server that is there but refuses is tried again */
 static const unsigned int patience   = 10;        /* to accept a connection, for the handshake, for a probe's answers */
 static const unsigned int askmin     = 60;        /* until the target is asked again for its presence: */
 static const unsigned int askmax     = 3600;      /* from askmin, doubled each time up to askmax */
@@ -23,9 +23,10 @@ static const unsigned int answertime = 300;       /* for a resource to answer, t
 /* sizes: memory is fixed, this is what happens at each limit */
 enum {
 	MAXRESOURCES = 1024,    /* resources online at once: more are ignored, said once */
-	MAXREQUESTS  = 4096,    /* requests without an answer yet: more are refused */
+	MAXREQUESTS  = 4096,    /* requests without an answer yet: more are refused; as many
+	                         * that had an error are remembered, for a late answer */
 	REQUESTSIZE  = 512,     /* bytes of a request's addresses and id: if they are
-	                         * longer, nobody sees to it that it is answered */
+	                         * longer, there is no error should no answer come */
 	MAXSTANZA    = 524288,  /* bytes of a stanza, written out: a larger one is
 	                         * refused, Prosody would cut us off */
 	OUTSIZE      = 1048576, /* bytes waiting to be written: when no further stanza
