@@ -45,6 +45,9 @@ enum { RANDOM, STICKY, LEASTBUSY }; /* how to choose among resources */
 #define MIN(a, b)     ((a) < (b) ? (a) : (b))
 #define MAX(a, b)     ((a) > (b) ? (a) : (b))
 
+#define NEVER         (LLONG_MAX - 1) /* what no clock reaches */
+#define UNWRITTEN     LLONG_MAX       /* it has not begun: what it is for is unsent */
+
 #define NS_COMPONENT  "jabber:component:accept"
 #define NS_CLIENT     "jabber:client"
 #define NS_SERVER     "jabber:server"
@@ -83,7 +86,6 @@ struct node {
 };
 
 enum { WAITING, CONNECTING, OPENING, ONLINE, CLOSING }; /* state of the connection */
-enum { SUBSCRIBE, PROBE, PROBED };      /* what we have asked: a probe that is over */
 
 /* Why requests are refused, how it is said (RFC 6120 8.3.3), how often. */
 enum { NOBODY, UNKNOWN, LONGADDRESS, LARGE, BUSY, GONE, LATE, ILLEGAL };
@@ -123,12 +125,12 @@ static struct {
 } resources[MAXRESOURCES];
 static int nresources, toomany;
 
-/* Requests that were handed out. Each is in one list: those already answered with
- * an error, kept so that a late answer is recognised, until the slot is needed;
- * those that are open, the oldest first; those to be answered with an error. The
- * first in the table are the lists' heads. All but the free ones are in the bucket
- * of their key. Those without an answer, which are MAXREQUESTS at most, have a text
- * each: it is theirs until it is on the stack of spare ones again. */
+/* Requests that were handed out. Each slot is in one list: the free ones; those of
+ * requests already answered with an error, kept so that a late answer is
+ * recognised, until the slot is needed; those of open ones, the oldest first; and
+ * of those to be answered with an error. The first in the table are the lists'
+ * heads. All but the free ones are in the bucket of their key. Those without an
+ * answer, MAXREQUESTS at most, have a text each, from the stack of spare ones. */
 enum { FREE, DONE, OPEN, FAILED, FIRST };
 static struct {
 	int list, prev, next;
@@ -136,23 +138,22 @@ static struct {
 	int resource;               /* that has it, -1: none has */
 	int why, hasid;             /* it failed: one of refusals; it has an id */
 	int text;                   /* which of texts */
-	long long due;              /* its answer, in ms, or one of these: */
 	uint64_t key;               /* hash of requester, address asked and id */
+	long long due;              /* its answer, in ms; UNWRITTEN: still in out */
 } requests[FIRST + 2 * MAXREQUESTS];
-#define NEVER     (LLONG_MAX - 1) /* it may wait for ever */
-#define UNWRITTEN LLONG_MAX       /* it is still in the out buffer */
 static char texts[MAXREQUESTS][REQUESTSIZE]; /* requester, address, id; or "" */
 static int buckets[MAXREQUESTS], spare[MAXREQUESTS];
 static int nused = FIRST;       /* of the table so far */
-static int nopen, shedding;     /* requests without an answer yet */
+static int nopen, shedding;     /* without an answer; all were, and half still are */
 
 /* the target's presence subscription */
-static int subscribed, asked;   /* for what: SUBSCRIBE, PROBE or PROBED */
+static int subscribed;
 static char askid[24];          /* the id of what we have asked last */
 static unsigned long nasks;
 static long long askedtime, asktime, askpause; /* asked last, to ask next */
-static long long sweeptime;     /* when a probe is over; LLONG_MAX: not read yet */
-static int heard, unanswered;   /* the probe: by anybody; the last one: by nobody */
+static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
+                                 * NEVER: there is none */
+static int heard, unanswered;   /* somebody answered it; nobody so many before it */
 
 /* the out buffer: what is behind outpos waits to be written */
 static struct buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
@@ -355,8 +356,7 @@ istarget(const char *jid)
 {
 	size_t len = strlen(target);
 
-	return !strncmp(jid, target, len) &&
-	       (jid[len] == '\0' || jid[len] == '/');
+	return !strncmp(jid, target, len) && (!jid[len] || jid[len] == '/');
 }
 
 /* The resource of a JID, or NULL. */
@@ -398,8 +398,8 @@ isutf8(const char *str)
 }
 
 /* Write jid as a resource into dst[PARTMAX + 1]: printable ASCII as it is, so
- * that the target's client can read it, the rest as %XX: a server on the way
- * may refuse it, as mixed directions of writing (RFC 8266). 0 if too long. */
+ * that the target's client can read it, the rest as %XX: a server on the way may
+ * refuse it, as mixed directions of writing (RFC 3454 6). 0 if too long. */
 static int
 enc(char *dst, const char *jid)
 {
@@ -469,11 +469,9 @@ addresource(const char *name)
 	int i = findresource(name);
 
 	if (i >= 0) {
-		if (resources[i].missed && sweeptime < LLONG_MAX)
+		if (resources[i].missed && sweeptime < NEVER)
 			sweeptime = now + patience * 1000LL;
 		resources[i].missed = 0;
-	} else if (strncmp(name, prefix, strlen(prefix))) {
-		return;
 	} else if (len == 0 || len > PARTMAX) {
 		if (maysay())
 			say("ignored: %s/%.99s: not a legal resource", target, name);
@@ -884,7 +882,8 @@ expire(void)
 	}
 }
 
-/* Answer what has failed, as far as there is room. */
+/* Answer what has failed, as far as there is room. What cannot be answered by us
+ * is forgotten: its answer may still come. */
 static void
 answerfailed(void)
 {
@@ -897,10 +896,11 @@ answerfailed(void)
 		if (*requester)
 			puterror("iq", requests[r].hasid ? address + strlen(address) + 1 : NULL,
 			         address, requester, requests[r].why);
-		move(r, DONE);
+		else
+			unchain(r);
+		move(r, *requester ? DONE : FREE);
 	}
 }
-
 
 /* ---- routing ---- */
 
@@ -930,16 +930,17 @@ refuse(int why)
  * ourselves follows the probe: once it is back, the server has read both. On
  * Prosody a probe before the subscription would withdraw the request for it. */
 static void
-ask(int what)
+ask(int probe)
 {
 	int i;
 
 	sprintf(askid, "ask%lu", ++nasks);
-	putpresence(what == PROBE ? "probe" : "subscribe", askid, domain, target);
+	putpresence(probe ? "probe" : "subscribe", askid, domain, target);
 	askedtime = now;
-	if (what == PROBE) {
+	if (probe) {
 		putping(askid);
-		for (i = 0; i < nresources && asked != PROBE; i++)
+		/* one that follows another too soon only takes its place */
+		for (i = 0; sweeptime == NEVER && i < nresources; i++)
 			resources[i].missed++;
 		asktime = now + refresh * 1000LL;
 		heard = 0;
@@ -947,8 +948,7 @@ ask(int what)
 		asktime = now + (subscribed ? refresh * 1000LL : askpause);
 		askpause = MIN(2 * askpause, askmax * 1000LL);
 	}
-	sweeptime = LLONG_MAX;
-	asked = what;
+	sweeptime = probe ? UNWRITTEN : NEVER;
 }
 
 /* The probe is over. If some have answered, those who have not may only be late,
@@ -959,7 +959,7 @@ sweep(void)
 {
 	int i;
 
-	asked = PROBED;
+	sweeptime = NEVER;
 	if (!heard && unanswered++ == 0) {
 		say("unanswered: a probe of %s: subscribing again", target);
 		asktime = now;
@@ -978,10 +978,10 @@ sweep(void)
 static void
 chores(int caughtup)
 {
-	if (caughtup && asked == PROBE && now >= sweeptime)
+	if (caughtup && now >= sweeptime)
 		sweep();
 	if (now >= asktime && hasroom())
-		ask(subscribed && !(unanswered && asked == PROBED) ? PROBE : SUBSCRIBE);
+		ask(subscribed && !unanswered);
 	if (caughtup)
 		expire();
 	answerfailed();
@@ -999,7 +999,7 @@ denied(const char *why)
 		asktime = now + askpause;
 	}
 	subscribed = unanswered = 0;
-	asked = PROBED;
+	sweeptime = NEVER;
 }
 
 /* 1 if body has what there, or it is NULL. */
@@ -1058,7 +1058,8 @@ presenceerror(void)
 	}
 	say("unreachable: %s: %s", target, why);
 	asktime = MIN(asktime, now + refresh * 1000LL);
-	asked = PROBED;
+	sweeptime = UNWRITTEN;
+	*askid = '\1'; /* it is answered: nothing that comes has this id */
 }
 
 /* Presence from the target to our domain. */
@@ -1066,22 +1067,22 @@ static void
 targetpresence(void)
 {
 	const char *name = resourceof(from);
-	int available = !*type, leaves = same(type, "unavailable");
+	int i = name ? findresource(name) : -1, leaves = same(type, "unavailable");
 
-	if (available || leaves) {
+	if (!*type || leaves) {
 		heard = 1;
 		unanswered = 0;
 	}
-	if (available && name) {
+	if (!*type && name && !strncmp(name, prefix, strlen(prefix))) {
 		addresource(name);
-	} else if (leaves && (!name || findresource(name) >= 0)) {
-		gone(name ? findresource(name) : -1);
+	} else if (leaves && (!name || i >= 0)) {
+		gone(i);
 	} else if (same(type, "subscribed")) {
 		if (!subscribed)
 			say("subscribed: %s", target);
 		subscribed = 1;
 		askpause = askmin * 1000LL;
-		ask(PROBE);
+		ask(1);
 	} else if (same(type, "unsubscribed")) {
 		denied("it refuses or has withdrawn the subscription");
 	} else if (same(type, "error")) {
@@ -1131,10 +1132,10 @@ standin(char *dst, const char *self, const char *jid)
 	return enc(putbare(dst, self), jid);
 }
 
-/* Hand a request, for which address is to answer, or a message to dst. That is
- * this resource of the target or, if it is -1, somebody else. */
+/* Hand a request, for which address is to answer, or a message to dst: resource i
+ * of the target or, with -1, somebody else. */
 static void
-handout(const char *self, const char *address, const char *dst, int resource)
+handout(const char *self, const char *address, const char *dst, int i)
 {
 	char src[JIDMAX + 1];
 	int iq = same(kind, "iq");
@@ -1147,7 +1148,7 @@ handout(const char *self, const char *address, const char *dst, int resource)
 		refuse(LARGE);
 	} else if (iq) {
 		nrequests++;
-		track(address, resource);
+		track(address, i);
 	} else {
 		nmessages++;
 	}
@@ -1163,9 +1164,9 @@ response(const char *src, const char *requester)
 
 	/* does the client say so, or its server, because it has left? probe, once */
 	if (i >= 0 && child(failed, "service-unavailable", NULL) && subscribed &&
-	    now >= resources[i].trusted) {
+	    sweeptime == NEVER && now >= resources[i].trusted) {
 		resources[i].trusted = now + refresh * 1000LL;
-		asktime = MIN(asktime, askedtime + patience * 1000LL);
+		asktime = now;
 	}
 	if (!answered(requester, src))
 		nlate++;
@@ -1241,7 +1242,7 @@ route(void)
 
 	if (isours(from)) {
 		/* our own ping: the server has read the probe that went before it */
-		if (asked == PROBE && sweeptime == LLONG_MAX && id && same(id, askid))
+		if (sweeptime == UNWRITTEN && id && same(id, askid))
 			sweeptime = now + patience * 1000LL;
 	} else if (same(kind, "presence"))
 		presence(self);
@@ -1278,52 +1279,7 @@ route(void)
 		refuse(NOBODY);
 }
 
-/* ---- parsing ---- */
-
-/* What expat allocates, with the size in front, is counted: it keeps each name
- * it has seen, and every user can send us new ones. Above the hard limit there
- * is no more. */
-union block {
-	size_t size;
-	long double align;
-};
-
-static void *
-resize(void *p, size_t size)
-{
-	union block *b = p ? (union block *)p - 1 : NULL;
-	size_t had = b ? b->size : 0;
-
-	if (heap - had + size > PARSERHARD ||
-	    !(b = realloc(b, sizeof(*b) + size)))
-		return NULL;
-	heap = heap - had + size;
-	b->size = size;
-	return b + 1;
-}
-
-static void *
-allocate(size_t size)
-{
-	return resize(NULL, size);
-}
-
-static void
-release(void *p)
-{
-	if (p) {
-		heap -= ((union block *)p - 1)->size;
-		free((union block *)p - 1);
-	}
-}
-
-/* 1 if the parser remembers too much, or may soon have counted more bytes than
- * a long holds on 32-bit machines. */
-static int
-isworn(void)
-{
-	return heap > PARSERSOFT || parsed > 1L << 30;
-}
+/* ---- the tree of a stanza ---- */
 
 /* Put the prefixes that the header of the server's stream has declared and these
  * attributes do not, since any name in the stanza may have one. */
@@ -1531,7 +1487,7 @@ online(void)
 	    npins ? " with TLS" : "");
 	alive();
 	askpause = askmin * 1000LL;
-	ask(SUBSCRIBE);
+	ask(0);
 }
 
 /* An element of the stream that is not a stanza, or one too early, has come. */
@@ -1549,6 +1505,51 @@ element(void)
 }
 
 /* ---- parsing ---- */
+
+/* What expat allocates, with the size in front, is counted: it keeps each name
+ * it has seen, and every user can send us new ones. Above the hard limit there
+ * is no more. */
+union block {
+	size_t size;
+	long double align;
+};
+
+static void *
+resize(void *p, size_t size)
+{
+	union block *b = p ? (union block *)p - 1 : NULL;
+	size_t had = b ? b->size : 0;
+
+	if (heap - had + size > PARSERHARD ||
+	    !(b = realloc(b, sizeof(*b) + size)))
+		return NULL;
+	heap = heap - had + size;
+	b->size = size;
+	return b + 1;
+}
+
+static void *
+allocate(size_t size)
+{
+	return resize(NULL, size);
+}
+
+static void
+release(void *p)
+{
+	if (p) {
+		heap -= ((union block *)p - 1)->size;
+		free((union block *)p - 1);
+	}
+}
+
+/* 1 if the parser remembers too much, or may soon have counted more bytes than
+ * a long holds on 32-bit machines. */
+static int
+isworn(void)
+{
+	return heap > PARSERSOFT || parsed > 1L << 30;
+}
 
 static void XMLCALL
 startelement(void *data, const char *name, const char **atts)
@@ -1900,21 +1901,23 @@ static ssize_t
 pull(char *dst, size_t size)
 {
 	br_ssl_engine_context *e = &tls.eng;
-	unsigned char *src;
+	unsigned char *src, *record;
 	size_t len;
 	ssize_t n;
 
 	if (!npins)
 		return read(fd, dst, size);
-	while (!(src = br_ssl_engine_recvapp_buf(e, &len))) {
-		errno = EAGAIN; /* the engine may have to send first */
-		if (!(src = br_ssl_engine_recvrec_buf(e, &len)))
-			return tlshas(BR_SSL_CLOSED) ? 0 : -1;
-		if ((n = read(fd, src, len)) <= 0)
+	src = br_ssl_engine_recvapp_buf(e, &len);
+	if (!src && (record = br_ssl_engine_recvrec_buf(e, &len))) {
+		if ((n = read(fd, record, len)) <= 0)
 			return n;
 		br_ssl_engine_recvrec_ack(e, (size_t)n);
 		alive();
+		src = br_ssl_engine_recvapp_buf(e, &len);
 	}
+	errno = EAGAIN; /* there was only a part, or the engine has to send first */
+	if (!src)
+		return tlshas(BR_SSL_CLOSED) ? 0 : -1;
 	len = MIN(len, size);
 	memcpy(dst, src, len);
 	br_ssl_engine_recvapp_ack(e, len);
@@ -1946,7 +1949,7 @@ push(void)
 		if (npins && !(s = br_ssl_engine_sendrec_buf(e, &len)))
 			break;
 		n = write(fd, s, len);
-		if (n > 0 && isheld())
+		if (n > 0 && !hasroom())
 			alive();
 		if (n > 0 && npins)
 			br_ssl_engine_sendrec_ack(e, (size_t)n);
@@ -1988,7 +1991,7 @@ isnews(void)
 {
 	unsigned long n = nrounds;
 
-	while (n % 10 == 0)
+	while (n > 0 && n % 10 == 0)
 		n /= 10;
 	return spoken || n == 1;
 }
@@ -2240,7 +2243,7 @@ report(void)
 static int
 isreading(void)
 {
-	return state >= OPENING && !isheld() && hasroom() &&
+	return state >= OPENING && !ending && !isheld() && hasroom() &&
 	       (!npins || tlshas(TLSUNREAD | BR_SSL_RECVREC));
 }
 
@@ -2284,8 +2287,8 @@ run(void)
 			p[1].events |= POLLOUT;
 		work = haswork();
 		next = MIN(deadline, linetime);
-		if (state == ONLINE && hasroom())
-			next = MIN(MIN(next, asked == PROBE ? sweeptime : NEVER),
+		if (state == ONLINE && isreading())
+			next = MIN(MIN(next, sweeptime),
 			           MIN(asktime, requests[requests[OPEN].next].due));
 		n = poll(p, 2, work ? 0 : (int)MIN(MAX(next - now, 0), INT_MAX));
 		now = milliseconds();
@@ -2359,7 +2362,7 @@ checkconfig(void)
 {
 	size_t node = strcspn(target, "@"), i;
 	const char *at = target + node + (target[node] == '@');
-	const char *unlike = "is not in lower case, or has a space, slash or dot at its end";
+	const char *unlike = "is not in lower case, holds a space or slash, or ends in a dot";
 	const char *wrongtime = "is 0, over 30 days or less than another needs";
 	const struct {
 		int bad;
@@ -2386,7 +2389,7 @@ checkconfig(void)
 		{ patience - 1 >= TIMEMAX, "patience", wrongtime },
 		{ askmin - 1 >= TIMEMAX, "askmin", wrongtime },
 		{ askmax - 1 >= TIMEMAX || askmax < askmin, "askmax", wrongtime },
-		{ refresh - 1 >= TIMEMAX, "refresh", wrongtime },
+		{ refresh - 1 >= TIMEMAX || refresh <= patience, "refresh", wrongtime },
 		{ answertime > TIMEMAX, "answertime", wrongtime }
 	};
 
@@ -2395,8 +2398,8 @@ checkconfig(void)
 			die(checks[i].what, checks[i].why);
 }
 
-/* Give up what is not needed, and take what others must not have: descriptors
- * 0 to 2 would be a socket if they were closed, a core would hold the secret. */
+/* Keep from others what they must not have: descriptors 0 to 2 would be a socket if
+ * they were closed, a core would hold the secret. */
 static void
 shield(void)
 {

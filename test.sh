@@ -3113,7 +3113,7 @@ the_targets_presence() {
 # Servers send errors when a session dies, too: only the answer to what was asked
 # last denies, and an unreachable server does not.
 presence_errors() {
-	scripted refresh=1
+	scripted refresh=2 patience=1
 	probed
 	online b
 	logged "joined.*: 2 online"
@@ -3271,7 +3271,7 @@ strangers_do_not_fill_the_log() {
 }
 
 asking_again() {
-	scripted askmin=1 askmax=2 refresh=1
+	scripted askmin=1 askmax=2 refresh=2 patience=1
 	hear srv "type='subscribe'"
 	hear srv "type='subscribe'"
 	deliver presence subscribed service@localhost proxy.localhost /
