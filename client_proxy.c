@@ -1164,9 +1164,9 @@ response(const char *src, const char *requester)
 
 	/* does the client say so, or its server, because it has left? probe, once */
 	if (i >= 0 && child(failed, "service-unavailable", NULL) && subscribed &&
-	    sweeptime == NEVER && now >= resources[i].trusted) {
+	    sweeptime != UNWRITTEN && now >= resources[i].trusted) {
 		resources[i].trusted = now + refresh * 1000LL;
-		asktime = now;
+		asktime = MIN(asktime, sweeptime == NEVER ? now : sweeptime);
 	}
 	if (!answered(requester, src))
 		nlate++;
