@@ -2129,13 +2129,14 @@ flush(void)
 	if (outpos == out.len && !tlshas(BR_SSL_SENDREC))
 		return;
 	bytesout += push();
-	if (outpos < out.len)
+	if (outpos == out.len)
+		outpos = out.len = 0;
+	if (out.len > 0 || tlshas(BR_SSL_SENDREC))
 		return;
-	outpos = out.len = 0;
 	/* only now what was in it begins to wait for its answer */
 	for (r = requests[OPEN].prev; requests[r].due == UNWRITTEN; r = requests[r].prev)
 		requests[r].due = answertime ? now + answertime * 1000LL : NEVER;
-	if (state == CLOSING && !tlshas(BR_SSL_SENDREC))
+	if (state == CLOSING)
 		endwriting();
 }
 
