@@ -45,7 +45,9 @@ enum { RANDOM, STICKY, LEASTBUSY }; /* how to choose among resources */
 #define MIN(a, b)     ((a) < (b) ? (a) : (b))
 #define MAX(a, b)     ((a) > (b) ? (a) : (b))
 
-#define NEVER         (LLONG_MAX - 1) /* what no clock reaches */
+/* times that no clock reaches */
+#define SWEEPING      (LLONG_MAX - 2) /* it is over, but what came in it is unread */
+#define NEVER         (LLONG_MAX - 1)
 #define UNWRITTEN     LLONG_MAX       /* it has not begun: what it is for is unsent */
 
 #define NS_COMPONENT  "jabber:component:accept"
@@ -147,10 +149,9 @@ static int nused = FIRST;       /* of the table so far */
 static int nopen, shedding;     /* without an answer; all were, and half still are */
 
 /* the target's presence subscription */
-static int subscribed;
+static int subscribed, doubted; /* one has left, maybe: probe once more */
 static char askid[24];          /* the id of what we have asked last */
-static unsigned long nasks;
-static long long askedtime, asktime, askpause; /* asked last, to ask next */
+static long long asktime, askpause; /* to ask next */
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
 static int heard, unanswered;   /* somebody answered it; nobody so many before it */
@@ -198,7 +199,7 @@ static struct addrinfo *servers, *server; /* its addresses, the one we are at */
 static long long deadline;      /* ms, when `state' or the server's silence ends */
 static long long backoff = FIRSTPAUSE;
 static long long onlinetime = LLONG_MAX; /* when this connection went online */
-static int spoken;              /* somebody is there: he has sent something */
+static int reached;             /* in this round a server has accepted a connection */
 static unsigned long nrounds;   /* through all addresses, without anybody there */
 static int wake[2];             /* signal handlers write, the loop reads */
 static volatile sig_atomic_t resolving, quitting, reporting;
@@ -219,11 +220,11 @@ puthex(char *dst, unsigned char c)
 
 /* Log one line, cut at LINEMAX. Bytes other than printable ASCII are written as
  * %XX. The log is never waited for: what it does not take is counted, and told
- * later. */
+ * later. Others may write to it too, so it is non-blocking for no longer. */
 static void
 say(const char *fmt, ...)
 {
-	struct pollfd p = { 2, POLLOUT, 0 };
+	int flags = fcntl(2, F_GETFL);
 	char raw[LINEMAX], line[LINEMAX] = "client_proxy: ";
 	const unsigned char *s;
 	size_t n = strlen(line);
@@ -238,10 +239,12 @@ say(const char *fmt, ...)
 		else
 			n += puthex(line + n, *s);
 	line[n++] = '\n';
-	if (poll(&p, 1, 0) == 1 && write(2, line, n) == (ssize_t)n)
-		return;
-	nunsaid++;
-	linetime = MIN(linetime, now + 1000);
+	fcntl(2, F_SETFL, flags | O_NONBLOCK);
+	if (write(2, line, n) != (ssize_t)n) {
+		nunsaid++;
+		linetime = MIN(linetime, now + 1000);
+	}
+	fcntl(2, F_SETFL, flags);
 }
 
 /* 1 if something may be logged that others can cause as often as they like: that
@@ -460,8 +463,7 @@ findresource(const char *name)
 	return -1;
 }
 
-/* This resource is online. Its presence may have been the answer to our probe:
- * then there is more time for those of the others. */
+/* This resource is online. */
 static void
 addresource(const char *name)
 {
@@ -469,8 +471,6 @@ addresource(const char *name)
 	int i = findresource(name);
 
 	if (i >= 0) {
-		if (resources[i].missed && sweeptime < NEVER)
-			sweeptime = now + patience * 1000LL;
 		resources[i].missed = 0;
 	} else if (len == 0 || len > PARTMAX) {
 		if (maysay())
@@ -915,11 +915,11 @@ drop(const char *why)
 }
 
 /* Answer the stanza with an error, from the address that was asked. Errors never
- * answer errors (RFC 6120 8.3.1). */
+ * answer errors (RFC 6120 8.3.1), nor headlines (RFC 6121 5.2.2). */
 static void
 refuse(int why)
 {
-	if (same(type, "error"))
+	if (same(type, "error") || (same(kind, "message") && same(type, "headline")))
 		ndropped++;
 	else
 		puterror(kind, id, to, from, why);
@@ -934,9 +934,8 @@ ask(int probe)
 {
 	int i;
 
-	sprintf(askid, "ask%lu", ++nasks);
+	sprintf(askid, "ask%08lx%08lx", uniform(1ULL << 32), uniform(1ULL << 32));
 	putpresence(probe ? "probe" : "subscribe", askid, domain, target);
-	askedtime = now;
 	if (probe) {
 		putping(askid);
 		/* one that follows another too soon only takes its place */
@@ -960,6 +959,8 @@ sweep(void)
 	int i;
 
 	sweeptime = NEVER;
+	asktime = doubted ? now : asktime;
+	doubted = 0;
 	if (!heard && unanswered++ == 0) {
 		say("unanswered: a probe of %s: subscribing again", target);
 		asktime = now;
@@ -978,9 +979,11 @@ sweep(void)
 static void
 chores(int caughtup)
 {
-	if (caughtup && now >= sweeptime)
-		sweep();
-	if (now >= asktime && hasroom())
+	if (now >= sweeptime) {
+		putping(askid);
+		sweeptime = SWEEPING;
+	}
+	if (now >= asktime && sweeptime >= SWEEPING && hasroom())
 		ask(subscribed && !unanswered);
 	if (caughtup)
 		expire();
@@ -1104,7 +1107,7 @@ presence(const char *self)
 			putpresence(NULL, NULL, self, from);
 		/* the roster of a fresh installation may know us only now */
 		if (mine && subscribes && (!subscribed || unanswered))
-			asktime = MIN(asktime, askedtime + 1000);
+			asktime = MIN(asktime, now + 500);
 	} else if (mine && same(to, domain)) {
 		targetpresence();
 	} else if (!mine && maysay()) {
@@ -1164,9 +1167,12 @@ response(const char *src, const char *requester)
 
 	/* does the client say so, or its server, because it has left? probe, once */
 	if (i >= 0 && child(failed, "service-unavailable", NULL) && subscribed &&
-	    sweeptime != UNWRITTEN && now >= resources[i].trusted) {
+	    now >= resources[i].trusted) {
 		resources[i].trusted = now + refresh * 1000LL;
-		asktime = MIN(asktime, sweeptime == NEVER ? now : sweeptime);
+		if (sweeptime == NEVER)
+			asktime = now;
+		else
+			doubted = 1;
 	}
 	if (!answered(requester, src))
 		nlate++;
@@ -1241,9 +1247,12 @@ route(void)
 	stranger = relay && *other && !istarget(other) && !isours(other);
 
 	if (isours(from)) {
-		/* our own ping: the server has read the probe that went before it */
-		if (sweeptime == UNWRITTEN && id && same(id, askid))
+		/* our own ping: the server has read the probe that went before the
+		 * first, and we all answers that came before the second */
+		if (id && same(id, askid) && sweeptime == UNWRITTEN)
 			sweeptime = now + patience * 1000LL;
+		else if (id && same(id, askid) && sweeptime == SWEEPING)
+			sweep();
 	} else if (same(kind, "presence"))
 		presence(self);
 	else if (asks && !mine && !below)
@@ -1261,8 +1270,6 @@ route(void)
 	else if (iq)
 		drop(mine ? "no requester in the address" :
 		     "not from a resource of the target");
-	else if (!relay && same(type, "headline"))
-		ndropped++;
 	else if (!relay || (mine && !below))
 		refuse(UNKNOWN);
 	else if (child(0, "sent", NS_CARBONS) || child(0, "received", NS_CARBONS))
@@ -1543,14 +1550,6 @@ release(void *p)
 	}
 }
 
-/* 1 if the parser remembers too much, or may soon have counted more bytes than
- * a long holds on 32-bit machines. */
-static int
-isworn(void)
-{
-	return heap > PARSERSOFT || parsed > 1L << 30;
-}
-
 static void XMLCALL
 startelement(void *data, const char *name, const char **atts)
 {
@@ -1589,7 +1588,9 @@ endelement(void *data, const char *name)
 		route();
 	else
 		element();
-	if (!ending && (!hasroom() || isworn()))
+	/* worn: it remembers too much, or may soon have counted more bytes than a long
+	 * holds on 32-bit machines */
+	if (!ending && (!hasroom() || heap > PARSERSOFT || parsed > 1L << 30))
 		XML_StopParser(parser, XML_TRUE);
 }
 
@@ -1686,8 +1687,8 @@ broken(void)
 }
 
 /* Parse in[inlen], up to where the out buffer has room for no other stanza: then
- * the parser is held. When it is worn, the rest is for a fresh one. If the stream
- * has to end, `ending' says why. */
+ * the parser is held. If it stops while there is room, it is worn, and the rest is
+ * for a fresh one. If the stream has to end, `ending' says why. */
 static void
 parse(void)
 {
@@ -1703,7 +1704,7 @@ parse(void)
 			parsed += (XML_Index)inlen;
 			inlen = 0;
 			return;
-		} else if (isworn() && hasroom()) {
+		} else if (hasroom()) {
 			used = (size_t)(XML_GetCurrentByteIndex(parser) +
 			                XML_GetCurrentByteCount(parser) - parsed);
 			inlen -= used;
@@ -1854,7 +1855,7 @@ starttls(void)
 	return br_ssl_client_reset(&tls, isname ? host : NULL, 0);
 }
 
-/* Why TLS has ended. */
+/* Why the connection has ended: without TLS, its engine knows of no error. */
 static const char *
 tlserror(void)
 {
@@ -1984,16 +1985,12 @@ endwriting(void)
 
 /* ---- connection ---- */
 
-/* 1 if what goes wrong now has to be said: while nobody is there, only in the 1st,
- * 10th, 100th, ... round. */
+/* 1 if what goes wrong now has to be said: while nobody is there, only in the first
+ * round and about every quarter of an hour. */
 static int
 isnews(void)
 {
-	unsigned long n = nrounds;
-
-	while (n > 0 && n % 10 == 0)
-		n /= 10;
-	return spoken || n == 1;
+	return reached || nrounds % 1000 == 1;
 }
 
 /* Wait before the next round. While nobody is there it follows within a second;
@@ -2002,13 +1999,13 @@ isnews(void)
 static void
 waitretry(void)
 {
-	long long ms = spoken ? backoff : FIRSTPAUSE;
+	long long ms = reached ? backoff : FIRSTPAUSE;
 
 	ms = ms / 2 + (long long)uniform((uint64_t)ms / 2);
 	if (isnews())
 		say("waiting: %lld.%lld s before the next attempt to connect",
 		    ms / 1000, ms / 100 % 10);
-	if (spoken)
+	if (reached)
 		backoff = MIN(2 * backoff, backoffmax * 1000LL);
 	state = WAITING;
 	deadline = now + ms;
@@ -2061,8 +2058,8 @@ resolve(void)
 	if (servers)
 		freeaddrinfo(servers);
 	servers = NULL;
-	nrounds = spoken ? 1 : nrounds + 1;
-	spoken = 0;
+	nrounds = reached ? 1 : nrounds + 1;
+	reached = 0;
 	resolving = 1;
 	if (quitting)
 		exit(0);
@@ -2149,11 +2146,8 @@ receive(void)
 
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
 		return;
-	if (n > 0 || (npins && br_ssl_engine_last_error(&tls.eng)))
-		spoken = 1;
 	if (n <= 0) {
-		disconnect(n < 0 ? strerror(errno) : npins ? tlserror() :
-		           "the server has closed the connection");
+		disconnect(n < 0 ? strerror(errno) : tlserror());
 		return;
 	}
 	if (state == CLOSING)
@@ -2181,6 +2175,7 @@ finishconnect(void)
 	}
 	/* an answer is written at once, there is nothing to gather */
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	reached = 1;
 	state = OPENING;
 	deadline = now + patience * 1000LL;
 	openstream();
@@ -2275,7 +2270,7 @@ static void
 run(void)
 {
 	struct pollfd p[2];
-	long long next;
+	long long next, judgetime = 0;
 	int n, work;
 	char c;
 
@@ -2289,10 +2284,14 @@ run(void)
 		work = haswork();
 		next = MIN(deadline, linetime);
 		if (state == ONLINE && isreading())
-			next = MIN(MIN(next, sweeptime),
-			           MIN(asktime, requests[requests[OPEN].next].due));
-		n = poll(p, 2, work ? 0 : (int)MIN(MAX(next - now, 0), INT_MAX));
+			next = MIN(MIN(next, sweeptime < SWEEPING ? sweeptime : asktime),
+			           MAX(judgetime, requests[requests[OPEN].next].due));
+		next = work ? now : MAX(next, now);
+		n = poll(p, 2, (int)MIN(next - now, INT_MAX));
 		now = milliseconds();
+		/* after a pause more may be on its way than waits here */
+		if (now > next + 1000 || !(p[1].events & POLLIN))
+			judgetime = now + patience * 1000LL;
 		if (n < 0)
 			continue; /* a signal, which has also written to the pipe */
 		while (p[0].revents && read(wake[0], &c, 1) == 1)
@@ -2308,7 +2307,7 @@ run(void)
 		if (now >= deadline)
 			overdue();
 		if (state == ONLINE)
-			chores(!work && (p[1].events & ~p[1].revents & POLLIN));
+			chores(!work && now >= judgetime && !(p[1].revents & POLLIN));
 		flush();
 		if (now >= linetime)
 			sayunsaid();
@@ -2344,7 +2343,9 @@ setsignals(void)
 	    fcntl(wake[1], F_SETFL, O_NONBLOCK) < 0)
 		die("pipe", strerror(errno));
 	for (i = 0; i < LEN(caught); i++)
-		sigaction(caught[i], &sa, NULL);
+		/* nohup has it ignored */
+		if (caught[i] != SIGHUP || signal(SIGHUP, SIG_IGN) != SIG_IGN)
+			sigaction(caught[i], &sa, NULL);
 	signal(SIGPIPE, SIG_IGN);
 }
 

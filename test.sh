@@ -4,6 +4,13 @@
 #	./test.sh            all tests, then all of them once more with sanitizers
 #	./test.sh NAME...    these tests only, as the list below names them
 #	./test.sh list       the names
+#	./test.sh simulate [SECONDS [SEED]]
+#	                     the program in a simulated world where all goes wrong;
+#	                     0 seconds: one seed, with all that happens in it
+#	./test.sh unreached [SECONDS [SEED]]
+#	                     lines of client_proxy.c that this never reaches
+#	./test.sh sanitize [SECONDS [SEED]]
+#	                     simulate with address and undefined sanitizers
 #	./test.sh fuzz [SECONDS]
 #	./test.sh soak [SECONDS]
 #	./test.sh bench      what it costs, next to parsing alone
@@ -1035,563 +1042,4982 @@ main(int argc, char **argv)
 }
 END
 
-# A program around client_proxy.c that plays the server to it without a network:
-#	harness FILE PIECE      feed FILE in pieces of so many bytes
-# and, built for libFuzzer, feeds what that makes up. It checks what must hold
-# whatever comes in.
-build_harness() {
-	mkdir -p "$TESTDIR/harness"
-	sed -n '/^: <<.*harness.c/,/^END/p' test.sh | sed '1d;$d' >"$TESTDIR/harness/harness.c"
-	cp client_proxy.c "$TESTDIR/harness"
-	cp "$config" "$TESTDIR/harness/config.h"
-	harness=$TESTDIR/harness/${1%% *}
-	# shellcheck disable=SC2086 # words
-	"$2" -std=gnu99 -w -g -O1 $3 -DVERSION='"harness"' -o "$harness" \
-	    "$TESTDIR/harness/harness.c" -lexpat -lbearssl
+# The simulated world around client_proxy.c. Its first part is the config.h. The
+# sizes are one of three: small, the defaults, in between; the seed says which.
+#	world SECONDS SEED STEP
+#	        run the seeds SEED, SEED + STEP, ... for so long; with 0 seconds only
+#	        SEED, and tell every event; with -N instead N of them
+# Build it in the three sizes, with a name, a compiler and flags: $world.0 and so on.
+build_world() {
+	world=$TESTDIR/world/$1
+	mkdir -p "$world"
+	sed -n '/^: <<.*world.c/,/^END/p' test.sh | sed '1d;$d' >"$world/world.c"
+	cp client_proxy.c "$world"
+	printf '#define WORLDCONFIG\n#include "world.c"\n#undef WORLDCONFIG\n' >"$world/config.h"
+	for size in 0 1 2; do
+		[ ! -x "$world.$size" ] || continue
+		# the program is a unit of its own: no name of it meets one of the world's
+		for part in PROGRAM WORLD; do
+			# shellcheck disable=SC2086 # words
+			$2 -std=gnu99 -w -g $3 "-D$part" "-DBUILD=$size" '-DVERSION="world"' \
+			    '-DCLIENT_PROXY="client_proxy.c"' -c -o "$world/$part.o" "$world/world.c" || return
+		done
+		# shellcheck disable=SC2086 # words
+		$2 $3 -o "$world.$size" "$world/PROGRAM.o" "$world/WORLD.o" -lexpat -lbearssl || return
+	done
 }
 
-: <<\END # harness.c
-#include <assert.h>
-#include <unistd.h>
-#define write(f, b, n) ((f) == 2 ? (ssize_t)(n) : (write)(f, b, n))
-#define main client_proxy
-#include "client_proxy.c"
-#undef main
-#undef write
-
-static const char prelude[] = "<stream:stream id='1' xmlns:s='urn:s' xmlns='"
-    NS_COMPONENT "' xmlns:stream='" NS_STREAM "'><handshake/>"
-    "<presence from='service@localhost/a' to='proxy.localhost'/>"
-    "<presence from='service@localhost/b' to='proxy.localhost'/>";
-
-static int other;               /* the server's end */
-static XML_Parser seen, sent;   /* what goes in and what comes out, apart */
-static int seendepth, sentdepth, started, vague, measuring;
-static long asks, responses, messages, iqs, bounces;
-
-static const char *
-find(const char **a, const char *name)
-{
-	for (; *a && strcmp(*a, name); a += 2)
-		;
-	return *a ? a[1] : NULL;
-}
-
-static void
-seenstart(void *data, const char *name, const char **a)
-{
-	const char *f = find(a, "from"), *t = find(a, "to"), *y = find(a, "type");
-	const char *ns = find(a, "xmlns");
-	int n;
-
-	if (seendepth++ != 1)
-		return;
-	if (!started) {
-		started = !strcmp(name, "handshake");
-		return;
-	}
-	/* what is too large for an error about it, we do not count */
-	for (n = 0; a[n]; n++)
-		vague |= n > 8 || strlen(a[n]) > 200;
-	if (!f || !*f || !t || !isours(t) || isours(f) ||
-	    (ns && strcmp(ns, NS_COMPONENT) && strcmp(ns, NS_CLIENT)))
-		return;
-	if (!strcmp(name, "message"))
-		messages += !y || strcmp(y, "error");
-	else if (y && !strcmp(name, "iq")) {
-		asks += !strcmp(y, "get") || !strcmp(y, "set");
-		responses += !strcmp(y, "result") || !strcmp(y, "error");
-	}
-}
-
-static void
-seenend(void *data, const char *name)
-{
-	seendepth--;
-}
-
-static void
-sentstart(void *data, const char *name, const char **a)
-{
-	const char *f = find(a, "from"), *t = find(a, "to"), *y = find(a, "type");
-	char who[PARTMAX + 1];
-
-	if (sentdepth++ != 1)
-		return;
-	/* who is not the target reaches nobody else */
-	if (f && resourceof(f) && dec(who, resourceof(f)) && !istarget(who))
-		assert(istarget(t) || (y && !strcmp(y, "error")));
-	if (!strcmp(name, "iq") || !strcmp(name, "message") || !strcmp(name, "presence")) {
-		assert(f && isours(f) && find(a, "to"));
-		iqs += !strcmp(name, "iq");
-		bounces += !strcmp(name, "message");
-	}
-}
-
-static void
-sentend(void *data, const char *name)
-{
-	sentdepth--;
-}
-
-/* Read what has been sent, which must be well-formed. */
-static int
-drain(void)
-{
-	static char b[65536];
-	ssize_t n;
-	int all = 0;
-
-	while ((n = read(other, b, sizeof(b))) > 0) {
-		assert(measuring || XML_Parse(sent, b, (int)n, 0) == XML_STATUS_OK);
-		all = 1;
-	}
-	return all;
-}
-
-static void
-check(void)
-{
-	int i, j, open = 0, listed = 0, chained = 0;
-
-	assert(outpos <= out.len && out.len <= OUTSIZE);
-	assert(inlen <= sizeof(in));
-	assert(heap <= PARSERHARD);
-	assert(nresources >= 0 && nresources <= MAXRESOURCES);
-	for (i = 0; i < nresources; i++) {
-		assert(*resources[i] && strlen(resources[i]) <= PARTMAX);
-		for (j = 0; j < i; j++)
-			assert(strcmp(resources[i], resources[j]));
-		open += busy[i];
-	}
-	for (i = 0; i < FIRST; i++)
-		for (j = requests[i].next; j != i; j = requests[j].next) {
-			assert(requests[j].list == i && requests[requests[j].next].prev == j);
-			assert(++listed <= nused - FIRST && j >= FIRST && j < nused);
-			if (i == OPEN) {
-				assert(relay || requests[j].resource >= 0);
-				assert(requests[j].resource < nresources);
-				open += requests[j].resource < 0;
-			}
-			if (i != FREE)
-				chained--;
-		}
-	assert(listed == nused - FIRST && open == nopen);
-	for (i = 0; i < MAXREQUESTS; i++)
-		for (j = buckets[i]; j; j = requests[j].chain) {
-			assert(requests[j].bucket == i && requests[j].list != FREE);
-			chained++;
-		}
-	assert(chained == 0);
-}
-
-static void
-feed(const char *data, size_t size, size_t piece, int lazy)
-{
-	size_t n;
-	ssize_t w;
-
-	while (size > 0 && fd >= 0) {
-		n = MIN(piece, size);
-		if ((w = write(other, data, n)) > 0) {
-			if (!measuring)
-				XML_Parse(seen, data, (int)w, 0);
-			data += w;
-			size -= (size_t)w;
-		}
-		ready(held ? POLLOUT : POLLIN | POLLOUT);
-		now += 5000;
-		if (state == ONLINE)
-			chores();
-		flush();
-		if (w <= 0 || !lazy)
-			drain();
-		check();
-	}
-}
-
-static void
-play(const char *data, size_t size, size_t piece, int lazy, int plain)
-{
-	static struct addrinfo nowhere;
-	int pair[2], small = 4096, i;
-
-	address = &nowhere;
-	seen = XML_ParserCreate("UTF-8");
-	sent = XML_ParserCreate("UTF-8");
-	XML_SetElementHandler(seen, seenstart, seenend);
-	XML_SetElementHandler(sent, sentstart, sentend);
-	if (XML_SetReparseDeferralEnabled) {
-		XML_SetReparseDeferralEnabled(seen, XML_FALSE);
-		XML_SetReparseDeferralEnabled(sent, XML_FALSE);
-	}
-	seendepth = sentdepth = started = vague = 0;
-	asks = responses = messages = iqs = bounces = 0;
-	nresources = toomany = 0;
-	assert(!socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
-	fd = pair[0];
-	other = pair[1];
-	fcntl(fd, F_SETFL, O_NONBLOCK);
-	fcntl(other, F_SETFL, O_NONBLOCK);
-	setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small));
-	state = CONNECTING;
-	connected();
-	if (!plain)
-		feed(prelude, strlen(prelude), piece, 0);
-	feed(data, size, piece, lazy);
-	for (i = 0; fd >= 0 && (drain() || i < 50); i++) {
-		ready(held ? POLLOUT : POLLIN | POLLOUT);
-		flush();
-		check();
-	}
-	if (fd >= 0 && state == ONLINE && !vague && seendepth == 1) {
-		/* one that was handed out may fail later */
-		assert(iqs >= asks && iqs <= 2 * asks + responses);
-		assert(relay || bounces == messages);
-	}
-	if (fd >= 0) {
-		disconnect("the end");
-		drain();
-	}
-	close(other);
-	XML_ParserFree(seen);
-	XML_ParserFree(sent);
-}
-
-static void
-prepare(void)
-{
-	seed = 1;
-	signal(SIGPIPE, SIG_IGN);
-}
-
-#ifdef FUZZ
-int
-LLVMFuzzerTestOneInput(const unsigned char *data, size_t size)
-{
-	static const size_t pieces[] = { 1, 2, 3, 7, 30, 100, 1000, 100000 };
-
-	if (size == 0)
-		return 0;
-	prepare();
-	play((const char *)data + 1, size - 1, pieces[*data & 7], *data & 8,
-	     *data & 16);
-	return 0;
-}
+: <<\END # world.c
+/* See LICENSE file for copyright and license details.
+ *
+ * A world for client_proxy: its real main() runs here with the system calls
+ * below it replaced. There is a network, a server, workers, requesters, a log
+ * and signals, all simulated, all faulty, all from the random numbers of one
+ * seed; time passes only in poll, in look-ups and in faults. A model of the man
+ * page, which shares no line with the program, says what each stanza that it
+ * reads must bring out, and checks every byte, mask, time and log line.
+ */
+#ifdef WORLDCONFIG
+/* This part is the program's config.h: settings vary with the seed, sizes with
+ * the build. A new setting has its place here and in settle(). The names are
+ * others to the linker, so that the program's and the world's do not meet. */
+#ifdef PROGRAM
+#define SETTING
 #else
-int
-main(int argc, char **argv)
-{
-	static char b[1 << 20];
-	FILE *f = fopen(argv[1], "r");
-	size_t n = fread(b, 1, sizeof(b), f);
-
-	(void)argc;
-	measuring = 1;
-	prepare();
-	play(b, n, (size_t)atol(argv[2]), 0, 0);
-	printf("%lu out\n", nrequests);
-	return 0;
-}
+#define SETTING extern
 #endif
-END
+#define domain     set_domain
+#define secret     set_secret
+#define target     set_target
+#define host       set_host
+#define port       set_port
+#define tlspin     set_tlspin
+#define prefix     set_prefix
+#define choice     set_choice
+#define relay      set_relay
+#define keepalive  set_keepalive
+#define backoffmax set_backoffmax
+#define patience   set_patience
+#define askmin     set_askmin
+#define askmax     set_askmax
+#define refresh    set_refresh
+#define answertime set_answertime
+SETTING const char *domain, *secret, *target, *host, *port, *tlspin, *prefix;
+SETTING int choice, relay;
+SETTING unsigned int keepalive, backoffmax, patience, askmin, askmax, refresh, answertime;
+#ifndef OUTEXTRA
+#define OUTEXTRA 8192
+#endif
+#if BUILD == 0
+enum {
+	MAXRESOURCES = 4, MAXREQUESTS = 6, REQUESTSIZE = 200, MAXSTANZA = 4096,
+	OUTSIZE = 4096 + 8192 + OUTEXTRA, INSIZE = 300, PARSERSOFT = 24576,
+	PARSERHARD = 28 * 8192
+};
+#elif BUILD == 1
+enum {
+	MAXRESOURCES = 1024, MAXREQUESTS = 4096, REQUESTSIZE = 512,
+	MAXSTANZA = 524288, OUTSIZE = 1048576, INSIZE = 131072,
+	PARSERSOFT = 1048576, PARSERHARD = 7340032
+};
+#else
+enum {
+	MAXRESOURCES = 40, MAXREQUESTS = 64, REQUESTSIZE = 512,
+	MAXSTANZA = 65536, OUTSIZE = 65536 + 20000, INSIZE = 4096,
+	PARSERSOFT = 131072, PARSERHARD = 28 * 65536
+};
+#endif
+#else
 
-# Read the load of the benchmark, which prints microseconds of CPU time:
-#	load parse FILE TIMES PIECE     expat alone over FILE, so many times as one
-#	                                stream, in pieces of so many bytes
-#	load run COMMAND...
-#	load serve FILE TIMES STANZAS RESOURCES PORT COMMAND...
-#	        the command's, with a server that sends FILE so many times; also how
-#	        long that took, the peak of its resident memory in KiB, stanzas lost;
-#	        with -1 resources the command is not greeted as a component
-#	load relay PORT PIECE
-#	        such a command: expat alone, which sends all back that it has read
-build_load() {
-	load=$TESTDIR/load
-	[ ! -x "$load" ] || return 0
-	sed -n '/^: <<.*load.c/,/^END/p' test.sh | sed '1d;$d' >"$load.c"
-	cc -O2 -o "$load" "$load.c" -lexpat
-}
+#define _POSIX_C_SOURCE 200809L
+#ifndef PROGRAM
+#define _DEFAULT_SOURCE                 /* MAP_ANONYMOUS */
+#endif
 
-: <<\END # load.c
-#define _GNU_SOURCE
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <arpa/inet.h>
-#include <err.h>
-#include <expat.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <malloc.h>
+#include <netdb.h>
+#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <setjmp.h>
 #include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-XML_Bool XML_SetReparseDeferralEnabled(XML_Parser, XML_Bool);
-#pragma weak XML_SetReparseDeferralEnabled
+#include <bearssl.h>
+#include <expat.h>
 
-static char buf[1 << 20];
+#ifndef BUILD
+#define BUILD 1
+#endif
 
-static long
-usec(void)
+int w_socket(int, int, int), w_connect(int, const struct sockaddr *, socklen_t);
+int w_getsockopt(int, int, int, void *, socklen_t *);
+int w_setsockopt(int, int, int, const void *, socklen_t);
+int w_fcntl(int, int, ...), w_poll(struct pollfd *, nfds_t, int);
+ssize_t w_read(int, void *, size_t), w_write(int, const void *, size_t);
+int w_shutdown(int, int), w_close(int), w_pipe(int *), w_open(const char *, int);
+int w_getaddrinfo(const char *, const char *, const struct addrinfo *, struct addrinfo **);
+void w_freeaddrinfo(struct addrinfo *);
+int w_getnameinfo(const struct sockaddr *, socklen_t, char *, socklen_t, char *, socklen_t, int);
+int w_clock_gettime(clockid_t, struct timespec *);
+int w_sigaction(int, const struct sigaction *, struct sigaction *);
+void (*w_signal(int, void (*)(int)))(int);
+void w_exit(int, int), *w_realloc(void *, size_t), w_free(void *);
+long w_forbidden(const char *);
+
+#ifdef PROGRAM
+#define socket(a, b, c)          w_socket(a, b, c)
+#define connect(a, b, c)         w_connect(a, b, c)
+#define getsockopt(a, b, c, d, e) w_getsockopt(a, b, c, d, e)
+#define setsockopt(a, b, c, d, e) w_setsockopt(a, b, c, d, e)
+#define fcntl(...)               w_fcntl(__VA_ARGS__)
+#define poll(a, b, c)            w_poll(a, b, c)
+#define read(a, b, c)            w_read(a, b, c)
+#define write(a, b, c)           w_write(a, b, c)
+#define recv(a, b, c, d)         w_read(a, b, c)
+#define send(a, b, c, d)         w_write(a, b, c)
+#define shutdown(a, b)           w_shutdown(a, b)
+#define close(a)                 w_close(a)
+#define pipe(a)                  w_pipe(a)
+#define open(a, b)               w_open(a, b)
+#define getaddrinfo(a, b, c, d)  w_getaddrinfo(a, b, c, d)
+#define freeaddrinfo(a)          w_freeaddrinfo(a)
+#define getnameinfo(a, b, c, d, e, f, g) w_getnameinfo(a, b, c, d, e, f, g)
+#define clock_gettime(a, b)      w_clock_gettime(a, b)
+#define sigaction(a, b, c)       w_sigaction(a, b, c)
+#define signal(a, b)             w_signal(a, b)
+#define exit(a)                  w_exit(a, 0)
+#define _exit(a)                 w_exit(a, 1)
+#define setrlimit(a, b)          0
+#define malloc_trim(a)           0
+#define realloc(a, b)            w_realloc(a, b)
+#define malloc(a)                w_realloc(NULL, a)
+#define free(a)                  w_free(a)
+#define time(a)                  w_forbidden("time")
+#define nanosleep(a, b)          w_forbidden("nanosleep")
+#define usleep(a)                w_forbidden("usleep")
+#define sleep(a)                 w_forbidden("sleep")
+#define sendmsg(a, b, c)         w_forbidden("sendmsg")
+#define recvmsg(a, b, c)         w_forbidden("recvmsg")
+#define writev(a, b, c)          w_forbidden("writev")
+#define readv(a, b, c)           w_forbidden("readv")
+#define select(a, b, c, d, e)    w_forbidden("select")
+#define main                     client_proxy
+
+#ifdef INPROCESS
+#pragma clang section bss = "cpbss" data = "cpdata"
+#endif
+#include CLIENT_PROXY
+#else /* what follows is the world */
+
+#define WORLDCONFIG
+#include "world.c"
+#undef WORLDCONFIG
+
+enum { RANDOM, STICKY, LEASTBUSY };
+
+extern char __start_cpbss[], __stop_cpbss[], __start_cpdata[], __stop_cpdata[];
+int client_proxy(int, char **);
+
+#define COMPONENTNS "jabber:component:accept"
+#define STREAMSNS   "http://etherx.jabber.org/streams"
+#define STANZASNS   "urn:ietf:params:xml:ns:xmpp-stanzas"
+#define FOREVER     LLONG_MAX
+#define COUNT(x)    (sizeof(x) / sizeof((x)[0]))
+
+/* ---- chance ---- */
+
+/* What a world can have in it; each seed picks some. `rare' ones hurt all else
+ * that happens in a world, so few worlds have them. */
+enum {
+	TLS, SPLIT, SHORT, AGAIN, SLOWLINK, STALL, SMALLBUF, CUT, RESET, LOSS, REFUSE,
+	SILENT, NORESOLVE, SLOWRESOLVE, ASLEEP, SLOWCALL, STREAMERR, BADSHAKE, RESTART,
+	PRERROR, ROSTERLOST, UNSUB, UNREACH, NOPROBE, LATEPROBE, PARTPROBE, DECLS, ODDNS,
+	WHITE, HUGE, BROKEN, HUNG, SLOW, DIE, HIBERNATE, REPLACE, TWICE, WRONG, ERRORS,
+	FLOOD, ODDID, ODDJID, ODDTYPE, MESSAGE, PRESENCE, STRAY, USR1, LOGBLOCK, LOGFULL,
+	LOGCLOSED, ALLOC, ASKED, MANY, SIGNALS, TRICKLE, KICK, TLSBAD, DENY, FOREIGN,
+	OVERFLOW, BOUNCE, BIGPRES, NOTHING, BEHAVIOURS
+};
+static const struct {
+	const char *name;
+	int weight;             /* in percent of what the wildness gives */
+} behaviours[BEHAVIOURS] = {
+	[TLS] = { "tls", 100 }, [SPLIT] = { "split", 150 }, [SHORT] = { "short", 100 },
+	[AGAIN] = { "again", 100 }, [SLOWLINK] = { "slowlink", 60 },
+	[STALL] = { "stall", 100 }, [SMALLBUF] = { "smallbuf", 100 },
+	[CUT] = { "cut", 80 }, [RESET] = { "reset", 60 }, [LOSS] = { "loss", 60 },
+	[REFUSE] = { "refuse", 80 }, [SILENT] = { "silent", 60 },
+	[NORESOLVE] = { "noresolve", 50 }, [SLOWRESOLVE] = { "slowresolve", 40 },
+	[ASLEEP] = { "asleep", 60 }, [SLOWCALL] = { "slowcall", 40 },
+	[STREAMERR] = { "streamerr", 60 }, [BADSHAKE] = { "badshake", 60 },
+	[RESTART] = { "restart", 80 }, [PRERROR] = { "prerror", 80 },
+	[ROSTERLOST] = { "rosterlost", 50 }, [UNSUB] = { "unsub", 60 },
+	[UNREACH] = { "unreach", 60 }, [NOPROBE] = { "noprobe", 40 },
+	[LATEPROBE] = { "lateprobe", 60 }, [PARTPROBE] = { "partprobe", 60 },
+	[DECLS] = { "decls", 100 }, [ODDNS] = { "oddns", 80 }, [WHITE] = { "white", 80 },
+	[HUGE] = { "huge", 60 }, [BROKEN] = { "broken", 50 }, [HUNG] = { "hung", 100 },
+	[SLOW] = { "slow", 100 }, [DIE] = { "die", 120 },
+	[HIBERNATE] = { "hibernate", 80 }, [REPLACE] = { "replace", 60 },
+	[TWICE] = { "twice", 60 }, [WRONG] = { "wrong", 80 }, [ERRORS] = { "errors", 80 },
+	[FLOOD] = { "flood", 80 }, [ODDID] = { "oddid", 100 }, [ODDJID] = { "oddjid", 100 },
+	[ODDTYPE] = { "oddtype", 80 }, [MESSAGE] = { "message", 100 },
+	[PRESENCE] = { "presence", 80 }, [STRAY] = { "stray", 80 }, [USR1] = { "usr1", 80 },
+	[LOGBLOCK] = { "logblock", 40 }, [LOGFULL] = { "logfull", 20 },
+	[LOGCLOSED] = { "logclosed", 20 }, [ALLOC] = { "alloc", 30 },
+	[ASKED] = { "asked", 80 }, [MANY] = { "many", 20 }, [SIGNALS] = { "signals", 80 },
+	[TRICKLE] = { "trickle", 30 }, [KICK] = { "kick", 40 }, [TLSBAD] = { "tlsbad", 20 },
+	[DENY] = { "deny", 40 }, [FOREIGN] = { "foreign", 80 },
+	[OVERFLOW] = { "overflow", 60 }, [BOUNCE] = { "bounce", 80 },
+	[BIGPRES] = { "bigpres", 40 }, [NOTHING] = { "nothing", 0 }
+};
+/* What is told of all worlds at the end. */
+enum { TWORLDS, TCONNS, TREQS, THANDED, TANSWERS, TMESSAGES, TTLS, TSERVED, TLATE, TGONE,
+       TBUSY, TLARGE, TASKS, TLINES, TALLIES };
+static struct total {
+	long long tally[TALLIES];
+	long had[BEHAVIOURS];
+	struct { const char *cond; long n; } errors[24];
+	double hours;
+	uint64_t hash;
+} *total;
+static const char *without = "", *with = "", *masked = ""; /* for hunting */
+static int verbose;
+static jmp_buf ending;
+static const unsigned char *fuzzbytes, *fuzzstart;
+static size_t nfuzzbytes, fuzzsize;
+
+#ifdef INPROCESS
+static char *saved;             /* what the program's data were at first */
+#endif
+
+/* Everything that follows begins anew with each world. */
+#ifdef INPROCESS
+#pragma clang section bss = "wbss"
+extern char __start_wbss[], __stop_wbss[];
+#endif
+static char on[BEHAVIOURS];
+static int wild, healed;
+
+static uint64_t chance, theseed, tracehash, entropy;
+static uint64_t
+scramble(uint64_t h)
 {
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000 + t.tv_nsec / 1000;
+	h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9;
+	h = (h ^ h >> 27) * 0x94d049bb133111eb;
+	return h ^ h >> 31;
 }
 
-/* Print the microseconds of CPU time, user and system. */
-static void
-printcpu(int who)
+/* A random number below n. The fuzzer's bytes, while there are any, decide. */
+static unsigned
+rnd(unsigned n)
 {
-	struct rusage r;
+	unsigned r = 0, m;
 
-	getrusage(who, &r);
-	printf("%ld %ld", (long)r.ru_utime.tv_sec * 1000000 + r.ru_utime.tv_usec,
-	       (long)r.ru_stime.tv_sec * 1000000 + r.ru_stime.tv_usec);
+	if (n < 2)
+		return 0;
+	if (nfuzzbytes > 0) {
+		for (m = n - 1; m && nfuzzbytes > 0; m >>= 8, nfuzzbytes--)
+			r = r << 8 | *fuzzbytes++;
+		return r % n;
+	}
+	chance += 0x9e3779b97f4a7c15;
+	return (unsigned)((scramble(chance) >> 32) * n >> 32);
 }
 
-static void
-start(void *data, const char *name, const char **atts)
+/* 1 so many times out of a thousand. */
+static int
+often(unsigned permille)
 {
-	(void)data, (void)name, (void)atts;
+	return rnd(1000) < permille;
 }
 
-static void
-end(void *data, const char *name)
+/* A number from lo to hi, small ones as likely as large ones. */
+static unsigned
+spread(unsigned lo, unsigned hi)
 {
-	(void)data, (void)name;
+	unsigned top = lo + 1;
+
+	while (top < hi && rnd(4))
+		top = top * 2 < hi ? top * 2 : hi;
+	return lo + rnd(top - lo + 1 < hi - lo + 1 ? top - lo + 1 : hi - lo + 1);
 }
 
-static void
-characters(void *data, const char *s, int n)
+/* 1 if it is in this world, before its faults stop, and now. */
+static int
+fault(int behaviour, unsigned permille)
 {
-	(void)data, (void)s, (void)n;
+	if (!on[behaviour] || healed || !often(permille))
+		return 0;
+	total->had[behaviour]++;
+	return 1;
 }
 
-static XML_Parser
-newparser(void)
-{
-	XML_Parser p = XML_ParserCreate("UTF-8");
+/* ---- memory of the world, freed at its end as a whole ---- */
 
-	if (XML_SetReparseDeferralEnabled)
-		XML_SetReparseDeferralEnabled(p, XML_FALSE);
-	XML_SetElementHandler(p, start, end);
-	XML_SetCharacterDataHandler(p, characters);
-	XML_Parse(p, "<stream>", 8, 0);
+static struct chunk {
+	struct chunk *next;
+	size_t size, used;
+	char bytes[];
+} *chunks;
+
+static void *
+mem(size_t n)
+{
+	struct chunk *k = chunks;
+	size_t size = 1 << 18;
+
+	n = (n + 15) & ~(size_t)15;
+	if (!k || k->size - k->used < n) {
+		size = n > size ? n : size;
+		if (!(k = malloc(sizeof(*k) + size)))
+			abort();
+		k->size = size;
+		k->used = 0;
+		k->next = chunks;
+		chunks = k;
+	}
+	k->used += n;
+	return memset(k->bytes + k->used - n, 0, n);
+}
+
+static char *
+copy_(const char *s)
+{
+	size_t n;
+
+	if (!s)
+		return NULL;
+	n = strlen(s) + 1;
+	return memcpy(mem(n), s, n);
+}
+
+static char *
+fmt(const char *f, ...)
+{
+	static char b[8192];
+	va_list ap;
+
+	va_start(ap, f);
+	vsnprintf(b, sizeof(b), f, ap);
+	va_end(ap);
+	return copy_(b);
+}
+
+/* Make room in a growing array. */
+static void *
+grow(void *old, size_t n, size_t *cap, size_t each)
+{
+	void *p;
+
+	if (n < *cap)
+		return old;
+	p = mem((*cap * 2 + 64) * each);
+	if (n)
+		memcpy(p, old, n * each);
+	*cap = *cap * 2 + 64;
 	return p;
 }
 
-static void
-parse(const char *name, long times, size_t piece)
+/* Make room for n bytes, of which so many are used. */
+static void *
+room(void *old, size_t used, size_t n, size_t *cap)
 {
-	XML_Parser p = newparser();
-	int fd = open(name, O_RDONLY);
-	ssize_t n;
+	void *p;
 
-	while (times-- > 0) {
-		lseek(fd, 0, SEEK_SET);
-		while ((n = read(fd, buf, piece)) > 0)
-			if (!XML_Parse(p, buf, (int)n, 0))
-				errx(1, "%s", XML_ErrorString(XML_GetErrorCode(p)));
-	}
-	printcpu(RUSAGE_SELF);
+	if (n <= *cap)
+		return old;
+	*cap = n * 2 + 64;
+	p = mem(*cap);
+	if (used)
+		memcpy(p, old, used);
+	return p;
 }
 
-static struct sockaddr_in
-loopback(int port)
-{
-	struct sockaddr_in sin = { .sin_family = AF_INET };
-
-	sin.sin_port = htons((unsigned short)port);
-	sin.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	return sin;
-}
-
-static void
-nodelay(int fd)
-{
-	int one = 1;
-
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-}
-
-static void
-relay(int port, size_t piece)
-{
-	XML_Parser p = newparser();
-	struct sockaddr_in sin = loopback(port);
-	int fd = socket(AF_INET, SOCK_STREAM, 0);
-	struct pollfd ready = { .fd = fd, .events = POLLIN };
-	ssize_t n, at, w;
-
-	if (connect(fd, (struct sockaddr *)&sin, sizeof(sin)) < 0)
-		err(1, "port %d", port);
-	nodelay(fd);
-	while (poll(&ready, 1, -1) > 0 && (n = read(fd, buf, piece)) > 0) {
-		if (!XML_Parse(p, buf, (int)n, 0))
-			errx(1, "%s", XML_ErrorString(XML_GetErrorCode(p)));
-		for (at = 0; at < n; at += w)
-			if ((w = write(fd, buf + at, (size_t)(n - at))) < 0)
-				err(1, "write");
-	}
-}
-
-static pid_t
-launch(char *command[])
-{
-	pid_t pid = fork();
-
-	if (pid == 0) {
-		execvp(*command, command);
-		err(1, "%s", *command);
-	}
-	return pid;
-}
-
-/* Start the command and wait until it has connected. */
 static int
-serve(int port, char *command[], pid_t *pid)
+eq(const char *a, const char *b)
 {
-	struct sockaddr_in sin = loopback(port);
-	int s = socket(AF_INET, SOCK_STREAM, 0), fd, one = 1;
+	return a == b || (a && b && !strcmp(a, b));
+}
 
-	setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-	if (bind(s, (struct sockaddr *)&sin, sizeof(sin)) < 0 || listen(s, 1) < 0)
-		err(1, "port %d", port);
-	*pid = launch(command);
-	if ((fd = accept(s, NULL, NULL)) < 0)
-		err(1, "accept");
-	nodelay(fd);
-	return fd;
+static uint64_t
+fnv(uint64_t h, const void *s, size_t n)
+{
+	const unsigned char *p = s;
+
+	for (; n > 0; n--)
+		h = (h ^ *p++) * 0x100000001b3;
+	return h;
+}
+
+/* ---- what has happened, for the reader of a failure ---- */
+
+enum { RING = 60, LINE = 240 };
+static char ring[RING][LINE];
+static unsigned long nring;
+static long long vt, slept;     /* virtual ms; when the program last was asleep */
+static long long paused;        /* when it last did not read, or was asleep */
+static unsigned long owns;      /* requests of the workers' own */
+static int running;
+static char settings[2048];
+
+static void
+note(const char *f, ...)
+{
+	char *line = ring[nring++ % RING];
+	va_list ap;
+	int n;
+
+	n = snprintf(line, LINE, "%6lld.%03lld  ", vt / 1000, vt % 1000);
+	va_start(ap, f);
+	vsnprintf(line + n, (size_t)(LINE - n), f, ap);
+	va_end(ap);
+	tracehash = fnv(tracehash, line, strlen(line));
+	if (verbose)
+		fprintf(stderr, "%s\n", line);
+}
+
+/* Something does not hold. What is masked is passed over. */
+static void
+bad(const char *what, const char *f, ...)
+{
+	char why[1024];
+	const char *m = strstr(masked, what);
+	va_list ap;
+	unsigned long i;
+
+	if (m && (m[strlen(what)] == ',' || !m[strlen(what)]))
+		return;
+	va_start(ap, f);
+	vsnprintf(why, sizeof(why), f, ap);
+	va_end(ap);
+	fflush(stdout);
+	if (!verbose)
+		for (i = nring > RING ? nring - RING : 0; i < nring; i++)
+			fprintf(stderr, "%s\n", ring[i % RING]);
+	fprintf(stderr, "FAILED [%s] at %lld.%03lld: %s\n", what, vt / 1000, vt % 1000, why);
+	fprintf(stderr, "seed %llu, build %d, wild %d: %s\n",
+	        (unsigned long long)theseed, BUILD, wild, settings);
+	fflush(stderr);
+#ifdef FUZZ
+	abort();
+#endif
+	_exit(1);
+}
+
+long
+w_forbidden(const char *what)
+{
+	bad("call", "%s is called: the world does not have it", what);
+	return 0;
+}
+
+/* ---- events to come ---- */
+
+struct event {
+	long long when;
+	unsigned long order;
+	void (*what)(void *, long);
+	void *ptr;
+	long arg;
+	unsigned gen;           /* of the connection; 0: of any */
+};
+static struct event *heap_;
+static size_t nheap, heapcap;
+static unsigned long norder;
+static unsigned generation;
+
+static int
+sooner(const struct event *a, const struct event *b)
+{
+	return a->when < b->when || (a->when == b->when && a->order < b->order);
 }
 
 static void
-await(int fd, const char *what)
+at(long long when, void (*what)(void *, long), void *ptr, long arg, unsigned gen)
 {
-	size_t n = 0;
-	ssize_t r;
+	struct event e = { when < vt ? vt : when, norder++, what, ptr, arg, gen };
+	size_t i, up;
 
-	do {
-		if ((r = read(fd, buf + n, sizeof(buf) - n - 1)) <= 0)
-			errx(1, "waited in vain for %s", what);
-		buf[n += (size_t)r] = '\0';
-	} while (!strstr(buf, what));
+	heap_ = grow(heap_, nheap, &heapcap, sizeof(*heap_));
+	for (i = nheap++; i > 0 && sooner(&e, heap_ + (up = (i - 1) / 2)); i = up)
+		heap_[i] = heap_[up];
+	heap_[i] = e;
 }
 
-static void
-greet(int fd, int resources)
+static long long
+nextevent(void)
 {
+	return nheap ? heap_[0].when : FOREVER;
+}
+
+static void speak(void);
+
+/* Do the next event. */
+static void
+happen(void)
+{
+	struct event e = heap_[0], last = heap_[--nheap];
+	size_t i, down;
+
+	for (i = 0; (down = 2 * i + 1) < nheap; i = down) {
+		if (down + 1 < nheap && sooner(heap_ + down + 1, heap_ + down))
+			down++;
+		if (!sooner(heap_ + down, &last))
+			break;
+		heap_[i] = heap_[down];
+	}
+	heap_[i] = last;
+	if (e.when > vt)
+		vt = e.when;
+	if (!e.gen || e.gen == generation)
+		e.what(e.ptr, e.arg);
+	speak();
+}
+
+/* Let time pass until t, with all that happens. */
+static void
+pass(long long t)
+{
+	while (nextevent() <= t)
+		happen();
+	if (t > vt)
+		vt = t;
+}
+
+/* ---- stanzas, as both directions are seen ---- */
+
+XML_Bool XML_SetReparseDeferralEnabled(XML_Parser, XML_Bool);
+#pragma weak XML_SetReparseDeferralEnabled
+
+enum { KERROR = 1, KSVC = 2, KCARBON = 4, KBODY = 8, KFLEET = 16, KPING = 32, KWAIT = 64,
+       KREMOTE = 128, KMANY = 256, KSERVER = 512 };
+
+struct stanza {
+	const char *kind, *type, *id, *from, *to;
+	int nons;               /* in a namespace that is nobody's */
+	uint64_t pay;           /* hash of all content and other attributes */
+	size_t rest;            /* bytes of that, written as sparely as can be */
+	size_t tag;             /* bytes of its largest tag, as it came */
+	unsigned flags;
+	size_t elements;
+	char cond[48], etype[16];
+	long long end;          /* where it ends, in bytes of the connection */
+};
+
+/* One direction of a stream. */
+struct seen {
+	XML_Parser p;
+	int depth, rootns, open, dead, isout, stopping;
+	struct stanza s;
+	uint64_t h;             /* of the content so far */
+	char last[2];           /* bytes of text written last */
+	size_t declbytes;       /* of the namespace declarations of the next tag */
+	const char *decl[16][2], *redecl[16];
+	size_t ndecl, nredecl, nelements;
+	int inerror;
+	char cond[48];          /* of a stream error */
+	size_t fed;
+};
+static struct seen sin_, sout;
+static const char *unpair[3];
+
+static void opened_in(const char *, const char *, int), got_in(const char *, struct stanza *);
+static void end_in(const char *), opened_out(const char *, int), got_out(struct stanza *);
+static void end_out(const char *);
+
+/* What s takes as the value of an attribute, with name, space, = and quotes. */
+static size_t
+attrbytes(const char *name, const char *s)
+{
+	size_t n = strlen(name) + 4, apos = 0, quot = 0;
+
+	for (; *s; s++) {
+		n += *s == '&' ? 5 : *s == '<' ? 4 : *s == '\t' ? 4 :
+		     *s == '\n' || *s == '\r' ? 5 : 1;
+		apos += *s == '\'';
+		quot += *s == '"';
+	}
+	return n + 5 * (apos < quot ? apos : quot);
+}
+
+/* Split what expat calls a name, "space local prefix", by line feeds. */
+static void
+names(const char *name)
+{
+	static char b[4096];
+	char *s;
+
+	unpair[0] = unpair[2] = "";
+	if (strlen(name) >= sizeof(b)) {
+		unpair[1] = name;
+		return;
+	}
+	unpair[1] = strcpy(b, name);
+	if (!(s = strchr(b, '\n')))
+		return;
+	*s++ = '\0';
+	unpair[0] = b;
+	unpair[1] = s;
+	if ((s = strchr(s, '\n'))) {
+		*s++ = '\0';
+		unpair[2] = s;
+	}
+}
+
+static uint64_t
+hashname(uint64_t h)
+{
+	const char *space = unpair[0];
+
+	if (eq(space, COMPONENTNS) || eq(space, "jabber:server"))
+		space = "jabber:client";
+	h = fnv(h, space, strlen(space) + 1);
+	return fnv(h, unpair[1], strlen(unpair[1]) + 1);
+}
+
+static size_t
+qname(void)
+{
+	return strlen(unpair[1]) + (*unpair[2] ? strlen(unpair[2]) + 1 : 0);
+}
+
+static void XMLCALL
+onns(void *data, const char *prefix, const char *uri)
+{
+	struct seen *d = data;
+	char name[300];
+
+	if (!uri)
+		uri = "";
+	snprintf(name, sizeof(name), prefix ? "xmlns:%s" : "xmlns", prefix);
+	if (d->depth == 0) {
+		if (!prefix)
+			d->rootns = eq(uri, COMPONENTNS);
+		if (prefix && strcmp(prefix, "stream") && d->ndecl < COUNT(d->decl)) {
+			d->decl[d->ndecl][0] = copy_(name);
+			d->decl[d->ndecl++][1] = copy_(uri);
+		}
+		return;
+	}
+	if (d->depth == 1 && !prefix)
+		return;         /* the stanza's own namespace does not go out */
+	d->declbytes += attrbytes(name, uri);
+	if (d->depth == 1 && d->nredecl < COUNT(d->redecl))
+		d->redecl[d->nredecl++] = copy_(name);
+}
+
+static void XMLCALL
+onstart(void *data, const char *name, const char **a)
+{
+	struct seen *d = data;
+	struct stanza *s = &d->s;
+	const char *id = NULL, *to = NULL;
+	uint64_t sum = 0;
+	size_t i, j, tag;
+	int head;
+
+	names(name);
+	if (d->depth++ == 0) {
+		for (i = 0; a[i]; i += 2) {
+			if (eq(a[i], "id"))
+				id = a[i + 1];
+			if (eq(a[i], "to"))
+				to = a[i + 1];
+		}
+		i = eq(unpair[0], STREAMSNS) && eq(unpair[1], "stream") && eq(unpair[2], "stream") && d->rootns;
+		if (d->isout)
+			opened_out(to, (int)i);
+		else
+			opened_in(id, to, (int)i);
+		return;
+	}
+	if (d->stopping)
+		return;
+	head = d->depth == 2;
+	if (head) {
+		memset(s, 0, sizeof(*s));
+		s->kind = copy_(unpair[1]);
+		s->nons = !eq(unpair[0], COMPONENTNS) && !eq(unpair[0], "jabber:client") &&
+		          !eq(unpair[0], "jabber:server");
+		if (eq(unpair[0], "jabber:server"))
+			s->flags |= KSERVER;
+		if (eq(unpair[0], STREAMSNS))
+			s->kind = eq(unpair[1], "error") ? "stream:error" : "stream:other";
+		d->h = 0xcbf29ce484222325;
+		d->nelements = 0;
+		d->inerror = 0;
+		s->rest = 0;
+		for (i = 0; i < d->ndecl; i++) {
+			for (j = 0; j < d->nredecl && !eq(d->redecl[j], d->decl[i][0]); j++)
+				;
+			if (j == d->nredecl)
+				s->rest += attrbytes(d->decl[i][0], d->decl[i][1]);
+		}
+		d->nredecl = 0;
+	} else {
+		if (d->open)
+			s->rest += 1;
+		s->rest += 1 + qname();
+		d->h = hashname(fnv(d->h, "\1", 1));
+		d->nelements++;
+		if (d->depth == 3) {
+			if (eq(unpair[1], "error")) {
+				s->flags |= KERROR;
+				d->inerror = 1;
+				for (i = 0; a[i]; i += 2)
+					if (eq(a[i], "type")) {
+						snprintf(s->etype, sizeof(s->etype), "%s", a[i + 1]);
+						if (eq(a[i + 1], "wait"))
+							s->flags |= KWAIT;
+					}
+			} else {
+				d->inerror = 0;
+			}
+			if ((eq(unpair[1], "sent") || eq(unpair[1], "received")) &&
+			    eq(unpair[0], "urn:xmpp:carbons:2"))
+				s->flags |= KCARBON;
+			else if (eq(unpair[1], "body"))
+				s->flags |= KBODY;
+			else if (eq(unpair[1], "ping"))
+				s->flags |= KPING;
+			if (eq(unpair[0], "http://jabber.org/protocol/chatstates") ||
+			    eq(unpair[0], "urn:xmpp:receipts") ||
+			    eq(unpair[0], "urn:xmpp:chat-markers:0"))
+				s->flags |= KFLEET;
+			if (!*s->cond && eq(s->kind, "stream:error"))
+				snprintf(s->cond, sizeof(s->cond), "%s", unpair[1]);
+		} else if (d->depth == 4 && d->inerror) {
+			if (!*s->cond)
+				snprintf(s->cond, sizeof(s->cond), "%s", unpair[1]);
+			if (eq(unpair[1], "service-unavailable"))
+				s->flags |= KSVC;
+			if (!strncmp(unpair[1], "remote-server", 13))
+				s->flags |= KREMOTE;
+		}
+		if (d->nelements > 200)
+			s->flags |= KMANY;
+	}
+	tag = (size_t)XML_GetCurrentByteCount(d->p);
+	if (tag > s->tag)
+		s->tag = tag;
+	s->rest += d->declbytes;
+	d->declbytes = 0;
+	for (i = 0; a[i]; i += 2) {
+		names(a[i]);
+		if (head && !*unpair[0]) {
+			const char **own = eq(a[i], "from") ? &s->from : eq(a[i], "to") ? &s->to :
+			                   eq(a[i], "type") ? &s->type : eq(a[i], "id") ? &s->id : NULL;
+			if (own) {
+				*own = copy_(a[i + 1]);
+				continue;
+			}
+		}
+		s->rest += attrbytes("", a[i + 1]) + qname();
+		sum += scramble(fnv(hashname(0x9ae16a3b2f90404f), a[i + 1], strlen(a[i + 1]) + 1));
+	}
+	d->h = fnv(d->h, &sum, sizeof(sum));
+	d->open = 1;
+	d->last[0] = d->last[1] = 0;
+}
+
+static void XMLCALL
+onend(void *data, const char *name)
+{
+	struct seen *d = data;
+	struct stanza *s = &d->s;
+
+	names(name);
+	if (--d->depth == 0) {
+		if (!d->stopping && d->isout)
+			end_out("");
+		else if (!d->stopping)
+			end_in("the server closes the stream");
+		d->stopping = 1;
+		return;
+	}
+	if (d->stopping)
+		return;
+	s->rest += d->open ? 2 : 3 + qname();
+	d->open = 0;
+	d->last[0] = d->last[1] = 0;
+	d->h = fnv(d->h, "\2", 1);
+	if (d->depth > 1)
+		return;
+	s->pay = d->h;
+	s->elements = d->nelements;
+	if (eq(s->type, ""))
+		s->type = NULL;
+	s->end = XML_GetCurrentByteIndex(d->p) + XML_GetCurrentByteCount(d->p);
+	if (d->isout)
+		got_out(s);
+	else
+		got_in(d->cond, s);
+}
+
+static void XMLCALL
+ontext(void *data, const char *t, int n)
+{
+	struct seen *d = data;
 	int i;
 
-	dprintf(fd, "<stream:stream id='1' xmlns='jabber:component:accept' "
-	        "xmlns:stream='http://etherx.jabber.org/streams'><handshake/>");
-	await(fd, "subscribe");
-	dprintf(fd, "<presence type='subscribed' from='service@localhost' "
-	        "to='proxy.localhost'/>");
-	await(fd, "probe");
-	for (i = 0; i < resources; i++)
-		dprintf(fd, "<presence from='service@localhost/r%d' "
-		        "to='proxy.localhost'/>", i);
-	/* all of them are known when this has come back */
-	dprintf(fd, "<message from='u@h' to='proxy.localhost' id='known'/>");
-	await(fd, "known");
+	if (d->stopping)
+		return;
+	if (d->depth < 2) {
+		for (i = 0; i < n; i++)
+			if (!strchr(" \t\r\n", t[i]) && d->isout)
+				end_out("writes text between stanzas");
+		return;
+	}
+	d->s.rest += (size_t)d->open;
+	d->open = 0;
+	for (i = 0; i < n; i++) {
+		int esc = t[i] == '>' && d->last[0] == ']' && d->last[1] == ']';
+		d->s.rest += t[i] == '&' ? 5 : t[i] == '<' ? 4 : t[i] == '\r' ? 5 : esc ? 4 : 1;
+		d->last[0] = d->last[1];
+		d->last[1] = esc || t[i] == '&' || t[i] == '<' || t[i] == '\r' ? ';' : t[i];
+	}
+	d->h = fnv(d->h, t, (size_t)n);
 }
 
-/* Read what there is and count the stanzas that end in it. */
-static long
-count(int fd)
+static void
+restricted(struct seen *d)
 {
-	static size_t kept;
-	ssize_t n = read(fd, buf + kept, sizeof(buf) - kept);
-	char *s = buf, *e = buf + kept + n;
-	long stanzas = 0;
-
-	if (n <= 0)
-		errx(1, "the connection has ended");
-	for (; (s = memmem(s, (size_t)(e - s), "</iq>", 5)); s += 5)
-		stanzas++;
-	kept = e - buf < 4 ? (size_t)(e - buf) : 4;
-	memmove(buf, e - kept, kept);
-	return stanzas;
+	if (d->stopping)
+		return;
+	if (d->isout)
+		end_out("writes what XMPP forbids");
+	else
+		end_in("what XMPP forbids");
+	d->stopping = 1;
 }
 
-/* Send data so many times, as fast as it is taken, and count what comes out,
- * without ever sleeping: the system would charge the command for waking us.
- * Returns how many stanzas have not come when nothing happens for five seconds. */
-static long
-flood(int fd, const char *data, size_t size, long times, long stanzas)
+static void XMLCALL
+oncomment(void *data, const char *s)
 {
-	struct pollfd p = { .fd = fd };
-	long last = usec();
-	size_t at = 0;
-	ssize_t n;
+	(void)s;
+	restricted(data);
+}
 
-	while (stanzas > 0 && usec() - last < 5000000) {
-		p.events = (short)(times > 0 ? POLLIN | POLLOUT : POLLIN);
-		if (poll(&p, 1, 0) <= 0)
+static void XMLCALL
+onpi(void *data, const char *a, const char *b)
+{
+	(void)a, (void)b;
+	restricted(data);
+}
+
+static void XMLCALL
+ondoctype(void *data, const char *a, const char *b, const char *c, int d)
+{
+	(void)a, (void)b, (void)c, (void)d;
+	restricted(data);
+}
+
+static void
+seenopen(struct seen *d, int isout)
+{
+	if (d->p)
+		XML_ParserFree(d->p);
+	memset(d, 0, sizeof(*d));
+	d->isout = isout;
+	d->p = XML_ParserCreateNS("UTF-8", '\n');
+	XML_SetReturnNSTriplet(d->p, 1);
+	XML_SetHashSalt(d->p, 1);
+	if (XML_SetReparseDeferralEnabled)
+		XML_SetReparseDeferralEnabled(d->p, XML_FALSE);
+	XML_SetUserData(d->p, d);
+	XML_SetElementHandler(d->p, onstart, onend);
+	XML_SetNamespaceDeclHandler(d->p, onns, NULL);
+	XML_SetCharacterDataHandler(d->p, ontext);
+	XML_SetCommentHandler(d->p, oncomment);
+	XML_SetProcessingInstructionHandler(d->p, onpi);
+	XML_SetStartDoctypeDeclHandler(d->p, ondoctype);
+}
+
+static void
+seenfeed(struct seen *d, const char *s, size_t n)
+{
+	static char why[200];
+
+	if (d->dead)
+		return;
+	d->fed += n;
+	if (XML_Parse(d->p, s, (int)n, 0) == XML_STATUS_OK)
+		return;
+	d->dead = 1;
+	if (d->stopping)
+		return;
+	snprintf(why, sizeof(why), "%s", XML_ErrorString(XML_GetErrorCode(d->p)));
+	if (d->isout)
+		end_out(why);
+	else
+		end_in(why);
+	d->stopping = 1;
+}
+
+/* ---- JIDs, the model's own ---- */
+
+/* 1 if jid is our domain's; *self is its part before the resource, *below the
+ * resource or NULL. */
+static int
+ours(const char *jid, const char **self, const char **below)
+{
+	const char *slash = strchr(jid, '/'), *atsign;
+	size_t n = slash ? (size_t)(slash - jid) : strlen(jid);
+	char *bare = mem(n + 1);
+
+	memcpy(bare, jid, n);
+	if (self)
+		*self = bare;
+	if (below)
+		*below = slash ? slash + 1 : NULL;
+	if (slash && !slash[1])
+		return 0;
+	atsign = strchr(bare, '@');
+	if (atsign && (atsign == bare || atsign - bare > 1023))
+		return 0;
+	return eq(atsign ? atsign + 1 : bare, domain);
+}
+
+static const char *
+resof(const char *jid)
+{
+	const char *s = strchr(jid, '/');
+
+	return s ? s + 1 : NULL;
+}
+
+static int
+oftarget(const char *jid)
+{
+	size_t n = strlen(target);
+
+	return !strncmp(jid, target, n) && (!jid[n] || jid[n] == '/');
+}
+
+static char *
+bareof(const char *jid)
+{
+	char *s = copy_(jid);
+
+	s[strcspn(s, "/")] = '\0';
+	return s;
+}
+
+/* The JID that resource x of ours encodes, or NULL. */
+static const char *
+decode(const char *x)
+{
+	char *d, *n;
+	const unsigned char *s;
+	unsigned long c;
+	int more, i;
+
+	if (!x)
+		return NULL;
+	for (d = n = mem(strlen(x) + 1); *x; n++) {
+		if (*x != '%') {
+			*n = *x++;
 			continue;
-		last = usec();
-		if (p.revents & POLLIN)
-			stanzas -= count(fd);
-		if (times > 0 && p.revents & POLLOUT &&
-		    (n = write(fd, data + at, size - at)) > 0 &&
-		    (at += (size_t)n) == size) {
-			at = 0;
-			times--;
+		}
+		if (!x[1] || !strchr("0123456789abcdefABCDEF", x[1]) || !x[2] ||
+		    !strchr("0123456789abcdefABCDEF", x[2]))
+			return NULL;
+		*n = (char)strtol(fmt("%.2s", x + 1), NULL, 16);
+		if (!*n)
+			return NULL;
+		x += 3;
+	}
+	if (n == d || n - d > 1023)
+		return NULL;
+	for (s = (unsigned char *)d; (c = *s++);) {
+		more = c < 0x80 ? 0 : c < 0xc2 ? -1 : c < 0xe0 ? 1 : c < 0xf0 ? 2 : c < 0xf5 ? 3 : -1;
+		if (more < 0 || c < ' ')
+			return NULL;
+		c &= more ? 0x3fu >> more : 0x7fu;
+		for (i = 0; i < more; i++, s++) {
+			if ((*s & 0xc0) != 0x80)
+				return NULL;
+			c = c << 6 | (*s & 0x3f);
+		}
+		if ((more == 2 && c < 0x800) || (more == 3 && c < 0x10000) || c > 0x10ffff ||
+		    (c >= 0xd800 && c < 0xe000) || c == 0xfffe || c == 0xffff)
+			return NULL;
+	}
+	return d;
+}
+
+/* jid as a resource of ours, or NULL if it is too long. */
+static const char *
+encode(const char *jid)
+{
+	char *d = mem(3 * strlen(jid) + 1), *n = d;
+
+	for (; *jid; jid++) {
+		if (*jid >= ' ' && *jid <= '~' && *jid != '%')
+			*n++ = *jid;
+		else
+			n += sprintf(n, "%%%02X", (unsigned char)*jid);
+	}
+	return n - d > 1023 ? NULL : d;
+}
+
+static char *
+under(const char *bare, const char *res)
+{
+	char *s = mem(strlen(bare) + strlen(res) + 2);
+
+	sprintf(s, "%s/%s", bare, res);
+	return s;
+}
+
+/* ---- the model ---- */
+
+enum { OUT, IN, MAYBE };        /* whether the program knows a resource */
+struct res {
+	struct res *chain;
+	const char *name;
+	int st, open, risky;    /* requests surely, and maybe, in its hands */
+	long long joinedat, gone; /* when it was read, when its leaving arrived */
+	long long heard, left;  /* presence arrived; it may have been taken out */
+	unsigned long joined;   /* number of its joining */
+	uint64_t share;         /* of all choices, when last chosen */
+	long long svctime;
+	long long claimed;      /* when the log said that it left, and 1; or 0 */
+};
+
+enum { QOPEN, QFAILING, QDUE, QERRED, QENDED };
+struct req {
+	struct req *chain, *prev, *next;
+	const char *f, *p, *id;
+	uint64_t key;
+	struct res *res;
+	int st, islong, vague;  /* vague: which of several alike was answered? */
+	long long written, drained;
+	unsigned long nth;
+};
+
+enum { IHEADER, IHANDSHAKE, ISTANZA, IOTHER, IEND };
+struct input {
+	int what, step, isend;
+	struct stanza s;
+	const char *why;
+	long long end, arrived; /* byte of the connection; time */
+	long long said;         /* byte of what the server says */
+	const char *askatread;
+	long long readat;
+};
+
+enum { AFWD, ARES, AERR, APLAIN };
+struct alt {
+	int w;
+	const char *kind, *type, *id, *from, *to, *cond;
+	uint64_t pay;
+};
+struct expect {
+	struct alt a[10];
+	int n, must;
+	const char *f, *p;      /* of the request that is handed out or answered */
+	struct req *q;          /* that an answer ends */
+	int stays;              /* whose choice has to stay: F's, or its bare JID's */
+};
+
+static struct input *iq;
+static size_t niq, iqcap, ihead, iarr, iread;
+static struct res *resbuckets[4096], **reslist;
+static size_t nres, rescap;
+static struct req *reqbuckets[4096], openlist;
+static long nopenlo, nopenhi, nin, nmaybe;
+static unsigned long njoins, nerrs;
+static uint64_t shares;
+static long long probe0, probe1, probe2, probeback, anyheard, lastask, deniedat;
+static const char *askids[64];
+static unsigned long nasks;
+static int msub, monline, mended, nasked_since, sawpres;
+static long long onlineat, credits, creditat;
+static struct last {
+	struct last *chain;
+	const char *who;
+	struct res *res;
+	unsigned long joined, seq;
+} *lasts[1024];
+
+static const char *
+shorten(const char *s)
+{
+	size_t n = s ? strlen(s) : 0;
+
+	return !s ? "(none)" : n <= 60 ? s : fmt("%.40s...(%zu bytes)", s, n);
+}
+
+static const char *
+describe(const struct stanza *s)
+{
+	return fmt("%s %s id=%s from=%s to=%s %s", s->kind, s->type ? s->type : "-", shorten(s->id),
+	           shorten(s->from), shorten(s->to), s->cond);
+}
+
+static struct res *
+resource(const char *name)
+{
+	unsigned b = (unsigned)(fnv(7, name, strlen(name)) % COUNT(resbuckets));
+	struct res *r;
+
+	for (r = resbuckets[b]; r; r = r->chain)
+		if (!strcmp(r->name, name))
+			return r;
+	r = mem(sizeof(*r));
+	r->name = copy_(name);
+	r->chain = resbuckets[b];
+	resbuckets[b] = r;
+	r->heard = r->left = -1;
+	reslist = grow(reslist, nres, &rescap, sizeof(*reslist));
+	return reslist[nres++] = r;
+}
+
+/* 1 if it may have been taken out by now as one that was silent in two probes
+ * while others answered. */
+static int
+silentone(const struct res *r)
+{
+	long long t = probeback;
+
+	if (strstr(masked, "sweep")) /* as the program was before it was mended */
+		return probe2 >= 0 && r->heard < probe2 && anyheard >= probe2 &&
+		       vt >= probe2 + patience * 1000LL - 1;
+	if (probe0 >= 0 && r->heard <= probe0 && anyheard >= probe0)
+		return 1;       /* in three, the first of which is over */
+	return probe1 >= 0 && probe2 >= 0 && r->heard <= probe1 && anyheard >= probe1 &&
+	       probeback >= probe2 && vt >= t + patience * 1000LL - 1;
+}
+
+/* 1 if the program surely, 2 if it maybe has r. */
+static int
+known(struct res *r)
+{
+	return r->st == OUT ? 0 : r->st == MAYBE || silentone(r) ? 2 : 1;
+}
+
+/* How many it surely has. */
+static long
+sure(void)
+{
+	long n = 0;
+	size_t i;
+
+	for (i = 0; i < nres; i++)
+		n += known(reslist[i]) == 1;
+	return n;
+}
+
+static void
+setres(struct res *r, int st)
+{
+	nin += (st == IN) - (r->st == IN);
+	nmaybe += (st == MAYBE) - (r->st == MAYBE);
+	if (st != IN)
+		r->left = vt;
+	r->st = st;
+}
+
+static void
+endreq(struct req *q, int st)
+{
+	int was = q->st < QERRED, is = st < QERRED;
+
+	nopenlo += (st == QOPEN) - (q->st == QOPEN);
+	nopenhi += is - was;
+	if (q->res) {
+		q->res->open += (st == QOPEN) - (q->st == QOPEN);
+		q->res->risky += is - was;
+	}
+	if (was && !is) {
+		q->prev->next = q->next;
+		q->next->prev = q->prev;
+	}
+	q->st = st;
+	if (st == QERRED)
+		q->nth = ++nerrs;
+}
+
+static int
+overdue(const struct req *q)
+{
+	return answertime && vt >= q->written + answertime * 1000LL;
+}
+
+/* Requests that are about to time out may have done so already. */
+static void
+due(void)
+{
+	struct req *q;
+
+	for (q = openlist.next; answertime && q != &openlist &&
+	     vt + 100 >= q->written + answertime * 1000LL; q = q->next)
+		if (q->st == QOPEN)
+			endreq(q, QDUE);
+}
+
+/* r may have been taken out: so may its requests. */
+static void
+unsure(struct res *r)
+{
+	struct req *q;
+
+	r->left = vt;
+	for (q = openlist.next; q != &openlist; q = q->next)
+		if (q->res == r && q->st == QOPEN)
+			endreq(q, QDUE);
+}
+
+/* r leaves, surely: so fail its requests. */
+static void
+leave(struct res *r, int surely)
+{
+	struct req *q, *next;
+
+	if (r->st == OUT)
+		return;
+	if (!surely)
+		unsure(r);
+	setres(r, surely ? OUT : MAYBE);
+	if (surely)
+		for (q = openlist.next; q != &openlist; q = next) {
+			next = q->next;
+			if (q->res == r && (q->st == QOPEN || q->st == QDUE))
+				endreq(q, QFAILING);
+		}
+}
+
+static void
+leaveall(int surely)
+{
+	size_t i;
+
+	for (i = 0; i < nres; i++)
+		leave(reslist[i], surely);
+}
+
+static void
+joins(const char *name)
+{
+	struct res *r;
+	size_t n = strlen(name);
+
+	if (strncmp(name, prefix, strlen(prefix)) || n == 0 || n > 1023)
+		return;
+	r = resource(name);
+	if (r->st == IN && r->left <= r->joinedat)
+		return;
+	if (r->st == OUT || r->st == MAYBE) {
+		if (nin + nmaybe < MAXRESOURCES || (r->st == MAYBE && nin + nmaybe <= MAXRESOURCES))
+			setres(r, IN);
+		else if (nin < MAXRESOURCES || r->st == MAYBE || sure() < MAXRESOURCES)
+			setres(r, MAYBE);
+		else
+			return;
+	}
+	r->joined = ++njoins;
+	r->joinedat = vt;
+	r->share = shares;
+}
+
+/* Forget all, for a new connection. */
+static void
+forgetmodel(void)
+{
+	struct req *q;
+
+	for (q = openlist.next; q && q != &openlist; q = q->next)
+		q->st = QENDED;
+	openlist.prev = openlist.next = &openlist;
+	memset(reqbuckets, 0, sizeof(reqbuckets));
+	memset(resbuckets, 0, sizeof(resbuckets));
+	memset(lasts, 0, sizeof(lasts));
+	nres = 0;
+	nin = nmaybe = nopenlo = nopenhi = 0;
+	niq = ihead = iarr = iread = 0;
+	probe0 = probe1 = probe2 = probeback = anyheard = -1;
+	lastask = deniedat = -1;
+	nasks = 0;
+	msub = monline = mended = sawpres = 0;
+	shares = 0;
+	onlineat = -1;
+	credits = 3000;
+	creditat = vt;
+}
+
+static uint64_t
+reqkey(const char *f, const char *p, const char *id)
+{
+	uint64_t h = fnv(3, f, strlen(f) + 1);
+
+	h = fnv(h, p, strlen(p) + 1);
+	return id ? fnv(h, id, strlen(id) + 1) : fnv(h, "", 1);
+}
+
+static int
+sameid(const char *a, const char *b)
+{
+	return eq(a ? a : "", b ? b : "");
+}
+
+/* The request that an answer from resource r, or NULL, belongs to. *alike: how
+ * many open ones of the key. */
+static struct req *
+findreq(const char *f, const char *p, const char *id, struct res *r, int *alike)
+{
+	uint64_t k = reqkey(f, p, id);
+	struct req *q, *best = NULL;
+	int score = 0, n = 0, all = 0, s;
+
+	for (q = reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain) {
+		if (q->key != k || q->st == QENDED || !eq(q->f, f) || !eq(q->p, p) ||
+		    !sameid(q->id, id))
+			continue;
+		n += q->st != QERRED;
+		all++;
+		s = q->st == QERRED ? 1 : q->st != QOPEN ? 2 : 3;
+		if (q->res == r && s > 1)
+			s += 3;
+		if (s >= score) { /* the oldest: chains have the newest first */
+			score = s;
+			best = q;
 		}
 	}
-	return stanzas;
+	for (q = all > 1 ? reqbuckets[k % COUNT(reqbuckets)] : NULL; q; q = q->chain)
+		q->vague |= q->key == k;
+	if (alike)
+		*alike = n;
+	return best;
+}
+
+/* 1 if an error took the place of this request's answer so lately that the
+ * program has to know it still. */
+static int
+remembered(const struct req *q)
+{
+	return q->st == QERRED && (long)(nerrs - q->nth) + nopenhi - nopenlo < MAXREQUESTS;
+}
+
+static struct req *
+addreq(const char *f, const char *p, const char *id, struct res *r)
+{
+	struct req *q = mem(sizeof(*q));
+
+	q->f = f;
+	q->p = p;
+	q->id = id;
+	q->key = reqkey(f, p, id);
+	q->res = r;
+	q->written = vt;
+	q->drained = -1;
+	q->islong = strlen(f) + strlen(p) + strlen(id ? id : "") + 3 > REQUESTSIZE;
+	q->chain = reqbuckets[q->key % COUNT(reqbuckets)];
+	reqbuckets[q->key % COUNT(reqbuckets)] = q;
+	q->st = QENDED;
+	q->prev = openlist.prev;
+	q->next = &openlist;
+	q->prev->next = q->next->prev = q;
+	endreq(q, QOPEN);
+	return q;
+}
+
+/* Bytes of a stanza's start. */
+static size_t
+headbytes_(const char *kind, const char *type, const char *id, const char *from, const char *to)
+{
+	return 1 + strlen(kind) + (type ? attrbytes("type", type) : 0) +
+	       (id ? attrbytes("id", id) : 0) + attrbytes("from", from) + attrbytes("to", to);
+}
+
+static void
+may(struct expect *e, int w, const struct stanza *s, const char *type, const char *from,
+    const char *to, const char *cond)
+{
+	struct alt *a = e->a + e->n++;
+	size_t n;
+
+	a->w = w;
+	a->kind = s->kind;
+	a->type = type;
+	a->id = w == APLAIN ? NULL : s->id;
+	a->from = from;
+	a->to = to;
+	a->cond = cond;
+	a->pay = s->pay;
+	if (w == AERR) {
+		n = headbytes_(s->kind, "error", s->id, from, to) + 120;
+		if (n > MAXSTANZA)
+			e->must = 0;    /* there is no room to say it */
+	}
+}
+
+/* An error about s from us. */
+static void
+mayerr(struct expect *e, const struct stanza *s, const char *cond)
+{
+	/* none is due (RFC 6121 5.2.2) */
+	if (eq(s->kind, "message") && eq(s->type, "headline")) {
+		e->must = 0;
+		return;
+	}
+	if (eq(s->type, "error")) {
+		e->must = 0;
+		return;
+	}
+	may(e, AERR, s, "error", s->to, s->from, cond);
+}
+
+static int
+toolarge(const struct stanza *s, const char *from, const char *to)
+{
+	return headbytes_(s->kind, s->type, s->id, from, to) + s->rest > MAXSTANZA;
+}
+
+/* A request that goes from src to a resource, or to dst if that is not NULL. */
+static void
+handing(struct expect *e, const struct stanza *s, const char *self, const char *src,
+        const char *dst, int iq_)
+{
+	int large, other = 0;
+	struct req *q;
+	long open_;
+	size_t i;
+
+	if (!src) {
+		mayerr(e, s, "not-acceptable");
+		other = 1;
+	}
+	if (iq_ && nopenhi >= MAXREQUESTS) {
+		mayerr(e, s, "resource-constraint");
+		for (open_ = nopenlo, q = openlist.next; q != &openlist; q = q->next)
+			open_ -= q->st == QOPEN && q->res && known(q->res) != 1;
+		other |= open_ >= MAXREQUESTS;
+	}
+	if (!src) {
+		if (toolarge(s, self, dst ? dst : target))
+			mayerr(e, s, "policy-violation");
+		return;
+	}
+	if (dst) {
+		if (toolarge(s, src, dst)) {
+			mayerr(e, s, "policy-violation");
+			return;
+		}
+	} else {
+		/* the length of the resource that it draws decides */
+		for (i = large = 0; i < nres; i++)
+			if (reslist[i]->st != OUT && toolarge(s, src, under(target, reslist[i]->name)))
+				large |= 1;
+			else if (reslist[i]->st != OUT)
+				large |= 2;
+		if (large & 1)
+			mayerr(e, s, "policy-violation");
+		if (large == 1)
+			return;
+	}
+	if (!other)
+		may(e, dst ? AFWD : ARES, s, s->type, src, dst, NULL);
+}
+
+/* An answer from src to requester f, maybe that of resource r's request. */
+static void
+leading(struct expect *e, const struct stanza *s, const char *src, const char *f, struct res *r)
+{
+	int alike = 0;
+	struct req *q = findreq(f, src, s->id, r, &alike);
+
+	e->f = f;
+	e->p = src;
+	e->q = q;
+	if (q && remembered(q) && !q->islong && !q->vague) {
+		e->must = 0;    /* it has had its answer */
+		return;
+	}
+	if (q && (q->st != QOPEN || overdue(q) || alike > 1 || q->vague || (q->res && known(q->res) != 1)))
+		e->must = 0;
+	if (toolarge(s, src, f)) {
+		may(e, AERR, s, "error", src, f, "policy-violation");
+		return;
+	}
+	may(e, AFWD, s, s->type, src, f, NULL);
+}
+
+/* What must come of input i, and may. With no alternative: nothing. */
+static void
+predict(struct input *i, struct expect *e)
+{
+	const struct stanza *s = &i->s;
+	const char *self, *below, *other, *src;
+	int iqs, get, ans, err, mine, fleet;
+
+	memset(e, 0, sizeof(*e));
+	if (i->what != ISTANZA)
+		return;
+	if (!s->from || !*s->from || !s->to || !*s->to || s->nons || !ours(s->to, &self, &below) ||
+	    ours(s->from, NULL, NULL))
+		return;
+	e->must = 1;
+	iqs = eq(s->kind, "iq");
+	err = eq(s->type, "error");
+	get = iqs && (eq(s->type, "get") || eq(s->type, "set"));
+	ans = iqs && (err || eq(s->type, "result"));
+	mine = oftarget(s->from);
+	other = below ? decode(below) : NULL;
+	if (headbytes_(s->kind, s->type, s->id, s->from, s->to) > MAXSTANZA - 100 ||
+	    s->tag > PARSERHARD / 28)
+		e->must = 0;    /* whom to answer may be more than fits */
+	if (eq(s->kind, "presence")) {
+		if (!mine && (eq(s->type, "subscribe") || eq(s->type, "probe"))) {
+			may(e, APLAIN, s, "unsubscribed", self, s->from, NULL);
+		} else if (mine && eq(s->type, "subscribe")) {
+			may(e, APLAIN, s, "subscribed", self, s->from, NULL);
+			may(e, APLAIN, s, NULL, self, s->from, NULL);
+		} else if (mine && eq(s->type, "probe")) {
+			may(e, APLAIN, s, NULL, self, s->from, NULL);
+		}
+	} else if (iqs && !get && !ans) {
+		mayerr(e, s, "bad-request");
+	} else if (get && !mine) {
+		if (below || nin + nmaybe == 0) {
+			mayerr(e, s, "service-unavailable");
+		} else {
+			src = encode(s->from);
+			if (sure() == 0)
+				mayerr(e, s, "service-unavailable");
+			e->f = s->from;
+			e->p = s->to;
+			e->stays = choice == STICKY ? 1 : 0;
+			handing(e, s, self, src ? under(self, src) : NULL, NULL, 1);
+		}
+	} else if (get && !relay) {
+		mayerr(e, s, "feature-not-implemented");
+	} else if (get) {
+		src = encode(s->from);
+		if (other && encode(other) && !oftarget(other) && !ours(other, NULL, NULL) &&
+		    resof(s->from)) {
+			src = src ? under(self, src) : NULL;
+			e->f = s->from;
+			e->p = under(self, encode(other));
+			handing(e, s, self, src, other, 1);
+		} else {
+			mayerr(e, s, below ? "service-unavailable" : "feature-not-implemented");
+		}
+	} else if (ans && mine) {
+		if (other && resof(s->from))
+			leading(e, s, self, other, resource(resof(s->from)));
+	} else if (ans) {
+		src = encode(s->from);
+		if (relay && src && other && oftarget(other) && resof(other) && *resof(other))
+			leading(e, s, under(self, src), other, NULL);
+	} else if (!eq(s->kind, "message")) {
+		;
+	} else if (!relay) {
+		if (!eq(s->type, "headline"))
+			mayerr(e, s, "feature-not-implemented");
+	} else if (mine && !below) {
+		if (!eq(s->type, "headline"))
+			mayerr(e, s, "feature-not-implemented");
+	} else if (s->flags & KCARBON) {
+		;
+	} else if (mine && other && !oftarget(other) && !ours(other, NULL, NULL)) {
+		if (toolarge(s, self, other))
+			mayerr(e, s, "policy-violation");
+		else
+			may(e, AFWD, s, s->type, self, other, NULL);
+	} else if (!mine && !below) {
+		fleet = err || eq(s->type, "headline") || (!(s->flags & KBODY) && (s->flags & KFLEET));
+		if (s->flags & KMANY)
+			e->must = 0;
+		src = encode(s->from);
+		e->stays = 2;
+		e->f = bareof(s->from);
+		if (sure() == 0 && !fleet)
+			mayerr(e, s, "recipient-unavailable");
+		if (sure() == 0 && fleet)
+			e->must = 0;
+		if (nin + nmaybe > 0)
+			handing(e, s, self, src ? under(self, src) : NULL, NULL, 0);
+	} else if (err && !mine && other && oftarget(other) && resof(other) && *resof(other)) {
+		src = encode(s->from);
+		if (src && toolarge(s, under(self, src), other))
+			;
+		else if (src)
+			may(e, AFWD, s, s->type, under(self, src), other, NULL);
+	} else if (!eq(s->type, "headline")) {
+		mayerr(e, s, "service-unavailable");
+	} else {
+		e->must = 0;
+		mayerr(e, s, "service-unavailable");
+	}
+	if (e->n == 0)
+		e->must = 0;
+}
+
+/* Who has it must be whom the setting choice says. */
+static void
+checkchoice(const struct expect *e, struct res *r)
+{
+	unsigned b;
+	struct last *l;
+	size_t i;
+
+	if (!known(r))
+		bad("choice", "a request goes to %s, which has left", r->name);
+	if (e->stays) {
+		b = (unsigned)(fnv(5, e->f, strlen(e->f)) % COUNT(lasts));
+		for (l = lasts[b]; l && !eq(l->who, e->f); l = l->chain)
+			;
+		if (!l) {
+			l = mem(sizeof(*l));
+			l->who = e->f;
+			l->chain = lasts[b];
+			lasts[b] = l;
+		} else if (l->res != r && known(l->res) == 1 && l->res->joined == l->joined &&
+		           r->joined <= l->seq) {
+			bad("choice", "%s was served by %s, which is still online, and now by %s",
+			    e->f, l->res->name, r->name);
+		}
+		l->res = r;
+		l->joined = r->joined;
+		l->seq = njoins;
+	} else if (choice == LEASTBUSY && nmaybe == 0) {
+		for (i = 0; i < nres; i++)
+			if (known(reslist[i]) == 1 && reslist[i]->risky < r->open)
+				bad("leastbusy", "the request goes to %s with %d open ones, %s has %d",
+				    r->name, r->open, reslist[i]->name, reslist[i]->risky);
+	} else if (choice == RANDOM && nin > 0) {
+		shares += ((uint64_t)1 << 32) / (uint64_t)(nin + nmaybe);
+		r->share = shares;
+	}
+}
+
+/* No one that is online may be passed over for ever. */
+static void
+checkshares(void)
+{
+	size_t i;
+
+	if (choice == RANDOM)
+		for (i = 0; i < nres; i++)
+			if (known(reslist[i]) == 1 && (shares - reslist[i]->share) >> 32 > 30)
+				bad("choice", "%s should have had %d requests and has had none",
+				    reslist[i]->name, (int)((shares - reslist[i]->share) >> 32));
+}
+
+static void
+trigger(int n)
+{
+	credits += n * 1000;
+}
+
+/* Presence of the target to our domain: what becomes of its resources. */
+static void
+heardof(struct input *i)
+{
+	const struct stanza *s = &i->s;
+	const char *r = resof(s->from), *now_ = nasks ? askids[(nasks - 1) % COUNT(askids)] : NULL;
+	int surely;
+
+	sawpres = 1;
+	if (eq(s->type, "subscribe"))
+		trigger(1);
+	if (!eq(s->to, domain))
+		return;
+	if (!s->type && r) {
+		joins(r);
+	} else if (eq(s->type, "unavailable")) {
+		if (r)
+			leave(resource(r), 1);
+		else
+			leaveall(1);
+	} else if (eq(s->type, "subscribed")) {
+		msub = 1;
+		trigger(1);
+	} else if (eq(s->type, "unsubscribed")) {
+		deniedat = vt;
+		leaveall(1);
+		msub = 0;
+		trigger(1);
+	} else if (eq(s->type, "error")) {
+		trigger(1);
+		if (r || !s->id || (!eq(s->id, now_) && !eq(s->id, i->askatread)))
+			return;
+		if (s->flags & (KWAIT | KREMOTE))
+			return;
+		surely = eq(now_, i->askatread);
+		deniedat = vt;
+		leaveall(surely);
+		if (surely)
+			msub = 0;
+		else
+			msub = msub ? 2 : 0;
+	}
+}
+
+/* Input i has been handled, with output o by alternative a, or with none. */
+static void
+took(struct input *i, struct expect *e, const struct alt *a, const struct stanza *o)
+{
+	const struct stanza *s = &i->s;
+	struct req *q = e->q;
+	struct res *r = NULL;
+
+	ihead++;
+	if (i->what == IHANDSHAKE) {
+		monline = 1;
+		onlineat = vt;
+	}
+	if (i->what != ISTANZA)
+		return;
+	if (s->flags & KSVC && s->from && oftarget(s->from) && resof(s->from)) {
+		r = resource(resof(s->from));
+		if (!r->svctime || vt - r->svctime >= refresh * 1000LL) {
+			r->svctime = vt;
+			trigger(2);     /* asks whether it is there, and once more if all is silent */
+		}
+		r = NULL;
+	}
+	if (s->from && s->to && eq(s->kind, "presence") && !s->nons && oftarget(s->from) &&
+	    ours(s->to, NULL, NULL))
+		heardof(i);
+	if (a && (a->w == ARES || (a->w == AFWD && e->p && !e->q && eq(s->kind, "iq") &&
+	    (eq(s->type, "get") || eq(s->type, "set"))))) {
+		if (a->w == ARES) {
+			r = resource(resof(o->to));
+			checkchoice(e, r);
+		}
+		if (e->p) {
+			addreq(e->f, e->p, s->id, r);
+			total->tally[THANDED]++;
+		}
+	} else if (q && eq(s->kind, "iq")) {
+		endreq(q, QENDED);
+	}
+	if (a && a->w == AFWD && eq(s->kind, "iq") && !eq(s->type, "get") && !eq(s->type, "set"))
+		total->tally[TANSWERS]++;
+	if (a && a->w == AERR && a->cond && eq(a->cond, "resource-constraint"))
+		total->tally[TBUSY]++;
+	if (a && a->w == AERR && a->cond && eq(a->cond, "policy-violation"))
+		total->tally[TLARGE]++;
+	if (a && eq(s->kind, "message"))
+		total->tally[TMESSAGES]++;
+}
+
+static int
+isalt(const struct alt *a, const struct stanza *o)
+{
+	if (!eq(a->kind, o->kind) || !eq(a->type, o->type) || !eq(a->from, o->from))
+		return 0;
+	if (a->w == APLAIN)
+		return eq(a->to, o->to);
+	if (a->w == AERR)
+		return (eq(a->id, o->id) || (!o->id && a->id && strlen(a->id) > MAXSTANZA / 2)) &&
+		       eq(a->to, o->to) && eq(a->cond, o->cond) &&
+		       (o->flags & KERROR) && o->elements == 2;
+	if (!eq(a->id, o->id) || a->pay != o->pay)
+		return 0;
+	return a->w == ARES ? oftarget(o->to) && resof(o->to) : eq(a->to, o->to);
+}
+
+/* Handle the next input without an output; 0 if it needs one. */
+static int
+skip(void)
+{
+	struct input *i = iq + ihead;
+	struct expect e;
+
+	if (ihead >= iread || (i->what == IHEADER && !i->step) || i->what == IEND)
+		return 0;
+	predict(i, &e);
+	if (e.must)
+		return 0;
+	took(i, &e, NULL, NULL);
+	return 1;
+}
+
+static const struct { const char *cond, *type; } conditions[] = {
+	{ "service-unavailable", "cancel" }, { "feature-not-implemented", "cancel" },
+	{ "not-acceptable", "modify" }, { "policy-violation", "modify" },
+	{ "resource-constraint", "wait" }, { "recipient-unavailable", "wait" },
+	{ "remote-server-timeout", "wait" }, { "bad-request", "modify" }
+};
+
+/* 1 if o is an error that ends a request which its resource has not answered. */
+static int
+isfailure(struct stanza *o)
+{
+	uint64_t k;
+	struct req *q, *best, *oldest;
+	int gone = eq(o->cond, "recipient-unavailable"), late = eq(o->cond, "remote-server-timeout"), n;
+	size_t i;
+
+	if (!eq(o->kind, "iq") || !eq(o->type, "error") || (!gone && !late) || o->elements != 2)
+		return 0;       /* those that others made have a text */
+	k = reqkey(o->to, o->from, o->id);
+	do {
+		best = oldest = NULL;
+		n = 0;
+		for (q = reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain) {
+			if (q->key != k || q->st == QENDED || q->st == QERRED || !eq(q->f, o->to) ||
+			    !eq(q->p, o->from) || !eq(q->id, o->id))
+				continue;
+			oldest = q;
+			n++;
+			if (late ? vt + (on[SLOWCALL] ? 2000 : 100) >= q->written + answertime * 1000LL :
+			    q->st == QFAILING ||
+			    (q->res && (known(q->res) != 1 || q->res->left >= q->written)))
+				best = q;
+		}
+	} while (!best && gone && skip());
+	/* which of several alike was answered is not known for sure */
+	for (q = oldest ? NULL : reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain)
+		if (q->key == k && q->vague)
+			return 1;
+	if (!oldest)
+		return 0;
+	for (q = n > 1 ? reqbuckets[k % COUNT(reqbuckets)] : NULL; q; q = q->chain)
+		q->vague |= q->key == k;
+	if (oldest->vague)
+		best = best ? best : oldest;
+	if (!best && late)
+		bad(*tlspin ? "tlsearly" : "early", "a request of %s is timed out %lld ms after it was handed out", o->to,
+		    vt - oldest->written);
+	if (!best && gone)
+		bad("sweep", "a request of %s fails as if %s had left, which it has not: "
+		    "%lld ms since its presence, %lld since the last probe but one", o->to,
+		    oldest->res ? oldest->res->name : "nobody", vt - oldest->res->heard, vt - probe1);
+	q = best ? best : oldest;
+	if (late && n == 1)
+		for (i = ihead; i < iarr; i++)
+			if (iq[i].what == ISTANZA && iq[i].arrived < q->written + answertime * 1000LL &&
+			    eq(iq[i].s.kind, "iq") && iq[i].s.from && q->res && oftarget(iq[i].s.from) &&
+			    eq(resof(iq[i].s.from), q->res->name) && sameid(iq[i].s.id, q->id) &&
+			    resof(iq[i].s.to) && eq(decode(resof(iq[i].s.to)), q->f) &&
+			    !eq(iq[i].s.type, "get") && !eq(iq[i].s.type, "set") &&
+			    !strncmp(iq[i].s.to, q->p, strlen(q->p)))
+				bad(*tlspin ? "tlsearly" : "judged", "a request of %s is timed out while its answer, come %lld ms ago, "
+				    "waits to be read", q->f, vt - iq[i].arrived);
+	total->tally[late ? TLATE : TGONE]++;
+	endreq(q, QERRED);
+	return 1;
+}
+
+/* 1 if o asks for the target's presence, or is a ping to ourselves. */
+static int
+isask(struct stanza *o)
+{
+	unsigned long i;
+	size_t k;
+	int probe = eq(o->type, "probe");
+	long long gap = vt - lastask, want;
+
+	if (eq(o->kind, "iq") && eq(o->type, "get") && eq(o->from, domain) && eq(o->to, domain) &&
+	    (o->flags & KPING))
+		return 1;
+	if (!eq(o->kind, "presence") || (!probe && !eq(o->type, "subscribe")))
+		return 0;
+	if (!eq(o->from, domain) || !eq(o->to, target))
+		bad("ask", "asks for presence from %s to %s", o->from, o->to);
+	while (!monline && skip())
+		;
+	while (probe && !msub && skip())
+		;
+	if (probe && !msub)
+		bad("ask", "probes though it is not subscribed");
+	for (i = nasks > COUNT(askids) ? nasks - COUNT(askids) : 0; o->id && i < nasks; i++)
+		if (eq(askids[i % COUNT(askids)], o->id))
+			bad("ask", "asks with id %s twice", o->id);
+	for (k = 0; probe && k < nres; k++)
+		if (reslist[k]->st != OUT && reslist[k]->heard < probe2)
+			break;
+	if (probe && k < nres)
+		trigger(1);     /* who was silent in one is asked again */
+	credits += (vt - creditat) * 2 / (askmin < refresh ? askmin : refresh);
+	credits = credits < 8000 + 4000 * (long long)nres ? credits : 8000 + 4000 * (long long)nres;
+	creditat = vt;
+	credits -= 1000;
+	if (credits < 0 && !on[ASLEEP] && !on[STALL] && !on[SLOWLINK] && !on[SLOWCALL] && !on[SMALLBUF] && !on[LOSS])
+		bad("askrate", "asks for presence too often, last %lld ms ago", gap);
+	if (nasks > 0 && !sawpres) {
+		want = nasks > 20 ? askmax : (long long)askmin << (nasks - 1);
+		want = (want < askmax ? want : askmax) * 1000;
+		if (gap < want - 20 && !on[ASLEEP] && !on[STALL] && !on[SLOWLINK] && !on[SLOWCALL] &&
+		    !on[SMALLBUF] && !on[LOSS])
+			bad("askrate", "asks again after %lld ms, not %lld", gap, want);
+	}
+	askids[nasks++ % COUNT(askids)] = copy_(o->id);
+	lastask = vt;
+	total->tally[TASKS]++;
+	for (k = 0; probe && k < nres; k++)
+		if (reslist[k]->st == IN && silentone(reslist[k])) {
+			unsure(reslist[k]);
+			setres(reslist[k], MAYBE);
+		}
+	if (probe) {
+		probe0 = probe1;
+		probe1 = probe2;
+		probe2 = vt;
+	}
+	return 1;
+}
+
+static void
+counterror(const char *cond)
+{
+	size_t i;
+
+	for (i = 0; i < COUNT(total->errors) - 1 && total->errors[i].cond && !eq(total->errors[i].cond, cond); i++)
+		;
+	for (; !total->errors[i].cond;) {
+		size_t k;
+		for (k = 0; k < COUNT(conditions) && !eq(conditions[k].cond, cond); k++)
+			;
+		if (k == COUNT(conditions))
+			return;
+		total->errors[i].cond = conditions[k].cond;
+	}
+	total->errors[i].n++;
+}
+
+/* What to call a fault in what becomes of s. */
+static const char *
+effect(const struct stanza *s)
+{
+	return s->flags & KSERVER ? "serverns" : eq(s->type, "headline") ? "headline" :
+	       eq(s->kind, "iq") && !eq(s->type, "get") && !eq(s->type, "set") &&
+	       !eq(s->type, "result") && !eq(s->type, "error") ? "iqtype" :
+	       s->id && !*s->id ? "emptyid" : "effect";
+}
+
+/* The program has written stanza o: find out of what it comes. */
+static void
+check(struct stanza *o)
+{
+	struct input *i;
+	struct expect e;
+	size_t k;
+	int a;
+
+	if (!o->from || !ours(o->from, NULL, NULL))
+		bad("from", "writes a stanza from %s", shorten(o->from));
+	if (!o->to || !*o->to)
+		bad("from", "writes a stanza to nobody");
+	due();
+	if (isask(o) || isfailure(o))
+		return;
+	for (;;) {
+		if (ihead >= iread || iq[ihead].what == IEND) {
+			bad(effect(ihead ? &iq[ihead - 1].s : o), "writes what nothing has asked for: %s", describe(o));
+			return;
+		}
+		i = iq + ihead;
+		predict(i, &e);
+		for (a = i->step; a < e.n; a++)
+			if (isalt(e.a + a, o))
+				break;
+		if (a < e.n && e.a[a].w == APLAIN && a + 1 < e.n) {
+			i->step = a + 1;
+			return;
+		}
+		if (a < e.n) {
+			if (e.a[a].w == AERR) {
+				counterror(o->cond);
+				for (k = 0; k < COUNT(conditions); k++)
+					if (eq(conditions[k].cond, o->cond) && !eq(conditions[k].type, o->etype))
+						bad("effect", "error %s has type %s", o->cond, o->etype);
+			}
+			took(i, &e, e.a + a, o);
+			return;
+		}
+		if (e.must || (i->what == IHEADER && !i->step)) {
+			bad(effect(&i->s), "writes %s, but first has to come what %s brings: %s%s", describe(o),
+			    describe(&i->s), e.n ? e.a[0].w == AERR ? e.a[0].cond :
+			    fmt("%s from %s to %s", e.a[0].type, shorten(e.a[0].from), shorten(e.a[0].to)) : "nothing",
+			    e.n > 1 ? " or so" : "");
+			took(i, &e, NULL, NULL);
+			continue;
+		}
+		took(i, &e, NULL, NULL);
+	}
+}
+
+/* ---- the connection ---- */
+
+enum { NADDR = 4, WAKER = 3, WAKEW = 4, FIRSTFD = 5 };
+enum { SERVES, REFUSES, SILENCE, NOROUTE };
+struct written {
+	int what;               /* of the stream's events, as in struct input */
+	struct stanza s;
+	long long end;
+};
+static struct {
+	int open, fd, connecting, connected, error, addr, dead, tls, badpin, broken;
+	long long since, connectedat;
+	/* towards the server: bytes taken from the program, of these gone */
+	long long wtotal, wgone, wcap, wlow, wstall;
+	unsigned wrate, rrate, latency;
+	int wpending, wshut, rpending, rst, fin, finread, wfail;
+	/* from the server: bytes sent, arrived, read by the program */
+	unsigned char *raw;
+	size_t rawcap;
+	long long sent, came, took, rcap, rstall;
+	long long badfrom;      /* where what ends the stream begins, or -1 */
+	long long costlyfrom;
+	int ended, saiderror, allocfailed, quiet, scripted, shaken, hsread, blind;
+	long long endedat, hsreadat, lastread, lastwrite, blockedat;
+} c;
+static struct written *oq;
+static size_t noq, oqcap, ohead;
+static int addrs[NADDR], naddrs, nextaddr, fdnumber, firsttried;
+static int logflags = O_WRONLY;
+static int servedlast, roundsaid, rounds, saidrounds, mostrounds, silentrounds, provedlast, unprovedmaybe;
+static long long lastend = -1;
+static long long outagelines;
+static long progress;
+static br_ssl_server_context sc;
+static unsigned char scbytes[BR_SSL_BUFSIZE_BIDI];
+static char *app;               /* that the server says, before it is encrypted */
+static size_t napp, appcap;
+static const char *streamid;
+
+static long long healtime;
+static void (*handlers[65])(int);
+static int wakebytes, resolving_, termsig, termonline, goodbye, termblocked;
+static long long termat, stoppedms;
+static int stopped;             /* the process is, for now */
+
+static const unsigned char certkey[32] = {
+	0xf9, 0x1a, 0x77, 0xb9, 0xd3, 0x2e, 0xd3, 0xe9, 0xee, 0x3a, 0x5f, 0xa0, 0xf6,
+	0x79, 0x5d, 0x75, 0xc8, 0x6c, 0xb0, 0xf7, 0x63, 0x1d, 0xe9, 0xee, 0x75, 0x75,
+	0x03, 0x68, 0xab, 0xa2, 0x86, 0xa2
+};
+/* A certificate of that key, that nobody uses for anything else. */
+static const char certhex[] =
+    "3082017030820115a003020102021442363d3fb52a66d943975f950d6be32578f81f54300a06"
+    "082a8648ce3d040302300c310a300806035504030c01773020170d3236313132363132333633"
+    "335a180f32313236313130323132333633335a300c310a300806035504030c01773059301306"
+    "072a8648ce3d020106082a8648ce3d030107034200040cdcbdf35ad8e9899e0216f52c1c49cb"
+    "d5f3b76ee44ffb0a0f2ad4ca420e0d5b513e55f65cf79783b525e3d666c30c3295b6cfecbf54"
+    "97b26b2d71b38584a8b3a3533051301d0603551d0e0416041454ddc7096ec11e5611331ca87d"
+    "dbb9f7edb82c75301f0603551d2304183016801454ddc7096ec11e5611331ca87ddbb9f7edb8"
+    "2c75300f0603551d130101ff040530030101ff300a06082a8648ce3d04030203490030460221"
+    "00ab4e141f7586e2f03be72d8c4ccc8fe6bada306f0fba3880e385fe8b1dad8596022100cc09"
+    "a80195669983d55d29c29938281826cefee55986168998ff209ed031df38";
+static unsigned char cert[sizeof(certhex) / 2];
+
+static void serve(struct written *), serverlost(const char *), servergreets(void);
+
+static long long
+inflight(void)
+{
+	return c.wtotal - c.wgone;
+}
+
+static int
+writable(void)
+{
+	return c.rst || c.wfail || c.wcap - inflight() >= c.wlow;
+}
+
+static int
+readable(void)
+{
+	return c.came > c.took || c.rst || (c.fin && !c.dead && c.came == c.sent);
+}
+
+/* Presence of a resource has arrived: the program can read it. */
+static void
+arrives(struct input *i)
+{
+	const struct stanza *s = &i->s;
+	struct res *r;
+
+	i->arrived = vt;
+	if (i->what != ISTANZA || !s->from || !s->to || s->nons)
+		return;
+	if (eq(s->kind, "presence") && !s->type && oftarget(s->from) && resof(s->from) &&
+	    eq(s->to, domain)) {
+		r = resource(resof(s->from));
+		if (silentone(r))
+			unsure(r);
+		r->heard = anyheard = vt;
+	} else if (eq(s->kind, "presence") && eq(s->type, "unavailable") && oftarget(s->from) && resof(s->from)) {
+		resource(resof(s->from))->gone = vt;
+	} else if (eq(s->from, domain) && eq(s->to, domain) && nasks && s->id &&
+	           eq(s->id, askids[(nasks - 1) % COUNT(askids)])) {
+		/* the first of the two pings that go with a probe */
+		if (probeback < probe2)
+			probeback = vt;
+	}
+}
+
+static void
+arrive(void *p, long arg)
+{
+	long long n = c.sent - c.came, room = c.rcap - (c.came - c.took);
+
+	(void)p, (void)arg;
+	c.rpending = 0;
+	if (c.dead || c.rst || n == 0)
+		return;
+	if (c.rstall > vt) {
+		c.rpending = 1;
+		at(c.rstall, arrive, NULL, 0, generation);
+		return;
+	}
+	n = n < room ? n : room;
+	if (n <= 0)
+		return;         /* reading goes on with it */
+	if (c.rrate && n > c.rrate / 20 + 1)
+		n = c.rrate / 20 + 1;
+	if (fault(SPLIT, 700))
+		n = 1 + rnd(n > 4000 && often(800) ? 4000 : n > 60 && often(500) ? 60 : (unsigned)n);
+	c.came += n;
+	for (; iarr < niq && iq[iarr].end <= c.came; iarr++)
+		arrives(iq + iarr);
+	if (c.came < c.sent) {
+		c.rpending = 1;
+		at(vt + (c.rrate ? n * 1000 / c.rrate : on[SPLIT] && !healed ? rnd(3) : 0), arrive,
+		   NULL, 0, generation);
+	}
+}
+
+static void
+drain(void *p, long arg)
+{
+	long long n = inflight();
+
+	(void)p, (void)arg;
+	c.wpending = 0;
+	if (c.dead || c.rst)
+		return;
+	if (c.wstall > vt) {
+		c.wpending = 1;
+		at(c.wstall, drain, NULL, 0, generation);
+		return;
+	}
+	if (c.wrate && n > c.wrate / 20 + 1)
+		n = c.wrate / 20 + 1;
+	c.wgone += n;
+	for (; ohead < noq && oq[ohead].end <= c.wgone && !c.fin; ohead++)
+		serve(oq + ohead);
+	if (inflight() > 0) {
+		c.wpending = 1;
+		at(vt + (c.wrate ? n * 1000 / c.wrate : 0), drain, NULL, 0, generation);
+	} else if (c.wshut && !c.fin) {
+		serverlost("the proxy has closed its side");
+	}
+}
+
+static void
+draining(void)
+{
+	if (c.wpending)
+		return;
+	c.wpending = 1;
+	at(vt + c.latency, drain, NULL, 0, generation);
+}
+
+static void
+sendraw(const unsigned char *s, size_t n)
+{
+	if (c.fin || c.rst)
+		return;
+	c.raw = room(c.raw, (size_t)c.sent, (size_t)c.sent + n, &c.rawcap);
+	memcpy(c.raw + c.sent, s, n);
+	c.sent += (long long)n;
+	if (!c.rpending) {
+		c.rpending = 1;
+		at(vt + c.latency, arrive, NULL, 0, generation);
+	}
+}
+
+/* Move what BearSSL's engine, the server's, has to move. */
+static void
+pump(void)
+{
+	br_ssl_engine_context *e = &sc.eng;
+	unsigned char *b;
+	size_t n;
+	int more = 1;
+
+	while (more) {
+		more = 0;
+		if ((b = br_ssl_engine_sendrec_buf(e, &n))) {
+			sendraw(b, n);
+			br_ssl_engine_sendrec_ack(e, n);
+			more = 1;
+		}
+		if ((b = br_ssl_engine_recvapp_buf(e, &n))) {
+			seenfeed(&sout, (char *)b, n);
+			br_ssl_engine_recvapp_ack(e, n);
+			more = 1;
+		}
+	}
+}
+
+/* Let go out what the server has said. */
+static void
+speak(void)
+{
+	size_t i, done = 0, n;
+	unsigned char *b;
+
+	if (!c.open || !c.connected || c.fin || c.rst)
+		napp = 0;
+	if (napp == 0)
+		return;
+	if (c.tls) {
+		while (done < napp) {
+			pump();
+			if (!(b = br_ssl_engine_sendapp_buf(&sc.eng, &n)))
+				break;
+			n = n < napp - done ? n : napp - done;
+			memcpy(b, app + done, n);
+			br_ssl_engine_sendapp_ack(&sc.eng, n);
+			br_ssl_engine_flush(&sc.eng, 0);
+			done += n;
+			pump();
+			for (i = niq; i > 0 && iq[i - 1].end < 0; i--)
+				;
+			for (; i < niq && iq[i].said <= (long long)(sin_.fed - napp + done); i++)
+				iq[i].end = c.sent;
+		}
+	} else {
+		sendraw((unsigned char *)app, napp);
+	}
+	napp = 0;
+}
+
+/* The server says s: it goes out with the next speak(). */
+static void
+say_(const char *s, size_t n)
+{
+	if (!c.open || !c.connected || c.fin || c.rst || sin_.stopping || sin_.dead)
+		return;
+	app = room(app, napp, napp + n, &appcap);
+	memcpy(app + napp, s, n);
+	napp += n;
+	seenfeed(&sin_, s, n);
+}
+
+static struct input *
+newinput(int what)
+{
+	struct input *i;
+
+	iq = grow(iq, niq, &iqcap, sizeof(*iq));
+	i = memset(iq + niq++, 0, sizeof(*iq));
+	i->what = what;
+	i->said = (long long)sin_.fed;
+	i->end = c.tls ? -1 : i->said;
+	i->arrived = -1;
+	return i;
+}
+
+/* Input n ends with this byte of what the server says. */
+static void
+endsat(size_t n, long long end)
+{
+	iq[n].said = end;
+	if (!c.tls)
+		iq[n].end = end;
+}
+
+static void
+opened_in(const char *id, const char *to, int ok)
+{
+	(void)to;
+	if (!ok || !id) {
+		end_in("a header that is none");
+		return;
+	}
+	newinput(IHEADER);
+	if (sin_.ndecl > 8)
+		c.costlyfrom = c.sent;  /* more than it has to bear */
+	endsat(niq - 1, XML_GetCurrentByteIndex(sin_.p) + XML_GetCurrentByteCount(sin_.p));
+}
+
+static void
+end_in(const char *why)
+{
+	struct input *i = newinput(IEND);
+
+	i->why = copy_(why);
+	/* the program may see it before its last byte: so what was sent with it counts */
+	if (c.badfrom < 0)
+		c.badfrom = c.sent;
+	sin_.stopping = 1;
+}
+
+static void
+got_in(const char *cond, struct stanza *s)
+{
+	int is = !s->nons && (eq(s->kind, "iq") || eq(s->kind, "message") || eq(s->kind, "presence"));
+	struct input *i;
+	int hs = c.shaken;
+
+	(void)cond;
+	if (eq(s->kind, "stream:error") || (!hs && (is || (s->nons && (eq(s->kind, "iq") ||
+	    eq(s->kind, "message") || eq(s->kind, "presence")))))) {
+		end_in(s->cond);
+		endsat(niq - 1, s->end);
+		return;
+	}
+	i = newinput(!hs && eq(s->kind, "handshake") ? IHANDSHAKE : hs && is ? ISTANZA : IOTHER);
+	c.shaken |= i->what == IHANDSHAKE;
+	i->s = *s;
+	endsat(niq - 1, s->end);
+}
+
+static struct written *
+newwritten(int what)
+{
+	struct written *w;
+
+	oq = grow(oq, noq, &oqcap, sizeof(*oq));
+	w = memset(oq + noq++, 0, sizeof(*oq));
+	w->what = what;
+	w->end = c.wtotal;
+	return w;
+}
+
+static void
+opened_out(const char *to, int ok)
+{
+	if (!ok || !eq(to, domain))
+		bad("xml", "the stream that it opens is not one to %s", domain);
+	newwritten(IHEADER);
+}
+
+/* Why the connection may end, or NULL. */
+static const char *
+reason(void)
+{
+	if (termat >= 0)
+		return "a signal";
+	if (c.finread || c.rst || c.wfail || (c.fin && c.came == c.sent))
+		return "the server is gone";
+	if (c.badfrom >= 0 && c.took > c.badfrom)
+		return "the server has ended the stream";
+	if (c.costlyfrom >= 0 && c.took > c.costlyfrom)
+		return "a stanza costs too much";
+	if (c.allocfailed)
+		return "no memory";
+	if (c.connected && (!c.hsread || c.hsreadat >= c.connectedat + patience * 1000LL - 1) &&
+	    vt >= c.connectedat + patience * 1000LL - 1)
+		return "no handshake in time";
+	if (c.badpin || c.quiet || (c.blind && (c.took == c.sent || !c.hsread)))
+		return "TLS";
+	if (keepalive && vt - c.lastread >= 2000LL * keepalive - (on[SLOWCALL] ? 1000 : 2)) {
+		if (c.came > c.took && vt > slept && c.rpending == 0 && c.blockedat < 0)
+			bad("silence", "gives up a silent server with %lld bytes unread", c.came - c.took);
+		return "silence";
+	}
+	return NULL;
+}
+
+static void
+end_out(const char *why)
+{
+	const char *r = reason();
+
+	if (*why) {
+		bad("xml", "what it writes is wrong: %s", why);
+		return;
+	}
+	c.ended = 1;
+	c.endedat = vt;
+	goodbye = 1;
+	newwritten(IEND);
+	note("proxy: closes the stream%s", r ? fmt(" (%s)", r) : "");
+	if (!r)
+		bad(c.tls && monline && keepalive && vt - c.lastread > keepalive * 1000LL ? "tlsalive" :
+		    "close", "closes the stream for no reason");
+}
+
+static void
+got_out(struct stanza *s)
+{
+	unsigned char digest[20];
+	char hex[41];
+	uint64_t none = 0, h = fnv(0xcbf29ce484222325, &none, sizeof(none));
+	br_sha1_context sha;
+	struct written *w;
+	size_t len;
+	int i;
+
+	if (c.ended)
+		bad("ended", "writes %s after the end of its stream", s->kind);
+	if (eq(s->kind, "stream:error")) {
+		c.saiderror = 1;
+		note("proxy: stream error %s", s->cond);
+		return;
+	}
+	if (eq(s->kind, "handshake")) {
+		br_sha1_init(&sha);
+		br_sha1_update(&sha, streamid, strlen(streamid));
+		br_sha1_update(&sha, secret, strlen(secret));
+		br_sha1_out(&sha, digest);
+		for (i = 0; i < 20; i++)
+			sprintf(hex + 2 * i, "%02x", digest[i]);
+		if (s->pay != fnv(fnv(h, hex, 40), "\2", 1))
+			bad("handshake", "the handshake is wrong");
+		while (ihead < iread && iq[ihead].what != IHEADER && skip())
+			;
+		if (ihead >= iread || iq[ihead].what != IHEADER)
+			bad("handshake", "a handshake comes before a header");
+		else
+			iq[ihead++].step = 1;
+		newwritten(IHANDSHAKE);
+		return;
+	}
+	if (s->nons || (!eq(s->kind, "iq") && !eq(s->kind, "message") && !eq(s->kind, "presence"))) {
+		bad("xml", "writes an element %s", s->kind);
+		return;
+	}
+	if (c.saiderror)
+		bad("ended", "writes %s after a stream error", s->kind);
+	len = headbytes_(s->kind, s->type, s->id, s->from ? s->from : "", s->to ? s->to : "") + s->rest;
+	if (len > MAXSTANZA)
+		bad("large", "writes a stanza of %zu bytes: Prosody closes the stream", len);
+	note("proxy: %s", describe(s));
+	w = newwritten(ISTANZA);
+	w->s = *s;
+	if (!c.tls)
+		w->end = s->end;
+	check(s);
+}
+
+/* The server ends the connection: with FIN, or at once. */
+static void
+cut(const char *why, int reset)
+{
+	if (!c.open || !c.connected || c.fin || c.rst)
+		return;
+	note("network: %s", why);
+	napp = 0;
+	if (reset) {
+		c.rst = 1;
+		if (rnd(2)) {
+			c.came = c.took;
+			c.sent = c.took;
+		}
+	} else {
+		c.fin = 1;
+	}
+	progress++;
+}
+
+static void
+connectdone(void *p, long how)
+{
+	(void)p;
+	if (!c.open || !c.connecting)
+		return;
+	progress++;
+	c.connecting = 0;
+	c.connectedat = vt;
+	c.error = how == SERVES ? 0 : how == REFUSES ? ECONNREFUSED : EHOSTUNREACH;
+	note("network: address %d %s", c.addr, how == SERVES ? "accepts" : strerror(c.error));
+	if (how != SERVES)
+		return;
+	c.connected = 1;
+	c.lastread = vt;
+	total->tally[TCONNS]++;
+	seenopen(&sin_, 0);
+	seenopen(&sout, 1);
+	servergreets();
+}
+
+/* ---- system calls ---- */
+
+static void handle(int);
+
+/* Each system call may take a while, and a signal may come in it. */
+static void
+entered(void)
+{
+	if (fault(SLOWCALL, 10)) {
+		vt += 1 + rnd(often(50) ? 400 : 8);
+		stoppedms += 400;
+	}
+	if (fault(SIGNALS, 2))
+		handle(SIGUSR1);
+}
+
+static void
+handle(int sig)
+{
+	if (!running || sig > 64 || handlers[sig] == SIG_IGN)
+		return;
+	note("signal %d", sig);
+	progress++;
+	if (handlers[sig] == SIG_DFL) {
+		bad("signal", "signal %d is not handled and kills it", sig);
+		sig = SIGTERM;
+	}
+	if (sig != SIGUSR1 && termat < 0) {
+		termat = vt;
+		stoppedms = 0;
+		termonline = c.open && monline && !c.ended && !reason();
+		termblocked = c.open && (!writable() || c.dead);
+		goodbye = 0;
+		termat = vt;
+	}
+	total->had[USR1] += sig == SIGUSR1;
+	handlers[sig](sig);
 }
 
 int
-main(int argc, char *argv[])
+w_sigaction(int sig, const struct sigaction *sa, struct sigaction *old)
 {
-	char path[64], *data;
-	long peak = 0, begun, lost, took;
-	int fd, file;
-	off_t size;
-	FILE *f;
-	pid_t pid;
-
-	if (!strcmp(argv[1], "parse")) {
-		parse(argv[2], atol(argv[3]), (size_t)atol(argv[4]));
-		return 0;
-	} else if (!strcmp(argv[1], "relay")) {
-		relay(atoi(argv[2]), (size_t)atol(argv[3]));
-		return 0;
-	} else if (!strcmp(argv[1], "run")) {
-		waitpid(launch(argv + 2), NULL, 0);
-		printcpu(RUSAGE_CHILDREN);
-		return 0;
-	}
-	file = open(argv[2], O_RDONLY);
-	size = lseek(file, 0, SEEK_END);
-	if (argc < 8 || !(data = malloc((size_t)size + 1)) ||
-	    pread(file, data, (size_t)size, 0) != size)
-		err(1, "%s", argv[2]);
-	fd = serve(atoi(argv[6]), argv + 7, &pid);
-	if (atoi(argv[5]) >= 0)
-		greet(fd, atoi(argv[5]));
-	fcntl(fd, F_SETFL, O_NONBLOCK);
-	begun = usec();
-	lost = flood(fd, data, (size_t)size, atol(argv[3]), atol(argv[4]));
-	took = usec() - begun;
-	sprintf(path, "/proc/%ld/status", (long)pid);
-	f = fopen(path, "r");
-	while (f && fgets(buf, sizeof(buf), f) && sscanf(buf, "VmHWM: %ld", &peak) != 1)
-		;
-	kill(pid, SIGTERM);
-	waitpid(pid, NULL, 0);
-	printcpu(RUSAGE_CHILDREN);
-	printf(" %ld %ld %ld", took, peak, lost);
+	(void)old;
+	if (sa)
+		handlers[sig] = sa->sa_handler;
 	return 0;
 }
+
+void (*
+w_signal(int sig, void (*h)(int)))(int)
+{
+	void (*had)(int) = handlers[sig];
+
+	handlers[sig] = h;
+	return had;
+}
+
+int
+w_clock_gettime(clockid_t id, struct timespec *ts)
+{
+	if (id != CLOCK_MONOTONIC)
+		bad("call", "asks for a clock that can be set");
+	ts->tv_sec = (time_t)(vt / 1000 + 1000);
+	ts->tv_nsec = vt % 1000 * 1000000;
+	return 0;
+}
+
+int
+w_pipe(int *p)
+{
+	p[0] = WAKER;
+	p[1] = WAKEW;
+	return 0;
+}
+
+int
+w_open(const char *name, int flags)
+{
+	(void)name, (void)flags;
+	return WAKER;
+}
+
+int
+w_fcntl(int fd, int cmd, ...)
+{
+	va_list ap;
+
+	if (fd == 1 || fd == 2) {
+		va_start(ap, cmd);
+		logflags = cmd == F_SETFL ? va_arg(ap, int) : logflags;
+		va_end(ap);
+		return cmd == F_GETFL ? logflags : 0;
+	}
+	return 0;
+}
+
+int
+w_setsockopt(int fd, int level, int name, const void *v, socklen_t n)
+{
+	(void)level, (void)name, (void)v, (void)n;
+	if (!c.open || fd != c.fd)
+		bad("fd", "setsockopt for a descriptor that is not open");
+	return 0;
+}
+
+int
+w_getsockopt(int fd, int level, int name, void *v, socklen_t *n)
+{
+	(void)level, (void)n;
+	if (!c.open || fd != c.fd)
+		bad("fd", "getsockopt for a descriptor that is not open");
+	if (name == SO_ERROR)
+		memcpy(v, &c.error, sizeof(int));
+	return 0;
+}
+
+int
+w_socket(int family, int type, int protocol)
+{
+	(void)family, (void)type, (void)protocol;
+	entered();
+	if (c.open)
+		bad("fd", "opens a second socket");
+	if (fault(ALLOC, 20)) {
+		c.addr = nextaddr++;
+		lastend = vt;
+		errno = EMFILE;
+		return -1;
+	}
+	memset(&c, 0, sizeof(c));
+	generation++;
+	c.open = 1;
+	c.fd = FIRSTFD + (int)(generation % 3);
+	c.badfrom = c.costlyfrom = c.blockedat = -1;
+	c.since = vt;
+	c.addr = -1;
+	forgetmodel();
+	noq = oqcap = ohead = napp = appcap = 0;
+	iqcap = rescap = 0;
+	iq = NULL;
+	reslist = NULL;
+	oq = NULL;
+	app = NULL;
+	progress++;
+	return c.fd;
+}
+
+int
+w_connect(int fd, const struct sockaddr *sa, socklen_t n)
+{
+	const struct sockaddr_in *in4 = (const struct sockaddr_in *)sa;
+	int a = (int)(ntohl(in4->sin_addr.s_addr) & 0xff) - 1, how;
+
+	(void)n;
+	if (!c.open || fd != c.fd)
+		bad("fd", "connects a descriptor that is not open");
+	if (a < 0 || a >= naddrs) {
+		bad("address", "connects to an address that host has not");
+		a = 0;
+	}
+	if (a != nextaddr)
+		bad("address", "tries address %d when it is number %d's turn", a, nextaddr);
+	nextaddr = a + 1;
+	c.addr = a;
+	how = addrs[a];
+	c.latency = on[SLOWLINK] && !healed ? rnd(400) : rnd(3);
+	c.rcap = on[SMALLBUF] && !healed ? spread(20, 5000) : 1 << (12 + rnd(10));
+	c.wcap = on[SMALLBUF] && !healed ? spread(20, 5000) : 1 << (12 + rnd(10));
+	if (wild == 0) {
+		c.rcap = c.wcap = 4 << 20;
+		c.latency = 0;
+	}
+	c.wlow = rnd(2) ? 1 : c.wcap / 3 + 1;
+	if (fault(SLOWLINK, 700)) {
+		c.rrate = spread(500, 2000000);
+		c.wrate = spread(500, 2000000);
+	}
+	note("proxy: connects to address %d, which %s", a, how == SERVES ? "serves" :
+	     how == REFUSES ? "refuses" : how == SILENCE ? "is silent" : "has no route");
+	progress++;
+	if (how == NOROUTE && rnd(2)) {
+		errno = ENETUNREACH;
+		return -1;
+	}
+	c.connecting = 1;
+	if (how != SILENCE)
+		at(vt + c.latency, connectdone, NULL, how, generation);
+	errno = EINPROGRESS;
+	return -1;
+}
+
+int
+w_shutdown(int fd, int how)
+{
+	if (!c.open || fd != c.fd)
+		bad("fd", "shutdown of a descriptor that is not open");
+	if (how == SHUT_RD)
+		return 0;
+	if (!c.wshut && c.connected && !c.rst) {
+		c.wshut = 1;
+		if (c.tls && br_ssl_engine_current_state(&sc.eng) == BR_SSL_CLOSED && !c.ended) {
+			c.ended = goodbye = 1;  /* a closed engine does not tell us */
+			c.endedat = vt;
+		}
+		note("proxy: shuts its side down");
+		draining();
+		progress++;
+	}
+	return 0;
+}
+
+int
+w_close(int fd)
+{
+	const char *r;
+	int served;
+
+	if (fd == WAKER && !running)
+		return 0;
+	if (fd == WAKER || fd == WAKEW)
+		return 0;
+	if (!c.open || fd != c.fd) {
+		bad("fd", "closes descriptor %d, which is not open", fd);
+		return 0;
+	}
+	progress++;
+	r = reason();
+	if (c.connecting && vt < c.since + patience * 1000LL - 1 && termat < 0)
+		bad("close", "gives up connecting after %lld ms", vt - c.since);
+	if (c.connected && !r && !c.ended)
+		bad(c.tls && monline && keepalive && vt - c.lastread > keepalive * 1000LL ? "tlsalive" :
+		    "close", "closes the connection for no reason");
+	roundsaid |= c.connected;
+	note("proxy: closes the connection%s%s", r ? ": " : "", r ? r : "");
+	served = c.hsread;
+	provedlast = served && onlineat >= 0 && vt - onlineat >= backoffmax * 1000LL + 1000 ? 1 :
+	             served && (onlineat < 0 || vt - onlineat >= backoffmax * 1000LL - 1000) ? 2 : 0;
+	if (served && slept > c.connectedat)
+		provedlast = 2; /* while it slept it was as good as away */
+	servedlast = served;
+	lastend = vt;
+	if (c.connected)
+		serverlost("the connection is closed");
+	checkshares();
+	c.open = c.connected = 0;
+	generation++;
+	forgetmodel();
+	return 0;
+}
+
+ssize_t
+w_read(int fd, void *dst, size_t n)
+{
+	size_t k;
+
+	if (fd == WAKER) {
+		if (!wakebytes) {
+			errno = EAGAIN;
+			return -1;
+		}
+		k = n < (size_t)wakebytes ? n : (size_t)wakebytes;
+		memset(dst, 0, k);
+		wakebytes -= (int)k;
+		progress++;
+		return (ssize_t)k;
+	}
+	entered();
+	if (!c.open || fd != c.fd || !c.connected) {
+		bad("fd", "reads from a descriptor that is not open");
+		errno = EBADF;
+		return -1;
+	}
+	if (n == 0)
+		bad("call", "reads no bytes at all");
+	if (fault(AGAIN, 150)) {
+		progress++;
+		errno = rnd(2) ? EAGAIN : EINTR;
+		return -1;
+	}
+	if (c.came > c.took) {
+		k = (size_t)(c.came - c.took);
+		k = k < n ? k : n;
+		if (fault(SHORT, 300))
+			k = 1 + rnd((unsigned)k);
+		memcpy(dst, c.raw + c.took, k);
+		c.took += (long long)k;
+		c.lastread = vt;
+		progress++;
+		for (; iread < niq && iq[iread].end >= 0 && iq[iread].end <= c.took; iread++) {
+			iq[iread].readat = vt;
+			iq[iread].askatread = nasks ? askids[(nasks - 1) % COUNT(askids)] : NULL;
+			if (iq[iread].what == IHANDSHAKE) {
+				c.hsread = 1;
+				c.hsreadat = vt;
+			}
+			if (iq[iread].s.tag > PARSERHARD / 28 && c.costlyfrom < 0)
+				c.costlyfrom = c.took - 1;
+		}
+		if (!c.rpending && c.came < c.sent) {
+			c.rpending = 1;
+			at(vt + c.latency, arrive, NULL, 0, generation);
+		}
+		return (ssize_t)k;
+	}
+	if (c.rst) {
+		c.finread = 1;
+		errno = ECONNRESET;
+		return -1;
+	}
+	if (c.fin && c.came == c.sent && !c.dead) {
+		c.finread = 1;
+		return 0;
+	}
+	errno = EAGAIN;
+	return -1;
+}
+
+static void logged(const char *, size_t), claim(const char *, size_t);
+static int logstate;            /* LOGBLOCK, LOGFULL, LOGCLOSED or 0: it is read */
+static size_t loglost, logused;
+static long loglines, logwindow;
+
+ssize_t
+w_write(int fd, const void *src, size_t n)
+{
+	const unsigned char *s = src;
+	unsigned char *b;
+	size_t k = n, len, done;
+
+	if (fd == WAKEW) {
+		if (wakebytes == 65536) {
+			errno = EAGAIN;
+			return -1;
+		}
+		wakebytes += (int)n;
+		return (ssize_t)n;
+	}
+	if (fd == 2 || fd == 1) {
+		if (logstate == LOGCLOSED || logstate == LOGFULL) {
+			if (logstate == LOGCLOSED && handlers[SIGPIPE] != SIG_IGN)
+				bad("signal", "SIGPIPE kills it");
+			loglost++;
+			errno = logstate == LOGCLOSED ? EPIPE : ENOSPC;
+			return -1;
+		}
+		if (logstate == LOGBLOCK) {
+			if (logused + n > 65536 && !(logflags & O_NONBLOCK))
+				bad("logblock", "writes to a log that nobody reads, and blocks for ever");
+			if (logused + n > 65536) {
+				loglost++;
+				errno = EAGAIN;
+				return -1;
+			}
+			logused += n;
+		}
+		logged(src, n);
+		return (ssize_t)n;
+	}
+	entered();
+	if (!c.open || fd != c.fd || !c.connected) {
+		bad("fd", "writes to a descriptor that is not open");
+		errno = EBADF;
+		return -1;
+	}
+	if (c.wshut)
+		bad("call", "writes after it has shut the connection down");
+	if (fault(AGAIN, 150)) {
+		progress++;
+		errno = rnd(2) ? EAGAIN : EINTR;
+		return -1;
+	}
+	if (c.rst || c.wfail) {
+		if (handlers[SIGPIPE] != SIG_IGN)
+			bad("signal", "SIGPIPE kills it");
+		c.wfail = 1;
+		progress++;
+		errno = EPIPE;
+		return -1;
+	}
+	if (c.wcap - inflight() <= 0) {
+		errno = EAGAIN;
+		return -1;
+	}
+	k = (size_t)(c.wcap - inflight());
+	k = k < n ? k : n;
+	if (k && fault(SHORT, 300))
+		k = 1 + rnd((unsigned)k);
+	if (n == 0)
+		return 0;
+	tracehash = fnv(tracehash, src, k);
+	c.wtotal += (long long)k;
+	c.lastwrite = vt;
+	progress++;
+	if (c.tls) {
+		for (done = 0; done < k;) {
+			pump();
+			if (!(b = br_ssl_engine_recvrec_buf(&sc.eng, &len)))
+				break;
+			len = len < k - done ? len : k - done;
+			memcpy(b, s + done, len);
+			br_ssl_engine_recvrec_ack(&sc.eng, len);
+			done += len;
+		}
+		pump();
+		if (br_ssl_engine_current_state(&sc.eng) == BR_SSL_CLOSED &&
+		    br_ssl_engine_last_error(&sc.eng) != BR_ERR_OK)
+			cut(fmt("the server ends TLS with error %d", br_ssl_engine_last_error(&sc.eng)), 0);
+		speak();
+	} else {
+		seenfeed(&sout, src, k);
+	}
+	draining();
+	return (ssize_t)k;
+}
+
+int
+w_getaddrinfo(const char *h, const char *p, const struct addrinfo *hints, struct addrinfo **list)
+{
+	struct addrinfo *a;
+	struct sockaddr_in *in4;
+	long long gap = vt - lastend, low, high;
+	int i;
+
+	(void)h, (void)p, (void)hints;
+	progress++;
+	if (c.open)
+		bad("fd", "looks up host while it is connected");
+	if (lastend >= 0 && provedlast == 0 && nextaddr < naddrs && rounds && !firsttried)
+		bad(servedlast ? "nextaddr" : "address", "begins anew before it has tried address %d of %d", nextaddr, naddrs);
+	/* the pause before a round, see SPEC: short if nobody was there, or if the
+	 * connection had proved itself; longer each time if it was refused */
+	if (rounds > 0 && lastend >= 0 && lastend > slept) {
+		if (provedlast) {
+			low = 500;
+			high = 1000;
+			saidrounds = 0;
+			mostrounds = provedlast == 1 ? 0 : mostrounds;
+		} else if (!roundsaid) {
+			low = 500;
+			high = 1000;
+		} else {
+			low = 500LL << (saidrounds < 20 ? saidrounds : 20);
+			high = 2000LL << (mostrounds < 20 ? mostrounds : 20);
+			/* the one before may count as the first */
+			if (high > backoffmax * 1000LL)
+				high = backoffmax * 1000LL;
+			if (low > high / 2)
+				low = high / 2;
+			if (roundsaid == 2)
+				low = 500;
+			if (high < 1000)
+				high = 1000;
+			saidrounds += roundsaid & 1;
+			mostrounds++;
+		}
+		if (unprovedmaybe || provedlast == 2) {
+			low = 500;
+			high = backoffmax * 1000LL > 1000 ? backoffmax * 1000LL : 1000;
+		}
+		if (gap < low - 30)
+			bad("pause", "tries again after %lld ms, not %lld", gap, low);
+		if (gap > high + 60 + (on[SLOWCALL] ? 2000 : 0))
+			bad("pause", "tries again after %lld ms, not %lld, though %s", gap, high, provedlast ?
+			    "the connection was good" : roundsaid ? "somebody was there" : "nobody was there");
+	}
+	unprovedmaybe = provedlast == 2 || (unprovedmaybe && provedlast != 1) ||
+	    (rounds > 0 && lastend <= slept);
+	rounds++;
+	outagelines = roundsaid ? 0 : outagelines;
+	roundsaid = 0;
+	provedlast = 0;
+	nextaddr = 0;
+	firsttried = 0;
+	resolving_ = 1;
+	if (fault(SLOWRESOLVE, 300))
+		pass(vt + 100 + rnd(40000));
+	resolving_ = 0;
+	lastend = vt;
+	if (fault(NORESOLVE, 400)) {
+		note("network: host is not resolved");
+		nextaddr = naddrs;
+		return EAI_AGAIN;
+	}
+	*list = NULL;
+	for (i = naddrs - 1; i >= 0; i--) {
+		a = mem(sizeof(*a));
+		in4 = mem(sizeof(*in4));
+		in4->sin_family = AF_INET;
+		in4->sin_addr.s_addr = htonl(0x7f000001u + (unsigned)i);
+		in4->sin_port = htons(5347);
+		a->ai_family = AF_INET;
+		a->ai_socktype = SOCK_STREAM;
+		a->ai_addr = (struct sockaddr *)in4;
+		a->ai_addrlen = sizeof(*in4);
+		a->ai_next = *list;
+		*list = a;
+	}
+	return 0;
+}
+
+void
+w_freeaddrinfo(struct addrinfo *a)
+{
+	/* whoever uses it afterwards will not find an address in it */
+	for (; a; a = a->ai_next)
+		if (a->ai_addr)
+			memset(a->ai_addr, 0, sizeof(struct sockaddr_in));
+}
+
+int
+w_getnameinfo(const struct sockaddr *sa, socklen_t n, char *h, socklen_t hn, char *p,
+              socklen_t pn, int flags)
+{
+	const struct sockaddr_in *in4 = (const struct sockaddr_in *)sa;
+
+	(void)n, (void)flags;
+	snprintf(h, hn, "127.0.0.%u", ntohl(in4->sin_addr.s_addr) & 0xff);
+	snprintf(p, pn, "5347");
+	return 0;
+}
+
+static struct block_ {
+	struct block_ *next, *prev;
+	size_t size, magic;
+} blocks = { &blocks, &blocks, 0, 0 };
+static size_t living;
+
+void
+w_free(void *p)
+{
+	struct block_ *b = p ? (struct block_ *)p - 1 : NULL;
+
+	if (!b)
+		return;
+	if (b->magic != 0x600d600d)
+		bad("memory", "frees what is not allocated");
+	b->magic = 0;
+	b->prev->next = b->next;
+	b->next->prev = b->prev;
+	living -= b->size;
+	free(b);
+}
+
+void *
+w_realloc(void *p, size_t n)
+{
+	struct block_ *b;
+
+	if (n > 0 && c.open && fault(ALLOC, 2)) {
+		c.allocfailed = 1;
+		note("no memory");
+		return NULL;
+	}
+	if (!(b = malloc(sizeof(*b) + n)))
+		abort();
+	if (p) {
+		memcpy(b + 1, p, ((struct block_ *)p)[-1].size < n ? ((struct block_ *)p)[-1].size : n);
+		w_free(p);
+	}
+	b->size = n;
+	b->magic = 0x600d600d;
+	b->next = &blocks;
+	b->prev = blocks.prev;
+	b->prev->next = b->next->prev = b;
+	living += n;
+	if (living > PARSERHARD + 65536 + PARSERHARD / 10)
+		bad("memory", "holds %zu bytes", living);
+	return b + 1;
+}
+
+void
+w_exit(int status, int abrupt)
+{
+	if (!running)
+		abort();
+	note("proxy: exits with %d", status);
+	if (termat < 0)
+		bad("exit", "exits with %d, and no signal has told it to", status);
+	if (abrupt && !resolving_)
+		bad("exit", "leaves without ado");
+	if (status)
+		bad("exit", "status %d after a signal", status);
+	if (termat >= 0 && vt - termat > 1000 + stoppedms)
+		bad("term", "takes %lld ms to leave", vt - termat);
+	if (termonline && !termblocked && !goodbye && !c.blind && !c.rst && !c.fin && c.blockedat < 0)
+		bad("term", "leaves without closing the stream");
+	longjmp(ending, 1);
+}
+
+/* ---- the log ---- */
+
+static int claims;
+static long long lastquiet;     /* when all was last seen to be done */
+static long long logtime, budget_;
+static long reports;
+
+/* Lines that others cause are few, no line is long, all are printable. */
+static void
+logged(const char *s, size_t n)
+{
+	static const char *const free_[] = {
+		"joined: ", "left: ", "failed: ", "resource: ", "counted: ", "online: ", "connect: ",
+		"resolve: ", "disconnected: ", "subscribed: ", "not subscribed: ", "waiting: ",
+		"stopping: ", "lost: ", "log: "
+	};
+	const char *what = s + 14;
+	size_t i, named = sizeof("client_proxy: ") - 1;
+
+	total->tally[TLINES]++;
+	note("log: %.*s", (int)(n > 0 ? n - 1 : 0), s);
+	if (n < named + 1 || memcmp(s, "client_proxy: ", named) || s[n - 1] != '\n')
+		bad("log", "a line is none");
+	if (n > 512)
+		bad("loglong", "a line of %zu bytes", n);
+	for (i = 0; i + 1 < n; i++)
+		if (s[i] < ' ' || s[i] > '~') {
+			bad("log", "a line has byte %d in it", s[i]);
+			break;
+		}
+	for (i = 0; i < COUNT(free_); i++)
+		if (n - named > strlen(free_[i]) && !memcmp(what, free_[i], strlen(free_[i])))
+			break;
+	if (i < COUNT(free_)) {
+		if (i == 1 && c.open)
+			claim(what + 6, n - named - 7);
+		if (i == 5)
+			outagelines = 0;
+		if (i == 6 || i == 7 || i == 11) {
+			long long most = naddrs + 3, r;
+			for (r = 1; r <= rounds; r *= 10)
+				most += 2 * naddrs + 2;
+			if (++outagelines > most && !roundsaid && saidrounds == 0)
+				bad("logoutage", "%lld lines in one outage", outagelines);
+		}
+		return;
+	}
+	/* a budget of 20 a second, twice that at once, and what is said of the rest */
+	budget_ += (vt - logtime) * 25;
+	logtime = vt;
+	if (budget_ > 60000)
+		budget_ = 60000;
+	budget_ -= 1000;
+	if (budget_ < 0)
+		bad("lograte", "more than 20 lines a second that others cause");
+}
+
+/* ---- what must hold whenever time passes ---- */
+
+/* The log says that a resource, or all, have left: they must have. */
+static void
+claim(const char *s, size_t n)
+{
+	size_t k = strlen(target), i;
+	struct res *r;
+	char name[512];
+
+	if (n > 480 || n < k + 2 || memcmp(s, target, k))
+		return;
+	if (s[k] == ',') {
+		for (i = 0; i < nres; i++)
+			reslist[i]->claimed = reslist[i]->st == IN ? lastquiet + 2 : 0;
+		claims = 1;
+		return;
+	}
+	for (i = n; i > k && memcmp(s + i, ": ", 2); i--)
+		;
+	if (s[k] != '/' || i <= k || memchr(s, '%', n))
+		return;
+	memcpy(name, s + k + 1, i - k - 1);
+	name[i - k - 1] = '\0';
+	r = resource(name);
+	r->claimed = r->st == IN ? lastquiet + 2 : 0;
+	claims = 1;
+}
+
+/* All that was read has had its effect. */
+static void
+quiesce(void)
+{
+	struct req *q, *next;
+	size_t i;
+
+	for (q = openlist.prev; q != &openlist && q->drained < 0; q = q->prev)
+		q->drained = vt;
+	while (ihead < iread && !c.blind) {
+		if (iq[ihead].what == IEND) {
+			if (!c.ended && !c.wfail)
+				bad("effect", "has read %s and goes on", iq[ihead].why);
+			break;
+		}
+		if (skip())
+			continue;
+		if (c.ended)
+			break;
+		bad(effect(&iq[ihead].s), "has read %s, and nothing has come of it", describe(&iq[ihead].s));
+		ihead++;
+	}
+	if (c.ended || c.blind)
+		return;
+	if (nopenhi > nopenlo)
+		for (q = openlist.next; q != &openlist; q = next) {
+			next = q->next;
+			if (q->st != QFAILING)
+				continue;
+			if (!q->islong && !q->vague)
+				bad("failing", "a request of %s was in the hands of %s, which left, and has no "
+				    "error yet", q->f, q->res->name);
+			endreq(q, QERRED);
+		}
+	/* after a pause, or a time without reading, it waits for what may still be on its way */
+	while ((q = openlist.next) != &openlist && answertime && q->drained >= 0 &&
+	       vt > q->drained + answertime * 1000LL + 1000 + (on[SLOWCALL] ? 2000 : 0) &&
+	       vt > paused + patience * 1000LL + 1000) {
+		if (!q->islong && !q->vague)
+			bad("late", "a request of %s has no answer after %lld ms", q->f, vt - q->written);
+		endreq(q, QERRED);
+	}
+	for (i = 0; claims && i < nres; i++) {
+		if (reslist[i]->claimed && known(reslist[i]) == 1 && reslist[i]->left < reslist[i]->claimed - 2)
+			bad("sweep", "says that %s has left, which it has not: %lld ms since its presence, %lld "
+			    "since the last probe but one", reslist[i]->name, vt - reslist[i]->heard, vt - probe1);
+		reslist[i]->claimed = 0;
+	}
+	claims = 0;
+	lastquiet = vt;
+	if (monline && nasks == 0)
+		bad("ask", "is online and has not asked for presence");
+}
+
+static void
+judge(struct pollfd *p, nfds_t n, long long end)
+{
+	short ev = 0;
+	int wakes = 0, blocked;
+	long long want;
+	nfds_t i;
+	long long life;
+
+	for (i = 0; i < n; i++) {
+		wakes |= p[i].fd == WAKER && (p[i].events & POLLIN);
+		if (c.open && p[i].fd == c.fd)
+			ev = p[i].events;
+	}
+	if (!wakes)
+		bad("hang", "waits deaf to signals");
+	if (!c.open) {
+		if (end == FOREVER)
+			bad("hang", "waits for ever without a connection");
+		if (living)
+			bad("memory", "keeps %zu bytes without a connection", living);
+		if (provedlast == 0 && nextaddr < naddrs && rounds && termat < 0 && !firsttried)
+			bad(servedlast ? "nextaddr" : "address", "waits, and has not tried address %d of %d", nextaddr, naddrs);
+		return;
+	}
+	if (c.connecting || c.error) {
+		if (!(ev & POLLOUT) || end == FOREVER)
+			bad("hang", "waits for a connection in vain");
+		if (vt > c.since + patience * 1000LL + 100 + (on[SLOWCALL] ? 2000 : 0) && vt > slept)
+			bad("patience", "waits for a connection for %lld ms", vt - c.since);
+		return;
+	}
+	blocked = !writable();
+	c.blockedat = blocked ? c.blockedat < 0 ? vt : c.blockedat : -1;
+	if (readable() && !(ev & POLLIN) && !(blocked && (ev & POLLOUT)))
+		bad("hang", "%lld bytes wait to be read, and it waits for %s", c.came - c.took,
+		    ev & POLLOUT ? "the socket, which is writable" : "nothing");
+	if (!(ev & POLLIN) && !(ev & POLLOUT))
+		bad("hang", "waits for nothing on the connection");
+	if (!(ev & POLLOUT))
+		quiesce();
+	if (c.blind && c.took == c.sent && vt > c.lastread + 1000 && writable())
+		bad("tlsclose", "keeps a connection whose TLS has ended %lld ms ago", vt - c.lastread);
+	if ((slept >= 0 && vt <= slept + 1000) || c.blind)
+		return;
+	if (c.ended && vt > c.endedat + 1000)
+		bad("closing", "keeps a connection %lld ms after the end", vt - c.endedat);
+	if (!c.ended && !c.hsread && vt > (c.connectedat > slept ? c.connectedat : slept) +
+	    patience * 1000LL + 1000)
+		bad("patience", "waits for the handshake for %lld ms", vt - c.connectedat);
+	/* while it does not read for want of room, what it writes is the sign of life */
+	life = paused < c.lastwrite ? paused : c.lastwrite;
+	life = life > c.lastread ? life : c.lastread;
+	if (!c.ended && monline && keepalive && vt > life + keepalive * 2000LL + 1000 &&
+	    ((ev & POLLIN && c.came == c.took) || vt > c.lastwrite + keepalive * 2000LL + 1000))
+		bad("keepalive", "keeps a connection that has been silent for %lld ms", vt - c.lastread);
+	if (!c.ended && monline && !(ev & POLLOUT) && nasks > 0) {
+		want = (askmax > refresh ? askmax : refresh) * 1000LL + 4000LL * patience + 2000;
+		if (!sawpres) {
+			want = nasks > 20 ? askmax : (long long)askmin << (nasks - 1);
+			want = (want < askmax ? want : askmax) * 1000 + 1000;
+		}
+		if (vt > (lastask > deniedat ? lastask : deniedat) + want && vt > paused + 2000LL * patience + 2000)
+			bad("asklate", "has not asked for presence for %lld ms", vt - lastask);
+	}
+}
+
+/* Set what has happened to the descriptors; returns how many are ready. */
+static int
+lookat(struct pollfd *p, nfds_t n)
+{
+	int ready = 0;
+	nfds_t i;
+
+	for (i = 0; i < n; i++) {
+		p[i].revents = 0;
+		if (p[i].fd < 0)
+			continue;
+		if (p[i].fd == WAKER) {
+			p[i].revents = wakebytes ? POLLIN : 0;
+		} else if (p[i].fd == 2 || p[i].fd == 1) {
+			p[i].revents = logstate == LOGCLOSED ? POLLERR | POLLOUT :
+			               logstate == LOGBLOCK && logused + 4096 > 65536 ? 0 : POLLOUT;
+		} else if (c.open && p[i].fd == c.fd) {
+			if (c.error)
+				p[i].revents = POLLERR | POLLHUP | POLLIN | POLLOUT;
+			else if (!c.connecting)
+				p[i].revents = (readable() ? POLLIN : 0) | (writable() ? POLLOUT : 0) |
+				               (c.rst ? POLLERR | POLLHUP : 0) |
+				               (c.fin && c.came == c.sent && !c.dead && c.wshut ? POLLHUP : 0);
+		} else {
+			bad("fd", "polls descriptor %d, which is not open", p[i].fd);
+		}
+		p[i].revents &= p[i].events | POLLERR | POLLHUP;
+		ready += p[i].revents != 0;
+	}
+	return ready;
+}
+
+int
+w_poll(struct pollfd *p, nfds_t n, int timeout)
+{
+	static long lastprogress, same, idle;
+	static long long lastvt, window;
+	long long end = timeout < 0 ? FOREVER : vt + timeout, next;
+	long was;
+	int ready, is = 0, judged = 0;
+	nfds_t i;
+
+	for (i = 0; i < n; i++)
+		is |= p[i].fd == WAKER;
+	if (!is)
+		return lookat(p, n);
+	/* others share them */
+	if (logflags != O_WRONLY)
+		bad("call", "leaves the log's flags changed");
+	entered();
+	if (fault(ASLEEP, 3)) {
+		next = 1000 * spread(1, 900);
+		if (next > healtime - vt)
+			next = healtime - vt;
+		note("the process is stopped for %lld ms", next);
+		stopped = 1;
+		pass(vt + next);
+		stopped = 0;
+		slept = paused = vt;
+		stoppedms += next;
+		end = vt > end ? vt : end;
+	}
+	same = progress == lastprogress && vt == lastvt ? same + 1 : 0;
+	if (same > 12 + (c.tls ? 20000 / INSIZE : 0)) /* a record that was read is taken in pieces */
+		bad("busy", "turns and turns without doing anything");
+	if (progress != lastprogress || vt > window + 1000) {
+		idle = 0;
+		window = vt;
+	}
+	if (++idle > 40 + (c.tls ? 20000 / INSIZE : 0))
+		bad("busy", "wakes %ld times in a second for nothing", idle);
+	if (progress < lastprogress || vt < window)
+		idle = same = 0, window = vt;
+	lastprogress = progress;
+	lastvt = vt;
+	for (;;) {
+		if ((ready = lookat(p, n)) > 0 || vt >= end)
+			break;
+		if (!judged++)
+			judge(p, n, end);
+		next = nextevent();
+		if (next > end) {
+			vt = end;
+			continue;
+		}
+		if (next == FOREVER) {
+			bad("hang", "waits for ever");
+			longjmp(ending, 1);
+		}
+		was = progress;
+		happen();
+		if (wakebytes && was != progress && rnd(2)) {
+			errno = EINTR;
+			return -1;
+		}
+	}
+	if (!(p[1].events & POLLIN) || on[SLOWCALL])
+		paused = vt;
+	return ready;
+}
+
+/* ---- the server, its workers and requesters ---- */
+
+enum { NOSUB, PENDING, SUBSCRIBED };
+enum { FINE, ERRHEADER, NOHEADER, BADHEADER, ERRSHAKE, NOSHAKE, KICKS, TRICKLES, CLOSES };
+struct queued {
+	struct queued *next;
+	const char *id, *from;
+};
+struct worker {
+	const char *name;
+	int up, alive, hung, wrong, twice, errs;
+	unsigned delay, presbytes;
+	struct queued *queue;
+};
+static struct worker *workers;
+static int nworkers, subscription, accepts, prosody, remote, linkdown, mood, style, quote;
+static int listsall, deaf, down;
+static long long moodend, accepttime, finaltime;
+static const char **people;
+static int npeople, nfinal, finals, floods;
+static unsigned long token;
+static char *sb;
+static size_t nsb, sbcap;
+static const char finaljid[] = "final@x.test/y";
+
+static void
+add(const char *s, size_t n)
+{
+	sb = room(sb, nsb, nsb + n + 1, &sbcap);
+	memcpy(sb + nsb, s, n);
+	nsb += n;
+	sb[nsb] = '\0';
+}
+
+static void
+adds(const char *s)
+{
+	add(s, strlen(s));
+}
+
+/* Add an attribute, escaped as liberally as Prosody does, or not. */
+static void
+addattr(const char *name, const char *value)
+{
+	char q = (char)quote;
+
+	if (!value)
+		return;
+	adds(" ");
+	adds(name);
+	adds("=");
+	add(&q, 1);
+	for (; *value; value++)
+		if (*value == '&')
+			adds("&amp;");
+		else if (*value == '<')
+			adds("&lt;");
+		else if (*value == '>' && style & 1)
+			adds("&gt;");
+		else if (*value == '\'' && (q == '\'' || style & 1))
+			adds("&apos;");
+		else if (*value == '"' && (q == '"' || style & 1))
+			adds("&quot;");
+		else
+			add(value, 1);
+	add(&q, 1);
+}
+
+/* The server sends a stanza, if there is a stream. */
+static void
+tell(const char *kind, const char *type, const char *id, const char *from, const char *to,
+     const char *body)
+{
+	if (!c.open || !c.scripted || sin_.stopping)
+		return;
+	nsb = 0;
+	adds("<");
+	adds(kind);
+	if (fault(ODDNS, 300))
+		addattr("xmlns", rnd(3) ? rnd(2) ? "jabber:client" : "jabber:server" :
+		        rnd(4) ? COMPONENTNS : "urn:x");
+	if (style & 2)
+		addattr("type", type);
+	addattr("from", from);
+	addattr("to", to);
+	if (!(style & 2))
+		addattr("type", type);
+	addattr("id", id);
+	if (fault(ODDNS, 50))
+		addattr("xml:lang", "de");
+	if (body && *body) {
+		adds(">");
+		adds(body);
+		adds("</");
+		adds(kind);
+		adds(">");
+	} else {
+		adds("/>");
+	}
+	note("server: %s %s id=%s from=%s to=%s (%zu bytes)", kind, type ? type : "-", shorten(id),
+	     shorten(from), shorten(to), nsb);
+	say_(sb, nsb);
+	if (fault(WHITE, 100))
+		say_(rnd(2) ? " " : "\n\t  \n", 1);
+}
+
+static const char *
+errorbody(const char *type, const char *cond)
+{
+	return fmt("<error type='%s'><%s xmlns='" STANZASNS "'/><text xmlns='" STANZASNS "'>%lu</text></error>",
+	           type, cond, ++token);
+}
+
+static const char *
+filler(size_t n)
+{
+	static const char *const bits[] = { "x", "]]>", "&lt;", "&amp;", "'\"", "&#13;", "ü", "> ", "&gt;" };
+	char *s = mem(n + 16), *p = s;
+	const char *b = NULL;
+	int plain = rnd(3) == 0;
+
+	while ((size_t)(p - s) + 6 < n) {
+		b = plain ? "x" : bits[often(900) ? 0 : rnd(COUNT(bits))];
+		if (!strcmp(b, "]]>"))
+			b = "]]&gt;";
+		p = stpcpy(p, b);
+	}
+	while ((size_t)(p - s) < n)
+		*p++ = 'y';
+	return s;
+}
+
+/* Some payload; over is how many bytes it shall be longer than the limit, if
+ * head is not 0, which is what the stanza's start will take. */
+static const char *
+content(size_t head, int over)
+{
+	unsigned long t = ++token;
+	size_t i, n;
+	const char *big = NULL;
+	char *s, *p;
+
+	if (head) {
+		n = strlen(fmt("<q xmlns='urn:w' t='%lu'></q>", t)) + 1 + strlen("</iq>") + head;
+		for (i = 0; i < sin_.ndecl; i++)
+			n += attrbytes(sin_.decl[i][0], sin_.decl[i][1]);
+		if (n < MAXSTANZA) {
+			n = MAXSTANZA + (size_t)over - n;
+			s = mem(n + 100);
+			p = s + sprintf(s, "<q xmlns='urn:w' t='%lu'>", t);
+			memset(p, 'z', n);
+			strcpy(p + n, "</q>");
+			return s;
+		}
+	}
+	if (healed || (wild == 0 && !fuzzbytes))
+		return fmt("<q xmlns='urn:w' t='%lu'>some text</q>", t);
+	switch (rnd(11)) {
+	case 0:
+		return fmt("<q xmlns='urn:w' t='%lu' a='1\"2' b=\"it's\" c='&lt;&amp;&#10;&#9;&#13;'/>", t);
+	case 1:
+		return fmt("<q xmlns='urn:w' t='%lu'><![CDATA[<&]]]]><![CDATA[>]]>]]&gt;&gt;&#13;</q>", t);
+	case 2:
+		return fmt("<p:q xmlns:p='urn:p' p:a='%lu'><p:b/><c xmlns=''>&#x1F600;</c></p:q>", t);
+	case 3:
+		return fmt("<q xmlns='urn:w' t='%lu'><a><b><c><d><e f='g'>h<i/>j</e></d></c></b></a> </q>", t);
+	case 4:
+		if (sin_.ndecl > 0 && strchr(sin_.decl[0][0], ':'))
+			return fmt("<%s:q t='%lu' %s:u='v'/>", strchr(sin_.decl[0][0], ':') + 1, t,
+			           strchr(sin_.decl[0][0], ':') + 1);
+		return fmt("<q xmlns='urn:w' t='%lu'/>", t);
+	case 5:
+		big = filler(often(100) ? 3000 : 100);
+		break;
+	case 6:
+		big = filler(fault(HUGE, 300) ? rnd(3) ? MAXSTANZA / 2 + rnd(MAXSTANZA) :
+		             rnd(MAXSTANZA / 8) : MAXSTANZA / 20);
+		break;
+	case 7:
+		p = s = mem(16384);
+		p += sprintf(p, "<q xmlns='urn:w' t='%lu'>", t);
+		for (n = rnd(often(100) ? 300 : 10); n > 0; n--)
+			p += sprintf(p, "<e%u a%u='%u'/>", rnd(100000), rnd(100000), rnd(9));
+		strcpy(p, "</q>");
+		return s;
+	case 8:
+		return fmt("<q xmlns='urn:w' a='%lu' b='%s'/>", t, fault(HUGE, 200) ?
+		           "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb" : "b");
+	default:
+		return fmt("<q xmlns='urn:w' t='%lu'/>", t);
+	}
+	s = mem(strlen(big) + 100);
+	sprintf(s, "<q xmlns='urn:w' t='%lu'>%s</q>", t, big);
+	return s;
+}
+
+static const char *
+fullname(const struct worker *w)
+{
+	return under(target, w->name);
+}
+
+static int
+cansee(void)
+{
+	return subscription == SUBSCRIBED && !linkdown && c.scripted;
+}
+
+static void
+sendpresence(struct worker *w)
+{
+	if (cansee() && w->up)
+		tell("presence", NULL, NULL, fullname(w), domain, w->presbytes ?
+		     fmt("<status>%s</status>", filler(w->presbytes)) : rnd(3) ? NULL :
+		     rnd(2) ? "<show>dnd</show>" : "<priority>-1</priority>");
+}
+
+static void
+latepresence(void *p, long arg)
+{
+	(void)arg;
+	sendpresence(p);
+}
+
+static void
+answerprobe(void)
+{
+	int i;
+
+	if (fault(NOPROBE, 400) || deaf)
+		return;
+	for (i = 0; i < nworkers; i++) {
+		if (!workers[i].up || fault(PARTPROBE, 200))
+			continue;
+		if (fault(LATEPROBE, 300))
+			at(vt + 1 + rnd(2000 * patience), latepresence, workers + i, 0, generation);
+		else if (remote)
+			at(vt + 50 + rnd(100), latepresence, workers + i, 0, generation);
+		else
+			sendpresence(workers + i);
+	}
+}
+
+static void
+accept_(void *p, long arg)
+{
+	int i, any = 0;
+
+	(void)p, (void)arg;
+	for (i = 0; i < nworkers; i++)
+		any |= workers[i].up && workers[i].alive;
+	if (subscription != PENDING || linkdown)
+		return;
+	if (!any && !healed) {
+		at(vt + 5000, accept_, NULL, 0, 0);
+		return;
+	}
+	if (fault(DENY, 300)) {
+		subscription = NOSUB;
+		tell("presence", "unsubscribed", NULL, target, domain, NULL);
+		return;
+	}
+	subscription = SUBSCRIBED;
+	tell("presence", "subscribed", NULL, target, domain, NULL);
+	for (i = 0; i < nworkers && listsall; i++)
+		sendpresence(workers + i);
+}
+
+static void
+comes(struct worker *w)
+{
+	if (w->up)
+		return;
+	w->up = w->alive = 1;
+	w->queue = NULL;
+	note("worker %s comes", shorten(w->name));
+	sendpresence(w);
+	if (subscription == PENDING)
+		at(vt + accepttime, accept_, NULL, 0, 0);
+}
+
+/* The server has done away with a session. */
+static void
+goes(struct worker *w, int silently)
+{
+	struct queued *q;
+
+	if (!w->up)
+		return;
+	w->up = w->alive = 0;
+	note("worker %s goes%s", shorten(w->name), silently ? " without a word" : "");
+	for (q = w->queue; q; q = q->next)
+		if (cansee())
+			tell("iq", "error", q->id, fullname(w), q->from, errorbody("cancel", "recipient-unavailable"));
+	w->queue = NULL;
+	if (fault(PRERROR, 300))
+		tell("presence", "error", rnd(2) ? "other" : NULL, rnd(2) ? target : fullname(w), domain,
+		     errorbody("cancel", rnd(2) ? "recipient-unavailable" : "service-unavailable"));
+	if (!silently && cansee())
+		tell("presence", "unavailable", NULL, fullname(w), domain, NULL);
+}
+
+static void
+gonelater(void *p, long arg)
+{
+	if (!healed)
+		goes(p, (int)arg);
+}
+
+static void
+comeslater(void *p, long arg)
+{
+	(void)arg;
+	if (!down)
+		comes(p);
+	else
+		at(vt + 1000, comeslater, p, 0, 0);
+}
+
+struct reply {
+	struct worker *w;
+	const char *id, *to, *type, *body;
+};
+
+/* A worker answers. */
+static void
+answer(void *p, long arg)
+{
+	struct reply *r = p;
+	size_t head;
+	const char *self = "", *below = NULL, *f;
+
+	(void)arg;
+	if (!r->w->up || !r->w->alive || r->w->hung || linkdown)
+		return;
+	if (!r->body) {
+		ours(r->to, &self, &below);
+		f = decode(below);
+		head = f ? headbytes_("iq", r->type, r->id, self, f) : 0;
+		r->body = content(fault(OVERFLOW, 40) ? head : 0, (int)rnd(3) - 1);
+	}
+	tell("iq", r->type, r->id, fullname(r->w), r->to, r->body);
+}
+
+/* A request for a worker, and a message for it, has come from the proxy. */
+static void
+work(struct worker *w, const struct stanza *s)
+{
+	struct reply *r = mem(sizeof(*r)), *again_;
+	struct queued *q;
+
+	if (!w->alive) {
+		q = mem(sizeof(*q));
+		q->id = s->id;
+		q->from = s->from;
+		q->next = w->queue;
+		w->queue = q;
+		return;
+	}
+	if (w->hung)
+		return;
+	r->w = w;
+	r->id = s->id;
+	r->to = s->from;
+	r->type = "result";
+	if (w->errs && !healed && often(500)) {
+		r->type = "error";
+		r->body = errorbody("cancel", rnd(2) ? "service-unavailable" : "item-not-found");
+	}
+	if (w->wrong && !healed && often(100)) {
+		static const char *const odd[] = {
+			"x", "%41%42", "%", "%4", "%zz", "%00", "%C0%80", "%ED%A0%80", "%EF%BF%BE",
+			"%EF%BF%BF", "%7F", "%0A", "a@b.test/%7f", "\xc3\xbc@b.test", "%C3", "%F4%90%80%80",
+			"nobody@nowhere.test/x", "%EF%BF%BD", "%F0%9F%98%80", "%E0%80%80", "%C3%BC@b.test"
+		};
+		r->to = rnd(5) ? under(rnd(2) ? domain : fmt("n@%s", domain), odd[rnd(COUNT(odd))]) : domain;
+		total->had[WRONG]++;
+	}
+	at(vt + (w->delay ? rnd(w->delay) : 0), answer, r, 0, 0);
+	if (w->twice && !healed && often(200)) {
+		again_ = mem(sizeof(*r));
+		*again_ = *r;
+		again_->body = NULL;
+		if (rnd(2))
+			again_->w = workers + rnd((unsigned)nworkers);
+		at(vt + 1 + rnd(100000), answer, again_, 0, 0);
+	}
+	if (relay && !eq(s->to, target) && often(200) && !healed) {
+		again_ = mem(sizeof(*r));
+		*again_ = *r;
+		again_->type = rnd(2) ? "get" : "set";
+		again_->id = fmt("r%lu", ++owns);
+		again_->body = NULL;
+		if (!rnd(8))
+			again_->to = rnd(2) ? domain : under(domain, domain);
+		at(vt + rnd(1000), answer, again_, 0, 0);
+	}
+}
+
+static struct worker *
+findworker(const char *name)
+{
+	int i;
+
+	for (i = 0; i < nworkers; i++)
+		if (eq(workers[i].name, name))
+			return workers + i;
+	return NULL;
+}
+
+/* Presence of the proxy for the target's account. */
+static void
+asked(const struct stanza *s)
+{
+	if (linkdown) {
+		if (remote != 2)
+			tell("presence", "error", s->id, target, domain, errorbody(remote == 1 ? "cancel" : "wait",
+			     remote == 1 ? "remote-server-not-found" : "remote-server-timeout"));
+		return;
+	}
+	if (eq(s->type, "subscribe")) {
+		if (fault(DENY, 200)) {
+			tell("presence", "error", s->id, target, domain, errorbody("cancel", "item-not-found"));
+		} else if (subscription == SUBSCRIBED) {
+			tell("presence", "subscribed", NULL, target, domain, NULL);
+			if (listsall)
+				answerprobe();
+		} else if (accepts || healed) {
+			subscription = PENDING;
+			at(vt + (healed ? 0 : accepttime), accept_, NULL, 0, 0);
+		}
+	} else if (eq(s->type, "probe")) {
+		if (subscription == SUBSCRIBED) {
+			answerprobe();
+		} else if (prosody) {
+			subscription = NOSUB;
+			tell("presence", "unsubscribed", NULL, target, domain, NULL);
+		}
+	}
+}
+
+/* The server handles what the proxy has written. */
+static void
+serve(struct written *o)
+{
+	const struct stanza *s = &o->s;
+	const char *r;
+	struct worker *w;
+	size_t i;
+
+	if (!c.open || c.fin || c.rst)
+		return;
+	if (o->what == IEND) {
+		if (!sin_.stopping)
+			say_("</stream:stream>", 16);
+		if (!fault(TRICKLE, 500))
+			cut("the server ends the connection too", 0);
+		return;
+	}
+	if (o->what == IHEADER) {
+		if (mood == NOHEADER)
+			return;
+		if (mood == CLOSES) {
+			cut("the server cuts the connection before a word", (int)rnd(2));
+			return;
+		}
+		streamid = rnd(2) ? "id" : "3&'\"<x";
+		nsb = 0;
+		if (!rnd(3))
+			adds("<?xml version='1.0'?>");
+		if (mood == TRICKLES) {
+			adds("<stream:stream");
+			for (i = 0; i < 100; i++)
+				adds(" ");
+			c.rrate = 20;
+		} else if (mood == BADHEADER) {
+			adds(rnd(2) ? "<html><body>" : rnd(2) ? "HTTP/1.1 400 >>>>" :
+			     rnd(2) ? "<stream:stream xmlns='jabber:client' xmlns:stream='" STREAMSNS "' id='1'>" :
+			     "<stream:stream xmlns='" COMPONENTNS "' xmlns:stream='" STREAMSNS "'>");
+			say_(sb, nsb);
+			return;
+		} else {
+			adds("<stream:stream");
+		}
+		addattr("xmlns:stream", STREAMSNS);
+		addattr("xmlns", COMPONENTNS);
+		addattr("from", domain);
+		addattr("id", streamid);
+		if (on[DECLS]) {
+			for (i = rnd(healed || !wild ? 8 : 10); i > 0; i--) {
+				static const char *const p[] = { "xmlns:db", "xmlns:a", "xmlns:b", "xmlns:c", "xmlns:d",
+				                                 "xmlns:e", "xmlns:f", "xmlns:g", "xmlns:h", "xmlns:i" };
+				addattr(p[i], i == 1 ? "urn:'x'&\"" : fmt("urn:%zu", i));
+			}
+		}
+		adds(">");
+		say_(sb, nsb);
+		if (mood == ERRHEADER) {
+			r = rnd(2) ? "host-unknown" : "undefined-condition";
+			nsb = 0;
+			adds(fmt("<stream:error><%s xmlns='urn:ietf:params:xml:ns:xmpp-streams'/><text xmlns='urn:"
+			         "ietf:params:xml:ns:xmpp-streams' a='>'>no \xc3\xbc</text></stream:error></stream:stream>", r));
+			say_(sb, nsb);
+			if (rnd(2))
+				cut("the server ends the connection", 0);
+		}
+		if (on[WHITE])
+			say_("<stream:features><x xmlns='y'/></stream:features>", 49);
+		return;
+	}
+	if (o->what == IHANDSHAKE) {
+		if (mood == NOSHAKE)
+			return;
+		if (mood == ERRSHAKE && !rnd(4)) {
+			say_("<iq type='get'/>", 16);
+			return;
+		}
+		if (mood == ERRSHAKE) {
+			nsb = 0;
+			adds("<stream:error><not-authorized xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>"
+			     "</stream:error></stream:stream>");
+			say_(sb, nsb);
+			cut("the server ends the connection", 0);
+			return;
+		}
+		if (mood == ERRHEADER || mood == BADHEADER)
+			return;
+		if (rnd(2))
+			say_("<handshake/>", 12);
+		else
+			say_("<handshake></handshake>", 23);
+		c.scripted = 1;
+		note("server: handshake");
+		if (mood == KICKS) {
+			nsb = 0;
+			adds("<stream:error><conflict xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>"
+			     "</stream:error></stream:stream>");
+			say_(sb, nsb);
+			c.scripted = 0;
+			cut("the server throws it out", 0);
+		}
+		return;
+	}
+	if (!c.scripted)
+		return;
+	if (oftarget(s->to)) {
+		if (eq(s->kind, "presence")) {
+			asked(s);
+			return;
+		}
+		r = resof(s->to);
+		w = r ? findworker(r) : NULL;
+		if (linkdown) {
+			if (eq(s->type, "get") && rnd(2))
+				tell("iq", "error", s->id, s->to, s->from, errorbody("wait", "remote-server-timeout"));
+		} else if (eq(s->kind, "iq") && (!w || !w->up)) {
+			if (eq(s->type, "get") || eq(s->type, "set"))
+				tell("iq", "error", s->id, s->to, s->from, errorbody("cancel", "service-unavailable"));
+		} else if (w && w->up && (eq(s->type, "get") || eq(s->type, "set"))) {
+			work(w, s);
+		} else if (w && w->up && w->alive && !w->hung && relay && eq(s->kind, "message") &&
+		           !eq(s->type, "error") && rnd(2)) {
+			tell("message", s->type, s->id, s->to, s->from, fault(HUGE, 300) ?
+			     content(0, 0) : fmt("<body>%lu</body>", ++token));
+		}
+	} else if (ours(s->to, NULL, NULL)) {
+		tell(s->kind, s->type, s->id, s->from, s->to, s->flags & KPING ? "<ping xmlns='urn:xmpp:ping'/>" : NULL);
+	} else if (eq(s->to, finaljid)) {
+		finals += eq(s->type, "result") && s->id && !strncmp(s->id, "final", 5);
+	} else if (relay && eq(s->kind, "iq") && (eq(s->type, "get") || eq(s->type, "set")) && rnd(4)) {
+		tell("iq", rnd(3) ? "result" : "error", s->id, s->to, s->from,
+		     rnd(3) ? content(0, 0) : errorbody("cancel", "item-not-found"));
+	} else if (relay && eq(s->kind, "message") && !eq(s->type, "error") && !rnd(6)) {
+		tell("message", "error", s->id, s->to, s->from, errorbody("cancel", "gone"));
+	}
+}
+
+/* A connection stands; what comes first is up to the client. */
+static void
+servergreets(void)
+{
+	static br_x509_certificate chain[2];
+	static br_ec_private_key key;
+
+	if (*tlspin) {
+		chain[0].data = chain[1].data = cert;
+		chain[0].data_len = chain[1].data_len = sizeof(cert);
+		key.curve = BR_EC_secp256r1;
+		key.x = (unsigned char *)certkey;
+		key.xlen = sizeof(certkey);
+		br_ssl_server_init_full_ec(&sc, chain, 1 + rnd(2), BR_KEYTYPE_EC, &key);
+		br_ssl_engine_set_buffer(&sc.eng, scbytes, sizeof(scbytes), 1);
+		br_ssl_server_reset(&sc);
+		c.tls = 1;
+		c.badpin = on[TLSBAD];
+		if (mood == BADHEADER) {
+			c.quiet = 1;
+			if (rnd(2))
+				sendraw((const unsigned char *)"HTTP/1.1 400 Bad Request\r\n\r\n", 28);
+			else /* an alert */
+				sendraw((const unsigned char *)(rnd(2) ? "\25\3\3\0\2\2\50" : "\25\3\3\0\2\2\106"), 7);
+		}
+	}
+}
+
+/* The proxy has ended the connection, or its side of it. */
+static void
+serverlost(const char *why)
+{
+	if (c.open && c.connected && !c.fin)
+		cut(why, 0);
+	c.scripted = 0;
+}
+
+static void
+cutlater(void *p, long arg)
+{
+	(void)p, (void)arg;
+	cut("the server ends the connection", 0);
+}
+
+/* The server ends the stream, politely with TLS or not. */
+static void
+serverends(const char *cond, int how)
+{
+	if (!c.open || !c.connected || c.fin || c.rst)
+		return;
+	nsb = 0;
+	if (c.scripted && cond) {
+		adds(fmt("<stream:error><%s xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>", cond));
+		say_(sb, nsb);
+	}
+	if (c.scripted && how == 0)
+		say_("</stream:stream>", 16);
+	if (how == 4)           /* the last words and close_notify in one piece */
+		say_(" ", 1);
+	speak();
+	if (c.tls && (how == 4 || (how == 0 && rnd(2)))) {
+		br_ssl_engine_close(&sc.eng);
+		pump();
+		c.blind = 1;            /* a closed engine gives us no more to read */
+	}
+	if (how == 2 && rnd(2) && c.sent > c.came) /* in the middle of a record */
+		c.sent = c.came + rnd((unsigned)(c.sent - c.came));
+	c.scripted = 0;
+	if (c.blind && rnd(2)) /* it waits for our close_notify, with the last words in one piece */
+		at(vt + 30000, cutlater, NULL, 0, generation);
+	else
+		cut("the server ends the connection", how == 3);
+}
+
+/* ---- requesters ---- */
+
+static const char *
+somebody(void)
+{
+	size_t n;
+	char *s;
+
+	if (fault(ODDJID, 300)) {
+		switch (rnd(12)) {
+		case 0:
+			return fmt("%sx/r", target);
+		case 1:
+			return "b.test";
+		case 2:
+			return "u@b.test/%41 b/c@d'\"&<>";
+		case 3:
+			return "j\xc3\xbcrgen@b.test/\xd7\xa9\xd7\x9c\xd7\x95\xd7\x9d abc";
+		case 4:
+		case 5:
+		case 6:
+			n = 1021 + rnd(4);
+			s = mem(n + 1);
+			memset(s, 'l', n);
+			memcpy(s, "long@b.test/", 12);
+			if (rnd(2)) {
+				memcpy(s + 12, "\xc3\xbc", 2);
+				s[n - 4] = '\0';
+			}
+			return s;
+		case 7:
+			n = 1023 + rnd(2);
+			s = mem(n + 10);
+			memset(s, 'n', n);
+			strcpy(s + n, "@b.test");
+			return s;
+		case 8:
+			n = 90 + rnd(200);
+			s = mem(n + 20);
+			strcpy(s, "k@b.test/");
+			memset(s + 9, 'k', n);
+			return s;
+		}
+		return "u@b.test/\x7f";
+	}
+	return people[rnd((unsigned)npeople)];
+}
+
+static const char *
+someid(void)
+{
+	size_t n;
+	char *s;
+
+	if (!fault(ODDID, 350))
+		return fmt("i%lu", ++token);
+	switch (rnd(8)) {
+	case 0:
+	case 1:
+		return theseed / 3 & 1 ? NULL : "";
+	case 2:
+	case 3:
+		return "same";
+	case 4:
+		return "<'\"&>\t%/";
+	case 5:
+		n = REQUESTSIZE - 60 + rnd(60);
+		break;
+	case 6:
+		n = REQUESTSIZE + rnd(200);
+		break;
+	default:
+		if (!fault(HUGE, 200))
+			return "\xc3\xbc";
+		n = rnd(2) ? MAXSTANZA - 300 + rnd(400) : BUILD == 1 ? 600000 : 2 * MAXSTANZA;
+	}
+	s = mem(n + 1);
+	return memset(s, 'i', n);
+}
+
+static const char *
+someaddress(void)
+{
+	char *s;
+
+	if (!often(wild ? 300 : 200))
+		return domain;
+	switch (rnd(wild ? 13 : 2)) {
+	default:
+		return fmt("node%u@%s", rnd(3), domain);
+	case 2:
+		return fmt("%s/x", domain);
+	case 3:
+		return fmt("n@%s/u@b.test", domain);
+	case 4:
+		return fmt("x%s", domain);
+	case 5:
+		return fmt("@%s", domain);
+	case 6:
+		return fmt("%s/", domain);
+	case 7:
+		return "PROXY.test";
+	case 8:
+		s = mem(1024 + 100);
+		memset(s, 'n', 1022 + rnd(3));
+		return strcat(strcat(s, "@"), domain);
+	}
+}
+
+/* Somebody sends something, most often a request. */
+static void
+ask1(const char *f)
+{
+	static const char *const types[] = { "gets", "", NULL, "probe", "GET", "unavailable" };
+	const char *to = someaddress(), *id = someid(), *type = rnd(2) ? "get" : "set", *e, *body;
+	size_t head = 0;
+	struct worker *w;
+
+	total->tally[TREQS]++;
+	if (fault(MESSAGE, 200)) {
+		type = rnd(2) ? rnd(3) ? NULL : "chat" : rnd(3) ? "normal" : rnd(2) ? "headline" : "error";
+		body = rnd(3) ? fmt("<body>%lu</body>", ++token) : rnd(3) ?
+		       fmt("<active xmlns='http://jabber.org/protocol/chatstates' n='%lu'/>", ++token) : rnd(2) ?
+		       fmt("<sent xmlns='urn:xmpp:carbons:2'>%lu</sent>", ++token) : content(0, 0);
+		e = encode(fullname(workers + rnd((unsigned)nworkers)));
+		if (relay && rnd(4) == 0 && e)
+			to = under(domain, e);
+		tell("message", type, id, f, to, body);
+		return;
+	}
+	if (fault(PRESENCE, 100)) {
+		static const char *const ptypes[] = { NULL, "unavailable", "subscribe", "subscribed", "probe",
+		                                      "unsubscribed", "unsubscribe", "error", "odd" };
+		tell("presence", ptypes[rnd(COUNT(ptypes))], id, rnd(4) ? f : fmt("%sx/r", target), to, NULL);
+		return;
+	}
+	if (fault(STRAY, 100)) {
+		e = nworkers ? encode(fullname(workers)) : NULL;
+		tell("iq", rnd(2) ? "result" : "error", id, f, rnd(2) || !e ? to : under(domain, e), content(0, 0));
+		return;
+	}
+	if (fault(STRAY, 60)) {
+		w = workers + rnd((unsigned)nworkers);
+		tell("iq", rnd(2) ? "result" : "error", id, fullname(w), under(domain, "u@b.test/stray"), content(0, 0));
+		return;
+	}
+	if (fault(ODDTYPE, 100)) {
+		tell("iq", types[rnd(COUNT(types))], id, f, to, content(0, 0));
+		return;
+	}
+	if (fault(ODDTYPE, 30)) {
+		tell("iq", type, id, rnd(2) ? target : under(target, "w0"), to, content(0, 0));
+		return;
+	}
+	if (fault(ODDTYPE, 30)) {
+		tell("iq", type, id, rnd(2) ? NULL : rnd(2) ? "" : domain, to, content(0, 0));
+		return;
+	}
+	e = encode(f);
+	if (e && fault(OVERFLOW, 60))
+		head = headbytes_("iq", type, id, under(to, e), fullname(workers));
+	tell("iq", type, id, f, to, content(head, (int)rnd(3) - 1));
+}
+
+static void
+requests_(void *p, long every)
+{
+	int n = 1;
+
+	(void)p;
+	if (vt < finaltime) {
+		if (fault(FLOOD, 10))
+			n = (int)spread(10, BUILD == 1 ? 6000 : 300);
+		for (; n > 0; n--)
+			ask1(n > 1 ? people[0] : somebody());
+		at(vt + (healed ? 8 : 1) * (wild == 0 ? every : 1 + (long)rnd(2 * (unsigned)every)), requests_, NULL, every, 0);
+	}
+}
+
+/* ---- what goes wrong ---- */
+
+static void
+address(void *p, long arg)
+{
+	(void)p;
+	if (!healed)
+		addrs[arg / 8] = (int)(arg % 8);
+}
+
+/* The server stops listening for a while. */
+static void
+downfor(int how, long long ms)
+{
+	int i;
+
+	for (i = 0; i < naddrs; i++) {
+		addrs[i] = how;
+		at(vt + ms, address, NULL, i * 8 + SERVES, 0);
+	}
+}
+
+static void
+undown(void *p, long arg)
+{
+	(void)p, (void)arg;
+	down = 0;
+}
+
+static void
+linkup(void *p, long arg)
+{
+	int i;
+
+	(void)p, (void)arg;
+	note("the link to the target's server is back");
+	linkdown = 0;
+	for (i = 0; rnd(2) && i < nworkers; i++)
+		sendpresence(workers + i);
+}
+
+static void
+moodover(void *p, long arg)
+{
+	(void)p, (void)arg;
+	if (vt >= moodend)
+		mood = FINE;
+}
+
+static void
+logback(void *p, long arg)
+{
+	(void)p, (void)arg;
+	if (logstate != LOGCLOSED)
+		logstate = 0;
+	logused = 0;
+}
+
+static void
+trouble(void *p, long every)
+{
+	static const char *const streamerrors[] = {
+		"conflict", "system-shutdown", "policy-violation", "internal-server-error", "reset",
+		"connection-timeout", "resource-constraint", "see-other-host", "undefined-condition"
+	};
+	static const char *const forbidden_[] = {
+		"<!-- a comment -->", "<?pi a?>", "<!DOCTYPE a>", "<a></b>", "<iq><iq></b>", "</stream:stream>",
+		"<a b='1' b='2'/>", "<a>&undefined;</a>", "\x01<a/>", "<a>\xff\xff</a>", "<u:x/ >"
+	};
+	struct worker *w = nworkers ? workers + rnd((unsigned)nworkers) : NULL;
+	long long t = 1000LL * spread(1, often(100) ? 4000 : 300);
+	const char *s;
+	int i, f = (int)rnd(BEHAVIOURS);
+
+	(void)p;
+	if (healed)
+		return;
+	at(vt + 1 + (long)rnd(2 * (unsigned)every), trouble, NULL, every, 0);
+	if (!fault(f, 1000))
+		return;
+	switch (f) {
+	case CUT:
+		serverends(NULL, c.tls && rnd(2) ? 4 : 1 + (int)rnd(2));
+		break;
+	case RESET:
+		serverends(NULL, 3);
+		break;
+	case LOSS:
+		if (c.open && keepalive) {
+			note("network: all is lost from now on");
+			c.dead = 1;
+		}
+		break;
+	case STALL:
+		if (rnd(3))
+			c.wstall = vt + t;
+		if (rnd(2))
+			c.rstall = vt + t;
+		note("network: stands still until %lld (up) and %lld (down)", c.wstall / 1000, c.rstall / 1000);
+		break;
+	case REFUSE:
+		downfor(rnd(4) ? REFUSES : NOROUTE, t);
+		if (rnd(4))
+			serverends(NULL, 1);
+		break;
+	case SILENT:
+		i = (int)rnd((unsigned)naddrs);
+		addrs[i] = rnd(2) ? SILENCE : REFUSES;
+		at(vt + t, address, NULL, i * 8 + SERVES, 0);
+		if (rnd(2))
+			serverends(NULL, 1);
+		break;
+	case STREAMERR:
+		serverends(streamerrors[rnd(COUNT(streamerrors))], (int)rnd(3));
+		break;
+	case BADSHAKE:
+	case TRICKLE:
+	case KICK:
+		mood = f == TRICKLE ? TRICKLES : f == KICK ? KICKS : rnd(4) ? ERRHEADER + (int)rnd(5) : CLOSES;
+		moodend = vt + t;
+		at(moodend, moodover, NULL, 0, 0);
+		serverends("reset", 0);
+		break;
+	case RESTART:
+		for (i = 0; i < nworkers; i++)
+			if (workers[i].up) {
+				goes(workers + i, 0);
+				at(vt + t + rnd(10000), comeslater, workers + i, 0, 0);
+			}
+		if (rnd(2))
+			serverends("system-shutdown", 0);
+		else
+			serverends(NULL, 1);
+		downfor(REFUSES, t);
+		down = 1;
+		at(vt + t, undown, NULL, 0, 0);
+		break;
+	case PRERROR:
+		if (subscription == SUBSCRIBED && w)
+			tell("presence", "error", rnd(4) ? NULL : nasks && rnd(2) ? askids[(nasks - 1) % COUNT(askids)] :
+			     "x", rnd(2) ? target : fullname(w), domain, errorbody(rnd(4) ? "cancel" : "wait",
+			     rnd(3) ? "recipient-unavailable" : "remote-server-timeout"));
+		break;
+	case ROSTERLOST:
+		note("server: the roster entry is lost");
+		subscription = NOSUB;
+		break;
+	case UNSUB:
+		if (subscription == SUBSCRIBED && w) {
+			subscription = NOSUB;
+			tell("presence", "unsubscribed", NULL, rnd(2) ? target : fullname(w), domain, NULL);
+		}
+		break;
+	case UNREACH:
+		if (remote && !linkdown) {
+			note("the link to the target's server is down");
+			linkdown = 1;
+			at(vt + 4 * t, linkup, NULL, 0, 0);
+		}
+		break;
+	case WHITE:
+		if (c.scripted)
+			say_(rnd(2) ? " " : "\r\n", 1);
+		if (c.scripted && rnd(2))
+			say_("<x:odd xmlns:x='urn:x'><y/>z</x:odd>", 36);
+		break;
+	case BROKEN:
+		if (c.scripted) {
+			s = forbidden_[rnd(COUNT(forbidden_))];
+			note("server: %s", s);
+			say_(s, strlen(s));
+			say_("<x>", 3);
+			c.scripted = 0;
+		}
+		break;
+	case HUGE:
+		if (c.scripted && c.costlyfrom < 0 && BUILD != 1) {
+			c.costlyfrom = c.sent;
+			nsb = 0;
+			adds("<iq type='get' from='u@b.test/r' to='proxy.test' id='");
+			for (t = PARSERHARD / 20; t > 0; t--)
+				add("a", 1);
+			adds("'/>");
+			say_(sb, nsb);
+		}
+		break;
+	case HUNG:
+		if (w)
+			w->hung = !w->hung;
+		break;
+	case DIE:
+		if (w && w->up) {
+			goes(w, often(300));
+			at(vt + t, comeslater, w, 0, 0);
+		}
+		break;
+	case HIBERNATE:
+		if (w && w->up) {
+			note("worker %s dies and stays online", w->name);
+			w->alive = 0;
+			at(vt + 1000 * (5 + rnd(600)), gonelater, w, 0, 0);
+		}
+		break;
+	case REPLACE:
+		if (w && w->up) {
+			goes(w, 0);
+			comes(w);
+		}
+		break;
+	case USR1:
+		handle(SIGUSR1);
+		break;
+	case LOGBLOCK:
+	case LOGFULL:
+	case LOGCLOSED:
+		note("the log is %s", f == LOGBLOCK ? "read by nobody" : f == LOGFULL ? "full" : "closed");
+		logstate = f;
+		logused = f == LOGBLOCK && rnd(2) ? 65536 - rnd(3000) : 0;
+		at(vt + t, logback, NULL, 0, 0);
+		break;
+	case ASKED:
+		tell("presence", rnd(2) ? "subscribe" : "probe", rnd(2) ? "a" : NULL, target, domain, NULL);
+		break;
+	case FOREIGN:
+		tell("presence", rnd(2) ? NULL : "unavailable", NULL, rnd(2) ? fmt("%sx/w0", target) :
+		     fmt("x%s/w0", target), domain, NULL);
+		if (w && w->up)
+			tell("presence", rnd(2) ? NULL : "unavailable", NULL, fullname(w), fmt("n@%s", domain), NULL);
+		if (cansee()) {
+			char *l = mem(1100);
+			memset(l, 'r', 1022 + rnd(3));
+			tell("presence", NULL, NULL, under(target, rnd(2) ? l : ""), domain, NULL);
+			tell("presence", "unavailable", NULL, under(target, l), domain, NULL);
+			if (rnd(2))
+				tell("presence", NULL, NULL, under(target, "z/notours"), domain, NULL);
+			tell("presence", "unavailable", NULL, under(target, "z/notours"), domain, NULL);
+		}
+		break;
+	case BOUNCE:
+		if (w && cansee())
+			sendpresence(w);
+		break;
+	}
+}
+
+/* ---- the end of a world ---- */
+
+/* All faults stop. Within bound() every request has to be served again: the
+ * pause that may have begun, all addresses, of which one accepts at once, the
+ * detection of a connection that is dead, the longest pause between two
+ * subscriptions, two probes until who is gone is known to be, and the time that
+ * a request may take that a worker has, who was lost. */
+static long long
+bound(void)
+{
+	return 1000LL * (backoffmax + 1 + naddrs * (2LL * patience + 1) + 2LL * keepalive + 1 +
+	       askmax + 3LL * (refresh + patience) + answertime + 10);
+}
+
+static void
+heal(void *p, long arg)
+{
+	int i;
+
+	(void)p, (void)arg;
+	note("all faults stop");
+	healed = 1;
+	for (i = 0; i < naddrs; i++)
+		addrs[i] = SERVES;
+	mood = FINE;
+	down = linkdown = deaf = 0;
+	c.wstall = c.rstall = 0;
+	c.rrate = c.wrate = 0;
+	c.latency = 0;
+	if (c.open && c.rcap < 65536)
+		c.rcap = 65536;
+	if (c.open && c.wcap < 65536)
+		c.wcap = 65536;
+	if (c.open && inflight() > 0 && !c.dead) {
+		c.wpending = 0;
+		draining();
+	}
+	if (c.open && c.dead) {
+		c.dead = 0;
+		cut("the connection that was lost is reset", 1);
+	}
+	if (c.open && c.connected && !c.scripted && sin_.stopping && !c.fin)
+		cut("the server ends what it has broken", 0);
+	if (c.open && c.connected && !c.fin && !c.rst && !sin_.stopping) {
+		c.rpending = 1;
+		at(vt, arrive, NULL, 0, generation);
+	}
+	logstate = 0;
+	logused = 0;
+	for (i = 0; i < nworkers; i++) {
+		/* what was lost, and waits for ever, ends when its worker leaves */
+		if (workers[i].hung || !workers[i].alive || workers[i].delay > 1000 || !answertime)
+			goes(workers + i, 0);
+		workers[i].hung = workers[i].wrong = workers[i].twice = workers[i].errs = 0;
+		workers[i].delay = 100;
+		if (i == 0 || rnd(2))
+			comes(workers + i);
+	}
+	if (subscription == PENDING)
+		at(vt, accept_, NULL, 0, 0);
+}
+
+static void
+lastrequest(void *p, long n)
+{
+	(void)p;
+	if (n == 0 && !c.scripted)
+		bad("recovery", "is not online %lld s after the faults have stopped", (vt - healtime) / 1000);
+	tell("iq", "get", fmt("final%ld", n), finaljid, domain, content(0, 0));
+	nfinal++;
+}
+
+static void
+isserved(void *p, long arg)
+{
+	(void)p, (void)arg;
+	if (finals != nfinal)
+		bad("recovery", "%d of %d requests are answered %lld s after the faults have stopped", finals,
+		    nfinal, (vt - healtime) / 1000);
+	total->tally[TSERVED]++;
+}
+
+static void
+terminate(void *p, long sig)
+{
+	(void)p;
+	handle((int)sig);
+}
+
+static void
+overtime(void *p, long arg)
+{
+	(void)p, (void)arg;
+	if (stopped) {
+		at(vt + 30000, overtime, NULL, 0, 0);
+		return;
+	}
+	bad("term", "does not leave %lld ms after a signal", vt - termat);
+	longjmp(ending, 1);
+}
+
+/* ---- worlds ---- */
+
+static int
+seedprng(const br_prng_class **ctx)
+{
+	uint64_t b[4];
+	size_t i;
+
+	for (i = 0; i < 4; i++)
+		b[i] = scramble(entropy += 0x9e3779b97f4a7c15);
+	(*ctx)->update(ctx, b, sizeof(b));
+	return 1;
+}
+
+/* All entropy of the program and of the server's TLS is the seed's. */
+br_prng_seeder
+br_prng_seeder_system(const char **name)
+{
+	if (name)
+		*name = "the world";
+	return seedprng;
+}
+
+/* Choose the settings: what config.h holds. */
+static void
+settle(void)
+{
+	br_sha256_context sha;
+	unsigned char pin[32];
+	char *s;
+	int i;
+
+	domain = "proxy.test";
+	secret = "secret <&>";
+	host = rnd(2) ? "server.test" : "127.0.0.1";
+	port = "5347";
+	remote = rnd(3) ? 0 : 1 + (int)rnd(3);
+	target = remote ? "svc@far.test" : "svc@b.test";
+	prefix = rnd(8) ? "" : "w";
+	choice = (int)rnd(3);
+	relay = (int)rnd(2);
+	keepalive = rnd(6) ? spread(5, 120) : 0;
+	/* a handshake that fails costs as much of our time as one that does not */
+	backoffmax = spread(on[TLSBAD] ? 30 : 1, 60);
+	patience = spread(2, 15);
+	askmin = spread(5, 60);
+	askmax = askmin + rnd(rnd(4) ? 200 : 3600);
+	refresh = patience + 1 + spread(0, 300);
+	answertime = spread(5, 300);
+	if (!relay && !rnd(10))
+		answertime = 0;
+	tlspin = "";
+	if (!on[TLS])
+		on[TLSBAD] = 0;
+	if (on[TLS]) {
+		for (i = 0; i < (int)sizeof(cert); i++)
+			cert[i] = (unsigned char)strtol(fmt("%.2s", certhex + 2 * i), NULL, 16);
+		br_sha256_init(&sha);
+		br_sha256_update(&sha, cert, sizeof(cert));
+		br_sha256_out(&sha, pin);
+		tlspin = s = mem(400);
+		if (rnd(2)) { /* another one first */
+			for (i = 0; i < 32; i++)
+				s += sprintf(s, "%02x", (i + 7) & 255);
+			*s++ = ',';
+		}
+		if (on[TLSBAD])
+			pin[rnd(32)] ^= (unsigned char)(1 << rnd(8));
+		for (i = 0; i < 32; i++)
+			s += sprintf(s, i ? ":%02X" : "%02X", pin[i]);
+	}
+	naddrs = wild == 0 ? 1 : 1 + (int)rnd(NADDR);
+}
+
+static int
+listed(const char *list, const char *name)
+{
+	const char *s = strstr(list, name);
+
+	return s && (s == list || s[-1] == ',') && (!s[strlen(name)] || s[strlen(name)] == ',');
+}
+
+/* Write the settings down for whoever has to replay a failure. */
+static void
+writesettings(void)
+{
+	int i;
+
+	snprintf(settings, sizeof(settings), "choice %d relay %d keepalive %u backoffmax %u patience %u "
+	         "askmin %u askmax %u refresh %u answertime %u prefix '%s' tls %d addresses %d target %s; ",
+	         choice, relay, keepalive, backoffmax, patience, askmin, askmax, refresh, answertime,
+	         prefix, on[TLS], naddrs, target);
+	for (i = 0; i < BEHAVIOURS; i++)
+		if (on[i])
+			snprintf(settings + strlen(settings), sizeof(settings) - strlen(settings), " %s",
+			         behaviours[i].name);
+}
+
+/* Make the people of this world and what happens first. */
+static void
+populate(void)
+{
+	struct worker *w;
+	long long length;
+	char *l;
+	int i, n;
+
+	n = BUILD == 0 ? 1 + (int)rnd(6) : BUILD == 1 ? 1 + (int)spread(0, 30) : 1 + (int)rnd(60);
+	if (on[MANY])
+		n = BUILD == 0 ? 12 : BUILD == 1 ? 200 + (int)rnd(1300) : 120;
+	if (wild == 0 && n > MAXRESOURCES)
+		n = MAXRESOURCES;
+	workers = mem((size_t)n * sizeof(*workers));
+	nworkers = n;
+	for (i = 0; i < n; i++) {
+		w = workers + i;
+		w->name = fmt("w%d", i);
+		if (on[ODDJID] && rnd(4) == 0 && i > 0) {
+			l = mem(1030);
+			switch (rnd(5)) {
+			case 0:
+				memset(l, 'L', 1022 + rnd(2));
+				memcpy(l, fmt("w%05d", i), 6);
+				w->name = l;
+				break;
+			case 1:
+				w->name = fmt("w\xc3\xbc%d\xd7\xa9", i);
+				break;
+			case 2:
+				w->name = fmt("w/<'\"&%%>%d x", i);
+				break;
+			case 3:
+				w->name = fmt("other%d", i);
+				break;
+			}
+		}
+		w->delay = on[SLOW] && rnd(3) == 0 ? 1 + rnd(answertime ? 2000 * answertime : 100000) : wild ? rnd(2000) : 0;
+		w->hung = on[HUNG] && rnd(4) == 0;
+		w->wrong = on[WRONG] && rnd(3) == 0;
+		w->twice = on[TWICE] && rnd(2);
+		w->errs = on[ERRORS] && rnd(3) == 0;
+		w->presbytes = on[BIGPRES] ? rnd(BUILD == 0 ? 1000 : 3000) : 0;
+		at(wild ? rnd(20000) : 0, comeslater, w, 0, 0);
+	}
+	npeople = 1 + (int)rnd(20);
+	people = mem((size_t)npeople * sizeof(*people));
+	for (i = 0; i < npeople; i++)
+		people[i] = fmt("u%d@b.test/r%d", i / 3, i);
+	style = (int)rnd(4);
+	quote = rnd(4) ? '\'' : '"';
+	prosody = (int)rnd(2);
+	listsall = (int)rnd(2);
+	accepts = 1;
+	accepttime = wild ? rnd(60000) : 0;
+	subscription = rnd(2) ? SUBSCRIBED : NOSUB;
+	for (i = 0; i < naddrs; i++)
+		addrs[i] = SERVES;
+	length = 1000LL * spread(60, wild ? 7200 : 3600);
+	/* so many presences that a world takes a moment of the machine's time */
+	i = (int)(n * ((length + bound()) / 1000) / (on[BIGPRES] ? 4000 : 20000));
+	if ((int)refresh < i)
+		refresh = (unsigned)i;
+	healtime = length;
+	finaltime = healtime + bound();
+	n = (int)spread(30, often(100) ? 3000 : 600);
+	at(rnd(2000), requests_, NULL, (long)(length / n + 1), 0);
+	if (wild)
+		at(rnd(20000), trouble, NULL, (long)(length / (int)(spread(3, 40) * BEHAVIOURS / 8) + 1), 0);
+	at(healtime, heal, NULL, 0, 0);
+	if (!on[TLSBAD]) {
+		n = 3 + (int)rnd(10);
+		for (i = 0; i < n; i++)
+			at(finaltime + i * 300, lastrequest, NULL, i, 0);
+		at(finaltime + n * 300 + 4000, isserved, NULL, 0, 0);
+	}
+	length = rnd(4) ? finaltime + n * 300 + 4000 + rnd(1000) : rnd(2) ? rnd((unsigned)healtime) : rnd(20000);
+	i = (int)rnd(8);
+	at(length, terminate, NULL, i < 3 ? SIGTERM : i < 6 ? SIGINT : i < 7 ? SIGHUP : SIGQUIT, 0);
+	at(length + 30000, overtime, NULL, 0, 0);
+}
+
+/* The machine's time passes and the world's does not. */
+static void
+stuck(int sig)
+{
+	(void)sig;
+	bad("stuck", "takes more than 30 s of the machine's time");
+	_exit(1);
+}
+
+/* Nothing of one world is left in the next. */
+__attribute__((no_sanitize("address")))
+static void
+reset(void)
+{
+#ifdef INPROCESS
+	static char *bounds[][2] = { { __start_cpbss, __stop_cpbss }, { __start_wbss, __stop_wbss } };
+	size_t n = (size_t)(__stop_cpdata - __start_cpdata), i, k;
+	volatile char *s;
+
+	if (!saved) {
+		saved = malloc(n);
+		for (i = 0; i < n; i++)
+			((volatile char *)saved)[i] = __start_cpdata[i];
+	} else {
+		for (i = 0; i < n; i++)
+			((volatile char *)__start_cpdata)[i] = saved[i];
+	}
+	for (k = 0; k < 2; k++) {
+		s = bounds[k][0];
+#if __has_feature(address_sanitizer)
+		for (; s < bounds[k][1]; s++)
+			*s = 0;
+#else
+		memset(bounds[k][0], 0, (size_t)(bounds[k][1] - bounds[k][0]));
+#endif
+	}
+#endif
+}
+
+static void
+world(uint64_t seed_)
+{
+	static const unsigned shares_[] = { 0, 60, 200, 400 };
+	static char arg0[] = "client_proxy";
+	char *argv[] = { arg0, NULL };
+	struct chunk *k;
+	uint64_t p;
+	int i;
+
+	reset();
+	theseed = seed_;
+	chance = scramble(seed_ + 1);
+	entropy = scramble(seed_ + 77777);
+	tracehash = 0xcbf29ce484222325;
+	blocks.next = blocks.prev = &blocks;
+	openlist.next = openlist.prev = &openlist;
+	lastend = -1;
+	termat = -1;
+	slept = paused = -1;
+	owns = 0;
+	budget_ = 60000;
+	wild = (int)rnd(8);
+	wild = wild < 2 ? 0 : wild < 4 ? 1 : wild < 6 ? 2 : 3;
+	if (getenv("WORLDWILD"))
+		wild = atoi(getenv("WORLDWILD"));
+	for (i = 0; i < BEHAVIOURS; i++) {
+		p = shares_[wild] * (uint64_t)behaviours[i].weight / 100;
+		if (i == TLS || i == DECLS)
+			p = 150;
+		on[i] = (char)often((unsigned)p);
+		if (listed(without, behaviours[i].name))
+			on[i] = 0;
+		if (listed(with, behaviours[i].name))
+			on[i] = 1;
+	}
+	settle();
+	populate();
+	writesettings();
+	total->tally[TWORLDS]++;
+	total->tally[TTLS] += on[TLS];
+	if (verbose)
+		fprintf(stderr, "seed %llu, build %d, wild %d: %s\n", (unsigned long long)seed_, BUILD, wild, settings);
+	running = 1;
+	alarm(30);
+	if (!setjmp(ending))
+		client_proxy(1, argv);
+	running = 0;
+	total->hours += (double)vt / 3600000;
+	total->hash = fnv(total->hash, &tracehash, sizeof(tracehash));
+	if (verbose)
+		fprintf(stderr, "trace %016llx\n", (unsigned long long)tracehash);
+	if (sin_.p)
+		XML_ParserFree(sin_.p);
+	if (sout.p)
+		XML_ParserFree(sout.p);
+	while (blocks.next != &blocks)
+		w_free(blocks.next + 1);
+	while ((k = chunks)) {
+		chunks = k->next;
+		free(k);
+	}
+}
+
+#ifdef FUZZ
+static void
+prepare(void)
+{
+	static struct total t;
+
+	total = &t;
+	masked = getenv("WORLDMASK") ? getenv("WORLDMASK") : "";
+	without = getenv("WORLDWITHOUT") ? getenv("WORLDWITHOUT") : "";
+}
+
+int
+LLVMFuzzerTestOneInput(const unsigned char *data, size_t size)
+{
+	uint64_t h = fnv(0, data, size);
+
+	if (!total)
+		prepare();
+	fuzzbytes = data;
+	nfuzzbytes = size;
+	fuzzstart = data;
+	fuzzsize = size;
+	world(h);
+	return 0;
+}
+#else
+
+#ifdef COVERAGE
+int __llvm_profile_write_file(void);
+#endif
+
+static void
+summary(void)
+{
+	static const char *const names_[] = {
+		"worlds", "connections", "sent to the proxy", "requests handed out", "answers",
+		"messages", "TLS worlds", "worlds served at the end", "timed out", "failed",
+		"busy", "too large", "asks for presence", "log lines"
+	};
+	size_t i;
+
+	printf("build %d: %.1f hours", BUILD, total->hours);
+	for (i = 0; i < COUNT(names_); i++)
+		printf(", %lld %s", total->tally[i], names_[i]);
+	printf("\nerrors:");
+	for (i = 0; i < COUNT(total->errors) && total->errors[i].cond; i++)
+		printf(" %s %ld", total->errors[i].cond, total->errors[i].n);
+	printf("\nfaults:");
+	for (i = 0; i < BEHAVIOURS; i++)
+		if (total->had[i])
+			printf(" %s %ld", behaviours[i].name, total->had[i]);
+	printf("\ntrace %016llx\n", (unsigned long long)total->hash);
+}
+
+/* usage: world SECONDS SEED STEP: run SEED, SEED + STEP, ... for so long; with 0
+ * seconds only SEED, and tell all. With -n N instead of seconds: so many worlds. */
+int
+main(int argc, char **argv)
+{
+	struct timespec t0, t;
+	uint64_t seed_, step;
+	long seconds, n = 0, most = LONG_MAX;
+
+	if (argc != 4)
+		return 2;
+	seconds = atol(argv[1]);
+	if (seconds < 0) {
+		most = -seconds;
+		seconds = LONG_MAX;
+	}
+	seed_ = strtoull(argv[2], NULL, 10);
+	step = strtoull(argv[3], NULL, 10);
+	masked = getenv("WORLDMASK") ? getenv("WORLDMASK") : "";
+	without = getenv("WORLDWITHOUT") ? getenv("WORLDWITHOUT") : "";
+	with = getenv("WORLDWITH") ? getenv("WORLDWITH") : "";
+	total = mmap(NULL, sizeof(*total), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	verbose = seconds == 0;
+	signal(SIGALRM, stuck);
+	clock_gettime(CLOCK_MONOTONIC, &t0);
+	do {
+#ifdef INPROCESS
+		world(seed_);
+#else
+		pid_t pid;
+		int status;
+
+		if ((pid = fork()) == 0) {
+			world(seed_);
+			fflush(NULL);
+#ifdef COVERAGE
+			__llvm_profile_write_file();
+#endif
+			_exit(0);
+		}
+		waitpid(pid, &status, 0);
+		if (!WIFEXITED(status) || WEXITSTATUS(status)) {
+			if (WIFSIGNALED(status) || WEXITSTATUS(status) != 1)
+				fprintf(stderr, "seed %llu, build %d: the process dies\n", (unsigned long long)seed_, BUILD);
+			return 1;
+		}
+#endif
+		seed_ += step;
+		n++;
+		clock_gettime(CLOCK_MONOTONIC, &t);
+	} while (n < most && t.tv_sec - t0.tv_sec < seconds);
+	summary();
+	printf("%.0f worlds a second\n", (double)n / ((double)(t.tv_sec - t0.tv_sec) +
+	       (double)(t.tv_nsec - t0.tv_nsec) / 1e9));
+	return 0;
+}
+#endif /* FUZZ */
+#endif /* PROGRAM */
+#endif /* WORLDCONFIG */
 END
 
 # ---- helpers: parts of tests ----
@@ -3724,21 +8150,37 @@ split_anywhere_on_each_expat() {
 pieces_cost_little() {
 	need valgrind valgrind
 	case ${CFLAGS-} in *sanitize*) echo "of no use with sanitizers"; exit 77 ;; esac
-	configure MAXREQUESTS=8
-	build_harness pieces cc -O2
+	configure
+	build_load
 	{
 		printf %s "<iq type='get' id='1' from='u@h/r' to='proxy.localhost'><q a='"
 		bytes 500000 x
 		printf %s "'/></iq>"
 	} >"$dir/large"
 	for size in 64 100000; do
-		valgrind --tool=callgrind --callgrind-out-file="$dir/cost.$size" \
-		    "$harness" "$dir/large" $size | grep "^1 out"
+		cc -shared -fPIC -o "$dir/short.$size.so" -x c - -ldl <<-E
+		#define _GNU_SOURCE
+		#include <dlfcn.h>
+		#include <unistd.h>
+		ssize_t
+		read(int fd, void *b, size_t n)
+		{
+			static ssize_t (*real)(int, void *, size_t);
+
+			if (!real)
+				real = (ssize_t (*)(int, void *, size_t))dlsym(RTLD_NEXT, "read");
+			return real(fd, b, n < $size ? n : $size);
+		}
+		E
+		"$load" serve "$dir/large" 1 1 1 "$cport" env LD_PRELOAD="$dir/short.$size.so" \
+		    valgrind -q --tool=callgrind --callgrind-out-file="$dir/cost.$size" "$bin" \
+		    2>"$dir/log" >"$dir/lost"
+		grep -q " 0$" "$dir/lost"
 	done
 	small=$(sed -n 's/^summary: //p' "$dir/cost.64")
 	large=$(sed -n 's/^summary: //p' "$dir/cost.100000")
 	echo "$small instructions in pieces of 64 bytes, $large in large ones"
-	[ "$small" -lt $((100 * large)) ]
+	[ "$small" -lt $((20 * large)) ]
 }
 
 # A server that does not read makes us wait, not lose, and not spin.
@@ -4042,45 +8484,67 @@ run() {
 	esac
 }
 
-# Fuzz for so many seconds, without and with relay.
-fuzz() {
-	fuzz_with $(($1 / 2)) 0 && fuzz_with $(($1 / 2)) 1
+# Let the simulated world run for so many seconds, from a seed on, in each of its
+# three sizes at the same time; with 0 seconds that seed only, and tell it all.
+simulate() {
+	build_world "$1" "$2" "$3" || exit
+	if [ "$4" = 0 ]; then
+		"$world.$(($5 % 3))" 0 "$5" 3
+		return
+	fi
+	echo "from seed $5"
+	for i in 0 1 2; do
+		"$world.$((($5 + i) % 3))" "$4" $(($5 + i)) 3 >"$world.out.$i" 2>&1 &
+		pids="${pids-} $!"
+	done
+	rc=0
+	for p in $pids; do
+		wait "$p" || rc=1
+	done
+	pids=
+	tail -n 60 "$world".out.? | cut -c1-1000
+	return $rc
 }
 
-# For so many seconds, with relay or without, from the stanzas in this file.
-fuzz_with() {
-	dir=$TESTDIR/fuzz.$2
-	mkdir "$dir" "$dir/corpus"
-	cport=0
-	configure relay="$2" MAXRESOURCES=8 MAXREQUESTS=6 REQUESTSIZE=40 MAXSTANZA=4096 \
-	    OUTSIZE=20000 INSIZE=1000 PARSERSOFT=60000 PARSERHARD=200000
-	build_harness fuzz clang "-DFUZZ -fsanitize=fuzzer,address,undefined
-	    -fno-sanitize-recover=all" || exit
-	sed -n "s/^[^<]*\\(<[a-z!?][^|]*>\\).*/\\1/p" test.sh | sort -u |
-	    awk -v dir="$dir/corpus/" '{
-		for (i = 0; i < 16; i += 5) {
-			file = dir NR "." i
-			printf "%c%s", 64 + i, $0 >file
-			close(file)
-		}
+# Lines of client_proxy.c that these seeds have never reached.
+unreached() {
+	build_world coverage clang "-O1 -fprofile-instr-generate -fcoverage-mapping -DCOVERAGE" || exit
+	for i in 0 1 2; do
+		LLVM_PROFILE_FILE=$world.raw.$((($2 + i) % 3)) "$world.$((($2 + i) % 3))" "$1" $(($2 + i)) 3
+	done >"$world.out" 2>&1
+	for i in 0 1 2; do
+		llvm-profdata-14 merge -sparse -o "$world.data.$i" "$world.raw.$i"
+		llvm-cov-14 show "$world.$i" -instr-profile="$world.data.$i" "$world/client_proxy.c"
+	done | awk -F'|' '
+	$1 + 0 > 0 {
+		n = $1 + 0
+		if ($2 ~ /[1-9]/)
+			reached[n] = 1
+		else if ($2 ~ /0/)
+			missed[n] = $3
+	}
+	END {
+		for (i = 1; i < 5000; i++)
+			if (i in missed && !(i in reached))
+				printf "%d:%s\n", i, missed[i]
 	}'
-	for word in iq message presence "type='" "from='" "to='" "id='1'" "<iq type='get' " \
-	    "<iq type='result' " "from='u@h/r' " "to='proxy.localhost'" "/u@h/r'" get set \
-	    result error "from='service@localhost/a' " subscribe subscribed unavailable \
-	    "<s:a/>" "<![CDATA[" "]]>" "&lt;" "&#13;" "xmlns='" "</iq>" "/>" "<stream:error>" \
-	    jabber:client "%C3%A9" "to='proxy.localhost/service@localhost/a'" "<body/>" \
-	    "<message type='chat' " "to='proxy.localhost/u@h/r'" "<handshake/>" "</stream:stream>"; do
-		echo "\"$word\""
-	done >"$dir/words"
-	cd "$dir" || exit
-	"$harness" -max_total_time="$1" -max_len=8192 -timeout=20 -rss_limit_mb=4096 \
-	    -dict="$dir/words" -print_final_stats=1 corpus >"$dir/log" 2>&1 &&
-		grep -e DONE -e stat:: "$dir/log" | tail -n 6 && cd "$TESTDIR/src" && return
-	tail -n 60 "$dir/log"
-	for f in crash-* timeout-* leak-* oom-*; do
-		[ ! -f "$f" ] || { echo "$f, as base64:"; openssl base64 -in "$f"; }
+}
+
+# The same world with libFuzzer's bytes in place of the random numbers.
+fuzz() {
+	build_world fuzz clang "-O1 -DFUZZ -DINPROCESS -fsanitize=fuzzer,address,undefined" || exit
+	for i in 0 1 2; do
+		mkdir -p "$world.corpus.$i"
+		(cd "$world.corpus.$i" && "$world.$i" -max_total_time=$((($1 + 2) / 3)) -max_len=4096 \
+		    -timeout=60 -rss_limit_mb=4096 -print_final_stats=1 . >"$world.log" 2>&1) || {
+			tail -n 80 "$world.log"
+			for f in "$world.corpus.$i"/crash-* "$world.corpus.$i"/timeout-*; do
+				[ ! -f "$f" ] || { echo "$f, as base64:"; openssl base64 -in "$f"; }
+			done
+			return 1
+		}
+		grep -e DONE -e stat::number "$world.log"
 	done
-	return 1
 }
 
 # A day's work in so many seconds: workers that come and go, requesters at full
@@ -4475,6 +8939,13 @@ passed=0 failed=0 skipped=0
 case ${1-} in
 list) tests; exit ;;
 soak) soak "${2-60}"; exit ;;
+simulate) simulate world cc -O1 "${2-60}" "${3-$(date +%s)}"; exit ;;
+sanitize)
+	simulate sanitize clang "-O1 -fsanitize=address,undefined -fno-sanitize-recover=all" \
+	    "${2-60}" "${3-$(date +%s)}"
+	exit
+	;;
+unreached) unreached "${2-20}" "${3-1}"; exit ;;
 fuzz) fuzz "${2-60}"; exit ;;
 bench) bench; exit ;;
 inside) inside "$2"; exit ;;
