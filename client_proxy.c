@@ -2290,7 +2290,7 @@ run(void)
 		n = poll(p, 2, (int)MIN(next - now, INT_MAX));
 		now = milliseconds();
 		/* after a pause more may be on its way than waits here */
-		if (now > next + 1000 || !(p[1].events & POLLIN))
+		if (now > next + 1000 || (state == ONLINE && !(p[1].events & POLLIN)))
 			judgetime = now + patience * 1000LL;
 		if (n < 0)
 			continue; /* a signal, which has also written to the pipe */
@@ -2421,10 +2421,8 @@ main(int argc, char *argv[])
 	br_prng_seeder seeder = br_prng_seeder_system(NULL);
 	br_hmac_drbg_context rng;
 
-	if (argc == 2 && same(argv[1], "-v")) {
-		puts("client_proxy-" VERSION);
-		return 0;
-	}
+	if (argc == 2 && same(argv[1], "-v"))
+		return puts("client_proxy-" VERSION) < 0;
 	if (argc != 1) {
 		fputs("usage: client_proxy [-v]\n", stderr);
 		return 1;
@@ -2437,6 +2435,7 @@ main(int argc, char *argv[])
 	br_hmac_drbg_generate(&rng, &seed, sizeof(seed));
 	shield();
 	setsignals();
+	now = milliseconds();
 	run();
 }
 

@@ -6022,6 +6022,304 @@ main(int argc, char **argv)
 #endif /* WORLDCONFIG */
 END
 
+# Read the load of the benchmark, which prints microseconds of CPU time:
+#	load parse FILE TIMES PIECE     expat alone over FILE, so many times as one
+#	                                stream, in pieces of so many bytes
+#	load run COMMAND...
+#	load serve FILE TIMES STANZAS RESOURCES PORT COMMAND...
+#	        the command's, with a server that sends FILE so many times; also how
+#	        long that took, the peak of its resident memory in KiB, stanzas lost;
+#	        with -1 resources the command is not greeted as a component
+#	load relay PORT PIECE
+#	        such a command: expat alone, which sends all back that it has read
+build_load() {
+	load=$TESTDIR/load
+	[ ! -x "$load" ] || return 0
+	sed -n '/^: <<.*load.c/,/^END/p' test.sh | sed '1d;$d' >"$load.c"
+	cc -O2 -o "$load" "$load.c" -lexpat
+}
+
+: <<\END # load.c
+#define _GNU_SOURCE
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <arpa/inet.h>
+#include <err.h>
+#include <expat.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+XML_Bool XML_SetReparseDeferralEnabled(XML_Parser, XML_Bool);
+#pragma weak XML_SetReparseDeferralEnabled
+
+static char buf[1 << 20];
+
+static long
+usec(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
+/* Print the microseconds of CPU time, user and system. */
+static void
+printcpu(int who)
+{
+	struct rusage r;
+
+	getrusage(who, &r);
+	printf("%ld %ld", (long)r.ru_utime.tv_sec * 1000000 + r.ru_utime.tv_usec,
+	       (long)r.ru_stime.tv_sec * 1000000 + r.ru_stime.tv_usec);
+}
+
+static void
+start(void *data, const char *name, const char **atts)
+{
+	(void)data, (void)name, (void)atts;
+}
+
+static void
+end(void *data, const char *name)
+{
+	(void)data, (void)name;
+}
+
+static void
+characters(void *data, const char *s, int n)
+{
+	(void)data, (void)s, (void)n;
+}
+
+static XML_Parser
+newparser(void)
+{
+	XML_Parser p = XML_ParserCreate("UTF-8");
+
+	if (XML_SetReparseDeferralEnabled)
+		XML_SetReparseDeferralEnabled(p, XML_FALSE);
+	XML_SetElementHandler(p, start, end);
+	XML_SetCharacterDataHandler(p, characters);
+	XML_Parse(p, "<stream>", 8, 0);
+	return p;
+}
+
+static void
+parse(const char *name, long times, size_t piece)
+{
+	XML_Parser p = newparser();
+	int fd = open(name, O_RDONLY);
+	ssize_t n;
+
+	while (times-- > 0) {
+		lseek(fd, 0, SEEK_SET);
+		while ((n = read(fd, buf, piece)) > 0)
+			if (!XML_Parse(p, buf, (int)n, 0))
+				errx(1, "%s", XML_ErrorString(XML_GetErrorCode(p)));
+	}
+	printcpu(RUSAGE_SELF);
+}
+
+static struct sockaddr_in
+loopback(int port)
+{
+	struct sockaddr_in sin = { .sin_family = AF_INET };
+
+	sin.sin_port = htons((unsigned short)port);
+	sin.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	return sin;
+}
+
+static void
+nodelay(int fd)
+{
+	int one = 1;
+
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+}
+
+static void
+relay(int port, size_t piece)
+{
+	XML_Parser p = newparser();
+	struct sockaddr_in sin = loopback(port);
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+	struct pollfd ready = { .fd = fd, .events = POLLIN };
+	ssize_t n, at, w;
+
+	if (connect(fd, (struct sockaddr *)&sin, sizeof(sin)) < 0)
+		err(1, "port %d", port);
+	nodelay(fd);
+	while (poll(&ready, 1, -1) > 0 && (n = read(fd, buf, piece)) > 0) {
+		if (!XML_Parse(p, buf, (int)n, 0))
+			errx(1, "%s", XML_ErrorString(XML_GetErrorCode(p)));
+		for (at = 0; at < n; at += w)
+			if ((w = write(fd, buf + at, (size_t)(n - at))) < 0)
+				err(1, "write");
+	}
+}
+
+static pid_t
+launch(char *command[])
+{
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		execvp(*command, command);
+		err(1, "%s", *command);
+	}
+	return pid;
+}
+
+/* Start the command and wait until it has connected. */
+static int
+serve(int port, char *command[], pid_t *pid)
+{
+	struct sockaddr_in sin = loopback(port);
+	int s = socket(AF_INET, SOCK_STREAM, 0), fd, one = 1;
+
+	setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	if (bind(s, (struct sockaddr *)&sin, sizeof(sin)) < 0 || listen(s, 1) < 0)
+		err(1, "port %d", port);
+	*pid = launch(command);
+	if ((fd = accept(s, NULL, NULL)) < 0)
+		err(1, "accept");
+	nodelay(fd);
+	return fd;
+}
+
+static void
+await(int fd, const char *what)
+{
+	size_t n = 0;
+	ssize_t r;
+
+	do {
+		if ((r = read(fd, buf + n, sizeof(buf) - n - 1)) <= 0)
+			errx(1, "waited in vain for %s", what);
+		buf[n += (size_t)r] = '\0';
+	} while (!strstr(buf, what));
+}
+
+static void
+greet(int fd, int resources)
+{
+	int i;
+
+	dprintf(fd, "<stream:stream id='1' xmlns='jabber:component:accept' "
+	        "xmlns:stream='http://etherx.jabber.org/streams'><handshake/>");
+	await(fd, "subscribe");
+	dprintf(fd, "<presence type='subscribed' from='service@localhost' "
+	        "to='proxy.localhost'/>");
+	await(fd, "probe");
+	for (i = 0; i < resources; i++)
+		dprintf(fd, "<presence from='service@localhost/r%d' "
+		        "to='proxy.localhost'/>", i);
+	/* all of them are known when this has come back */
+	dprintf(fd, "<message from='u@h' to='proxy.localhost' id='known'/>");
+	await(fd, "known");
+}
+
+/* Read what there is and count the stanzas that end in it. */
+static long
+count(int fd)
+{
+	static size_t kept;
+	ssize_t n = read(fd, buf + kept, sizeof(buf) - kept);
+	char *s = buf, *e = buf + kept + n;
+	long stanzas = 0;
+
+	if (n <= 0)
+		errx(1, "the connection has ended");
+	for (; (s = memmem(s, (size_t)(e - s), "</iq>", 5)); s += 5)
+		stanzas++;
+	kept = e - buf < 4 ? (size_t)(e - buf) : 4;
+	memmove(buf, e - kept, kept);
+	return stanzas;
+}
+
+/* Send data so many times, as fast as it is taken, and count what comes out,
+ * without ever sleeping: the system would charge the command for waking us.
+ * Returns how many stanzas have not come when nothing happens for five seconds. */
+static long
+flood(int fd, const char *data, size_t size, long times, long stanzas)
+{
+	struct pollfd p = { .fd = fd };
+	long last = usec();
+	size_t at = 0;
+	ssize_t n;
+
+	while (stanzas > 0 && usec() - last < 5000000) {
+		p.events = (short)(times > 0 ? POLLIN | POLLOUT : POLLIN);
+		if (poll(&p, 1, 0) <= 0)
+			continue;
+		last = usec();
+		if (p.revents & POLLIN)
+			stanzas -= count(fd);
+		if (times > 0 && p.revents & POLLOUT &&
+		    (n = write(fd, data + at, size - at)) > 0 &&
+		    (at += (size_t)n) == size) {
+			at = 0;
+			times--;
+		}
+	}
+	return stanzas;
+}
+
+int
+main(int argc, char *argv[])
+{
+	char path[64], *data;
+	long peak = 0, begun, lost, took;
+	int fd, file;
+	off_t size;
+	FILE *f;
+	pid_t pid;
+
+	if (!strcmp(argv[1], "parse")) {
+		parse(argv[2], atol(argv[3]), (size_t)atol(argv[4]));
+		return 0;
+	} else if (!strcmp(argv[1], "relay")) {
+		relay(atoi(argv[2]), (size_t)atol(argv[3]));
+		return 0;
+	} else if (!strcmp(argv[1], "run")) {
+		waitpid(launch(argv + 2), NULL, 0);
+		printcpu(RUSAGE_CHILDREN);
+		return 0;
+	}
+	file = open(argv[2], O_RDONLY);
+	size = lseek(file, 0, SEEK_END);
+	if (argc < 8 || !(data = malloc((size_t)size + 1)) ||
+	    pread(file, data, (size_t)size, 0) != size)
+		err(1, "%s", argv[2]);
+	fd = serve(atoi(argv[6]), argv + 7, &pid);
+	if (atoi(argv[5]) >= 0)
+		greet(fd, atoi(argv[5]));
+	fcntl(fd, F_SETFL, O_NONBLOCK);
+	begun = usec();
+	lost = flood(fd, data, (size_t)size, atol(argv[3]), atol(argv[4]));
+	took = usec() - begun;
+	sprintf(path, "/proc/%ld/status", (long)pid);
+	f = fopen(path, "r");
+	while (f && fgets(buf, sizeof(buf), f) && sscanf(buf, "VmHWM: %ld", &peak) != 1)
+		;
+	kill(pid, SIGTERM);
+	waitpid(pid, NULL, 0);
+	printcpu(RUSAGE_CHILDREN);
+	printf(" %ld %ld %ld", took, peak, lost);
+	return 0;
+}
+END
+
 # ---- helpers: parts of tests ----
 
 # Two users talk to a service of three resources, which asks one's client for its
@@ -7516,7 +7814,7 @@ strangers_presence() {
 	deliver iq get u@h/r proxy.localhost
 	hear srv "<iq type='get' .*to='service@localhost/a'"
 	hush srv "<presence"
-	[ "$(grep -c -e joined -e left "$log")" = 1 ]
+	[ "$(grep -c -e joined: -e left: "$log")" = 1 ]
 }
 
 the_targets_presence() {
@@ -8201,7 +8499,7 @@ back_pressure() {
 	server=$!
 	echo $server >>"$dir/pids"
 	await listening_only "$cport"
-	proxy MAXREQUESTS=20000
+	proxy MAXREQUESTS=20000 keepalive=0
 	await grep stuck "$dir/stall"
 	before=$(switches)
 	sleep 1
