@@ -2290,7 +2290,7 @@ run(void)
 		n = poll(p, 2, (int)MIN(next - now, INT_MAX));
 		now = milliseconds();
 		/* after a pause more may be on its way than waits here */
-		if (now > next + 1000 || (state == ONLINE && !(p[1].events & POLLIN)))
+		if (now - 1000 > next || (state == ONLINE && !(p[1].events & POLLIN)))
 			judgetime = now + patience * 1000LL;
 		if (n < 0)
 			continue; /* a signal, which has also written to the pipe */
