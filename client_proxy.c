@@ -982,6 +982,7 @@ chores(int caughtup)
 	if (now >= sweeptime) {
 		putping(askid);
 		sweeptime = SWEEPING;
+		asktime = MAX(asktime, now + refresh * 1000LL);
 	}
 	if (now >= asktime && sweeptime >= SWEEPING && hasroom())
 		ask(subscribed && !unanswered);
