@@ -17,7 +17,7 @@ static const unsigned int backoffmax = 60;        /* longest pause before a serv
 static const unsigned int patience   = 10;        /* to accept a connection, for the handshake, for a probe's answers */
 static const unsigned int askmin     = 60;        /* until the target is asked again for its presence: */
 static const unsigned int askmax     = 3600;      /* from askmin, doubled each time up to askmax */
-static const unsigned int refresh    = 300;       /* between two probes for presence that was missed */
+static const unsigned int refresh    = 300;       /* between two probes for presence that was missed, more than patience */
 static const unsigned int answertime = 300;       /* for a resource to answer, then the requester gets an error */
 
 /* sizes: memory is fixed, this is what happens at each limit */
