@@ -2693,7 +2693,8 @@ checkchoice(const struct expect *e, struct res *r)
 			l->chain = lasts[b];
 			lasts[b] = l;
 		} else if (l->res != r && known(l->res) == 1 && l->res->joined == l->joined &&
-		           r->joined <= l->seq) {
+		           r->joined <= l->seq && !on[PARTPROBE] && !on[NOPROBE] && !on[LATEPROBE]) {
+			/* else one may have been out and in again */
 			bad("choice", "%s was served by %s, which is still online, and now by %s",
 			    e->f, l->res->name, r->name);
 		}
