@@ -7,6 +7,7 @@
 #	./test.sh simulate [SECONDS [SEED]]
 #	                     the program in a simulated world where all goes wrong;
 #	                     0 seconds: one seed, with all that happens in it;
+#	                     -N: so many seeds for each of three sizes;
 #	                     failed: the seeds that once have found a fault
 #	./test.sh unreached [SECONDS [SEED]]
 #	                     lines of client_proxy.c that this never reaches
