@@ -46,9 +46,9 @@ enum { RANDOM, STICKY, LEASTBUSY }; /* how to choose among resources */
 #define MAX(a, b)     ((a) > (b) ? (a) : (b))
 
 /* times that no clock reaches */
-#define SWEEPING      (LLONG_MAX - 2) /* it is over, but what came in it is unread */
+#define SWEEPING      (LLONG_MAX - 2) /* it is over, but not all that came in it is read */
 #define NEVER         (LLONG_MAX - 1)
-#define UNWRITTEN     LLONG_MAX       /* it has not begun: what it is for is unsent */
+#define UNWRITTEN     LLONG_MAX       /* not begun: what starts it is not written yet */
 
 #define NS_COMPONENT  "jabber:component:accept"
 #define NS_CLIENT     "jabber:client"
@@ -60,8 +60,8 @@ enum {
 	PARTMAX  = 1023,            /* bytes of each part of a JID, RFC 7622 3.1 */
 	BAREMAX  = 2 * PARTMAX + 1,
 	JIDMAX   = 3 * PARTMAX + 2,
-	RESERVE  = 8192,            /* of the out buffer, for what no stanza causes */
-	LARGETAG = 2048,            /* bytes of a tag that servers may not read at once */
+	RESERVE  = 8192,            /* bytes of the out buffer for pings, probes and the end */
+	LARGETAG = 2048,            /* bytes of a tag; white space follows a larger one */
 	FIRSTPAUSE = 1000,          /* ms before the first reconnect, at most */
 	CLOSETIME  = 500,           /* ms for the last bytes, then the socket is closed */
 	TIMEMAX    = 30 * 86400,    /* s, of any setting */
@@ -121,7 +121,7 @@ static long long linetime = LLONG_MAX; /* when this second is over */
 static char names[MAXRESOURCES][PARTMAX + 1];
 static struct {
 	uint64_t mark;              /* hash of its name */
-	long long trusted;          /* until then its errors are its own, see response */
+	long long trusted;          /* until then its service-unavailable starts no probe */
 	int open;                   /* requests that it has not answered */
 	int missed;                 /* probes in a row that it has not answered */
 } resources[MAXRESOURCES];
@@ -149,12 +149,12 @@ static int nused = FIRST;       /* of the table so far */
 static int nopen, shedding;     /* without an answer; all were, and half still are */
 
 /* the target's presence subscription */
-static int subscribed, doubted; /* one has left, maybe: probe once more */
-static char askid[24];          /* the id of what we have asked last */
+static int subscribed, doubted; /* somebody may have left during a probe: probe again */
+static char askid[16];          /* the id of what we have asked last */
 static long long asktime, askpause; /* to ask next */
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
-static int heard, unanswered;   /* somebody answered it; nobody so many before it */
+static int heard, unanswered;   /* presence came since; so many before it brought none */
 
 /* the out buffer: what is behind outpos waits to be written */
 static struct buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
@@ -182,7 +182,6 @@ static const char *fault;       /* with which stream error, RFC 6120 4.9.3 */
 
 /* the stream */
 static struct buffer decls = { (char [1024]){ "" }, 1024, 0, 0 }; /* of its header */
-static int isstream;
 
 /* TLS, if there are pins */
 static unsigned char pins[8][br_sha256_SIZE], fingerprint[br_sha256_SIZE];
@@ -199,8 +198,7 @@ static struct addrinfo *servers, *server; /* its addresses, the one we are at */
 static long long deadline;      /* ms, when `state' or the server's silence ends */
 static long long backoff = FIRSTPAUSE;
 static long long onlinetime = LLONG_MAX; /* when this connection went online */
-static int reached;             /* in this round a server has accepted a connection */
-static unsigned long nrounds;   /* through all addresses, without anybody there */
+static unsigned long nrounds;   /* through all addresses since a server was there */
 static int wake[2];             /* signal handlers write, the loop reads */
 static volatile sig_atomic_t resolving, quitting, reporting;
 
@@ -574,7 +572,7 @@ putescaped(struct buffer *b, const char *s, size_t n, const char *special)
 			putstr(b, refs[(unsigned char)s[i]]);
 }
 
-/* Put an attribute, if it has a value, in the quotes that need less escapes. */
+/* Put an attribute, if it has a value, in the quotes that need fewer escapes. */
 static void
 putattr(struct buffer *b, const char *name, const char *value)
 {
@@ -609,7 +607,7 @@ hasroom(void)
 	return OUTSIZE - out.len >= MAXSTANZA + RESERVE;
 }
 
-/* Put the start of a stanza, without what is NULL. A stanza goes out whole or
+/* Put the start of a stanza, omitting attributes that are NULL. A stanza goes out whole or
  * not at all: it stays only if commit returns 1. That returns 0 if there was no
  * room or the stanza is larger than servers take. */
 static void
@@ -735,7 +733,7 @@ unchain(int r)
 	*p = requests[r].chain;
 }
 
-/* 1 if the table can take no more: load is shed until some are answered. */
+/* 1 if the table is full. It is said once, and again after half of it was free. */
 static int
 isfull(void)
 {
@@ -819,9 +817,7 @@ gone(int i)
 
 	for (r = requests[OPEN].next; r != OPEN; r = next) {
 		next = requests[r].next;
-		if (requests[r].resource < 0)
-			continue;
-		if (i < 0 || requests[r].resource == i) {
+		if (requests[r].resource >= 0 && (i < 0 || requests[r].resource == i)) {
 			requests[r].why = GONE;
 			move(r, FAILED);
 			n++;
@@ -830,7 +826,7 @@ gone(int i)
 		}
 	}
 	if (n > 0)
-		say("failed: %d requests in the hands of who leaves", n);
+		say("failed: %d requests held by resources that left", n);
 	toomany = 0;
 	if (i < 0) {
 		if (nresources > 0)
@@ -840,8 +836,7 @@ gone(int i)
 	}
 	/* the last one takes its place: there are no holes */
 	say("left: %s/%.99s: %d online", target, names[i], --nresources);
-	if (i < nresources)
-		memcpy(names[i], names[nresources], sizeof(names[i]));
+	memmove(names[i], names[nresources], sizeof(names[i]));
 	resources[i] = resources[nresources];
 }
 
@@ -934,7 +929,7 @@ ask(int probe)
 {
 	int i;
 
-	sprintf(askid, "ask%08lx%08lx", uniform(1ULL << 32), uniform(1ULL << 32));
+	sprintf(askid, "ask%08lx", uniform(1ULL << 32));
 	putpresence(probe ? "probe" : "subscribe", askid, domain, target);
 	if (probe) {
 		putping(askid);
@@ -942,7 +937,7 @@ ask(int probe)
 		for (i = 0; sweeptime == NEVER && i < nresources; i++)
 			resources[i].missed++;
 		asktime = now + refresh * 1000LL;
-		heard = 0;
+		heard = doubted = 0;
 	} else {
 		asktime = now + (subscribed ? refresh * 1000LL : askpause);
 		askpause = MIN(2 * askpause, askmax * 1000LL);
@@ -960,7 +955,6 @@ sweep(void)
 
 	sweeptime = NEVER;
 	asktime = doubted ? now : asktime;
-	doubted = 0;
 	if (!heard && unanswered++ == 0) {
 		say("unanswered: a probe of %s: subscribing again", target);
 		asktime = now;
@@ -998,10 +992,8 @@ denied(const char *why)
 	if (maysay())
 		say("not subscribed: %s: %s", target, why);
 	gone(-1);
-	if (subscribed) {
-		askpause = askmin * 1000LL;
-		asktime = now + askpause;
-	}
+	if (subscribed)
+		asktime = now + (askpause = askmin * 1000LL);
 	subscribed = unanswered = 0;
 	sweeptime = NEVER;
 }
@@ -1117,23 +1109,16 @@ presence(const char *self)
 	}
 }
 
-/* Write bare/ into dst. Returns where the resource goes. */
-static char *
-putbare(char *dst, const char *bare)
-{
-	size_t n = strlen(bare);
-
-	memcpy(dst, bare, n);
-	dst[n] = '/';
-	return dst + n + 1;
-}
-
 /* Write the address below self that stands for jid into dst[JIDMAX + 1]. 0 if it
  * is too long. */
 static int
 standin(char *dst, const char *self, const char *jid)
 {
-	return enc(putbare(dst, self), jid);
+	size_t n = strlen(self);
+
+	memcpy(dst, self, n);
+	dst[n] = '/';
+	return enc(dst + n + 1, jid);
 }
 
 /* Hand a request, for which address is to answer, or a message to dst: resource i
@@ -1211,7 +1196,7 @@ totarget(const char *self)
 	} else {
 		i = iq ? choose(choice, from, strlen(from)) :
 		    choose(STICKY, from, barelen(from));
-		strcpy(putbare(dst, target), names[i]);
+		strcpy(stpcpy(stpcpy(dst, target), "/"), names[i]);
 		handout(self, to, dst, i);
 	}
 }
@@ -1274,7 +1259,7 @@ route(void)
 	else if (!relay || (mine && !below))
 		refuse(UNKNOWN);
 	else if (child(0, "sent", NS_CARBONS) || child(0, "received", NS_CARBONS))
-		drop("a copy");
+		drop("a carbon copy");
 	else if (mine && stranger && forward(self, other))
 		nmessages++;
 	else if (mine && stranger)
@@ -1391,11 +1376,13 @@ addelement(const char *name, const char **atts)
 
 /* Remember the prefixes that the header of the server's stream declares; our
  * own declares `stream' too. */
-static void
+static int
 savedecls(const char **atts)
 {
+	int isstream = 0;
+
 	decls.len = 0;
-	decls.full = isstream = 0;
+	decls.full = 0;
 	for (; *atts; atts += 2)
 		if (same(atts[0], "xmlns:stream")) {
 			isstream = same(atts[1], NS_STREAM);
@@ -1403,6 +1390,7 @@ savedecls(const char **atts)
 			put(&decls, atts[0], strlen(atts[0]) + 1);
 			put(&decls, atts[1], strlen(atts[1]) + 1);
 		}
+	return isstream;
 }
 
 /* ---- stream ---- */
@@ -1449,7 +1437,7 @@ handshake(void)
 
 /* The server's stream header has come. */
 static void
-opened(void)
+opened(int isstream)
 {
 	static const char why[] = "this is no component port: its stream header is not one";
 
@@ -1471,7 +1459,7 @@ streamerror(void)
 	int i = child(0, "text", NULL);
 	const char *s = body.s + nodes[i].end + 1;
 
-	if (!i || body.full)
+	if (!i || body.full || *s == '>')
 		return condition(0);
 	snprintf(why, sizeof(why), "%s: %.*s", condition(0), (int)strcspn(s, "<"), s);
 	return why;
@@ -1561,10 +1549,8 @@ startelement(void *data, const char *name, const char **atts)
 		return;
 	}
 	startstanza(name, atts);
-	if (depth == 1) {
-		savedecls(atts);
-		opened();
-	}
+	if (depth == 1)
+		opened(savedecls(atts));
 }
 
 static void XMLCALL
@@ -1651,13 +1637,13 @@ newparser(void)
 	parsed = depth ? (XML_Index)strlen(root) : 0;
 	if (depth && XML_Parse(parser, root, (int)parsed, 0) == XML_STATUS_ERROR)
 		return;
-	ending = NULL;
+	ending = fault = NULL;
 	XML_SetElementHandler(parser, startelement, endelement);
 	XML_SetCharacterDataHandler(parser, characters);
 	XML_SetDefaultHandler(parser, otherwise);
 }
 
-/* 1 if the parser stands still, as there was no room for what it would cause. */
+/* 1 if the parser is suspended. */
 static int
 isheld(void)
 {
@@ -1722,9 +1708,7 @@ static void
 openstream(void)
 {
 	forget();
-	outpos = out.len = inlen = 0;
 	depth = subscribed = unanswered = 0;
-	fault = NULL;
 	putstr(&out, "<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
 	       "' xmlns:stream='" NS_STREAM "'");
 	putattr(&out, "to", domain);
@@ -1856,7 +1840,8 @@ starttls(void)
 	return br_ssl_client_reset(&tls, isname ? host : NULL, 0);
 }
 
-/* Why the connection has ended: without TLS, its engine knows of no error. */
+/* Why the connection has ended. Without TLS the engine is all zero, which reads as
+ * closed without an error. */
 static const char *
 tlserror(void)
 {
@@ -1928,8 +1913,8 @@ pull(char *dst, size_t size)
 
 /* Write as much of the out buffer as the connection takes. Returns the bytes that
  * it took; what it takes in TLS may still have to be sent. If writing fails for
- * good, reading tells why: all is as good as written, and an engine that would
- * write before it reads on has no use. */
+ * good, nothing more is written: reading tells why, and an engine that can read
+ * only after it has written is closed. */
 static size_t
 push(void)
 {
@@ -1959,6 +1944,7 @@ push(void)
 			outpos += (size_t)n;
 		else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
 			outpos = out.len;
+			shutdown(fd, SHUT_WR);
 			if (!tlshas(BR_SSL_RECVREC))
 				br_ssl_client_zero(&tls);
 		}
@@ -1991,7 +1977,7 @@ endwriting(void)
 static int
 isnews(void)
 {
-	return reached || nrounds % 1000 == 1;
+	return nrounds == 0 || nrounds % 1000 == 1;
 }
 
 /* Wait before the next round. While nobody is there it follows within a second;
@@ -2000,13 +1986,13 @@ isnews(void)
 static void
 waitretry(void)
 {
-	long long ms = reached ? backoff : FIRSTPAUSE;
+	long long ms = nrounds == 0 ? backoff : FIRSTPAUSE;
 
 	ms = ms / 2 + (long long)uniform((uint64_t)ms / 2);
 	if (isnews())
 		say("waiting: %lld.%lld s before the next attempt to connect",
 		    ms / 1000, ms / 100 % 10);
-	if (reached)
+	if (nrounds == 0)
 		backoff = MIN(2 * backoff, backoffmax * 1000LL);
 	state = WAITING;
 	deadline = now + ms;
@@ -2058,21 +2044,16 @@ resolve(void)
 
 	if (servers)
 		freeaddrinfo(servers);
-	servers = NULL;
-	nrounds = reached ? 1 : nrounds + 1;
-	reached = 0;
+	nrounds++;
 	resolving = 1;
 	if (quitting)
 		exit(0);
 	error = getaddrinfo(host, port, &hints, &servers);
 	resolving = 0;
 	now = milliseconds();
-	if (error) {
-		servers = NULL;
-		if (isnews())
-			say("resolve: %s port %s: %s", host, port, gai_strerror(error));
-	}
-	server = servers;
+	if (error && isnews())
+		say("resolve: %s port %s: %s", host, port, gai_strerror(error));
+	server = servers = error ? NULL : servers;
 	attempt();
 }
 
@@ -2082,14 +2063,16 @@ resolve(void)
 static void
 disconnect(const char *why)
 {
-	if (state >= OPENING && state != CLOSING && isnews())
+	if (state == CONNECTING)
+		sayserver(why);
+	else if (state != CLOSING)
 		say("disconnected: %s", why);
 	forget();
 	close(fd);
 	fd = -1;
 	br_ssl_client_zero(&tls);
 	freeparser();
-	outpos = out.len = 0;
+	outpos = out.len = inlen = 0;
 	if (quitting)
 		exit(0);
 	server = server->ai_next;
@@ -2105,8 +2088,7 @@ disconnect(const char *why)
 static void
 hangup(const char *why)
 {
-	if (quitting || isnews())
-		say("%s: %s", quitting ? "stopping" : "disconnected", why);
+	say("%s: %s", quitting ? "stopping" : "disconnected", why);
 	ending = NULL;
 	forget();
 	if (fault)
@@ -2170,13 +2152,12 @@ finishconnect(void)
 	if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) < 0)
 		error = errno;
 	if (error) {
-		sayserver(strerror(error));
-		disconnect("");
+		disconnect(strerror(error));
 		return;
 	}
 	/* an answer is written at once, there is nothing to gather */
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	reached = 1;
+	nrounds = 0;
 	state = OPENING;
 	deadline = now + patience * 1000LL;
 	openstream();
@@ -2199,9 +2180,7 @@ overdue(void)
 		alive();
 		pinged = 1;
 	} else {
-		if (state == CONNECTING)
-			sayserver(strerror(ETIMEDOUT));
-		disconnect("the server is silent");
+		disconnect(state == CONNECTING ? strerror(ETIMEDOUT) : "the server is silent");
 	}
 }
 
@@ -2256,12 +2235,9 @@ haswork(void)
 static void
 serve(int events)
 {
-	if (state == CONNECTING) {
+	if (state == CONNECTING)
 		finishconnect();
-		return;
-	}
-	flush();
-	if (isheld())
+	else if (isheld())
 		parse();
 	if (isreading() && ((events & ~POLLOUT) || tlshas(TLSUNREAD)))
 		receive();
