@@ -190,6 +190,7 @@ static br_ssl_client_context tls;
 static unsigned char tlsbytes[BR_SSL_BUFSIZE_BIDI];
 static br_sha256_context certhash;
 static br_x509_decoder_context certificate;
+static br_x509_knownkey_context known; /* the server's key */
 static int ncerts, notified;    /* close_notify was sent */
 
 /* the connection */
@@ -1743,31 +1744,14 @@ readpins(void)
 	return n % 64 == 0 && (npins > 0 || !*tlspin);
 }
 
-/* What BearSSL calls for a chain of certificates: the first one is the server's,
- * the others do not matter. */
-static void
-startchain(const br_x509_class **ctx, const char *name)
-{
-	(void)ctx;
-	(void)name;
-	ncerts = 0;
-	br_sha256_init(&certhash);
-	br_x509_decoder_init(&certificate, NULL, NULL);
-}
-
-static void
-startcert(const br_x509_class **ctx, uint32_t len)
-{
-	(void)ctx;
-	(void)len;
-	ncerts++;
-}
-
+/* BearSSL's validator that knows the server's key serves us, except that the key
+ * is the one in the first certificate, if that has a pin. What the chain holds
+ * besides does not matter. */
 static void
 append(const br_x509_class **ctx, const unsigned char *s, size_t n)
 {
 	(void)ctx;
-	if (ncerts == 1) {
+	if (ncerts == 0) {
 		br_sha256_update(&certhash, s, n);
 		br_x509_decoder_push(&certificate, s, n);
 	}
@@ -1777,14 +1761,18 @@ static void
 endcert(const br_x509_class **ctx)
 {
 	(void)ctx;
+	ncerts++;
 }
 
 static unsigned
 endchain(const br_x509_class **ctx)
 {
+	const br_x509_pkey *key = br_x509_decoder_get_pkey(&certificate);
 	size_t i;
 
 	(void)ctx;
+	if (key)
+		known.pkey = *key;
 	br_sha256_out(&certhash, fingerprint);
 	for (i = 0; i < npins; i++)
 		if (!memcmp(pins[i], fingerprint, sizeof(fingerprint)))
@@ -1792,24 +1780,11 @@ endchain(const br_x509_class **ctx)
 	return BR_ERR_X509_NOT_TRUSTED;
 }
 
-static const br_x509_pkey *
-getkey(const br_x509_class *const *ctx, unsigned *usages)
-{
-	(void)ctx;
-	if (usages)
-		*usages = BR_KEYTYPE_KEYX | BR_KEYTYPE_SIGN;
-	return br_x509_decoder_get_pkey(&certificate);
-}
-
 /* Make the engine ready for a new connection. 0 without random numbers. */
 static int
 starttls(void)
 {
-	static const br_x509_class class = {
-		sizeof(br_x509_class *), startchain, startcert, append, endcert,
-		endchain, getkey
-	};
-	static const br_x509_class *x509 = &class;
+	static br_x509_class class;
 	static const uint16_t suites[] = {
 		BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
 		BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
@@ -1834,7 +1809,16 @@ starttls(void)
 	br_ssl_engine_set_default_ecdsa(e);
 	br_ssl_engine_set_default_rsavrfy(e);
 	br_ssl_engine_add_flags(e, BR_OPT_NO_RENEGOTIATION);
-	br_ssl_engine_set_x509(e, &x509);
+	class = br_x509_knownkey_vtable;
+	class.append = append;
+	class.end_cert = endcert;
+	class.end_chain = endchain;
+	known.vtable = &class;
+	known.usages = BR_KEYTYPE_KEYX | BR_KEYTYPE_SIGN;
+	br_ssl_engine_set_x509(e, &known.vtable);
+	br_sha256_init(&certhash);
+	br_x509_decoder_init(&certificate, NULL, NULL);
+	ncerts = 0;
 	br_ssl_engine_set_buffer(e, tlsbytes, sizeof(tlsbytes), 1);
 	notified = 0;
 	return br_ssl_client_reset(&tls, isname ? host : NULL, 0);
