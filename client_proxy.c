@@ -1784,6 +1784,7 @@ endchain(const br_x509_class **ctx)
 static int
 starttls(void)
 {
+	static br_x509_minimal_context unused;
 	static br_x509_class class;
 	static const uint16_t suites[] = {
 		BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
@@ -1794,20 +1795,14 @@ starttls(void)
 		BR_TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384
 	};
 	br_ssl_engine_context *e = &tls.eng;
+	int i;
 	int isname = !strchr(host, ':') && host[strspn(host, "0123456789.")];
 
-	br_ssl_client_zero(&tls);
+	br_ssl_client_init_full(&tls, &unused, NULL, 0);
 	br_ssl_engine_set_versions(e, BR_TLS12, BR_TLS12);
 	br_ssl_engine_set_suites(e, suites, LEN(suites));
-	br_ssl_engine_set_hash(e, br_sha256_ID, &br_sha256_vtable);
-	br_ssl_engine_set_hash(e, br_sha384_ID, &br_sha384_vtable);
-	br_ssl_engine_set_hash(e, br_sha512_ID, &br_sha512_vtable);
-	br_ssl_engine_set_prf_sha256(e, br_tls12_sha256_prf);
-	br_ssl_engine_set_prf_sha384(e, br_tls12_sha384_prf);
-	br_ssl_engine_set_default_aes_gcm(e);
-	br_ssl_engine_set_default_chapol(e);
-	br_ssl_engine_set_default_ecdsa(e);
-	br_ssl_engine_set_default_rsavrfy(e);
+	for (i = br_md5_ID; i < br_sha256_ID; i++)
+		br_ssl_engine_set_hash(e, i, NULL);
 	br_ssl_engine_add_flags(e, BR_OPT_NO_RENEGOTIATION);
 	class = br_x509_knownkey_vtable;
 	class.append = append;
