@@ -2063,11 +2063,15 @@ disconnect(const char *why)
 	attempt();
 }
 
-/* End the stream, but let what waits in the out buffer go out first. */
+/* End the stream, but let what waits in the out buffer go out first, within
+ * CLOSETIME. A signal may come while there is no stream: then there is nothing to
+ * wait for. */
 static void
 hangup(const char *why)
 {
 	say("%s: %s", quitting ? "stopping" : "disconnected", why);
+	if (state < OPENING)
+		exit(0);
 	ending = NULL;
 	forget();
 	if (fault)
@@ -2163,18 +2167,6 @@ overdue(void)
 	}
 }
 
-/* A signal to end us came: leave, within CLOSETIME if there is a stream. */
-static void
-quit(void)
-{
-	if (state == OPENING || state == ONLINE) {
-		hangup("signal");
-	} else if (state != CLOSING) {
-		say("stopping: signal");
-		exit(0);
-	}
-}
-
 /* SIGUSR1 came: log what was counted since the start, and who is online. */
 static void
 report(void)
@@ -2254,8 +2246,8 @@ run(void)
 			;
 		if (reporting)
 			report();
-		if (quitting)
-			quit();
+		if (quitting && state != CLOSING)
+			hangup("signal");
 		if (p[1].revents || haswork())
 			serve(p[1].revents);
 		if (ending)
