@@ -191,7 +191,7 @@ static unsigned char tlsbytes[BR_SSL_BUFSIZE_BIDI];
 static br_sha256_context certhash;
 static br_x509_decoder_context certificate;
 static br_x509_knownkey_context known; /* the server's key */
-static int ncerts, notified;    /* close_notify was sent */
+static int ncerts;
 
 /* the connection */
 static int fd = -1, state, pinged;
@@ -1815,7 +1815,6 @@ starttls(void)
 	br_x509_decoder_init(&certificate, NULL, NULL);
 	ncerts = 0;
 	br_ssl_engine_set_buffer(e, tlsbytes, sizeof(tlsbytes), 1);
-	notified = 0;
 	return br_ssl_client_reset(&tls, isname ? host : NULL, 0);
 }
 
@@ -1890,63 +1889,33 @@ pull(char *dst, size_t size)
 	return (ssize_t)len;
 }
 
-/* Write as much of the out buffer as the connection takes. Returns the bytes that
- * it took; what it takes in TLS may still have to be sent. If writing fails for
- * good, nothing more is written: reading tells why, and an engine that can read
- * only after it has written is closed. */
+/* What the socket is to be given next, *s, and how many bytes of it there are. In
+ * TLS the engine first takes what it can of the out buffer. If that was the last of
+ * the stream it is closed, and reads what still comes by itself, but for what it
+ * holds already. */
 static size_t
-push(void)
+unsent(unsigned char **s)
 {
 	br_ssl_engine_context *e = &tls.eng;
-	size_t len, had = outpos;
-	unsigned char *s;
-	ssize_t n;
+	size_t len = out.len - outpos;
 
-	do {
-		if (npins && outpos < out.len && (s = br_ssl_engine_sendapp_buf(e, &len))) {
-			len = MIN(len, out.len - outpos);
-			memcpy(s, out.s + outpos, len);
-			br_ssl_engine_sendapp_ack(e, len);
-			br_ssl_engine_flush(e, 0);
-			outpos += len;
-		}
-		s = (unsigned char *)out.s + outpos;
-		len = out.len - outpos;
-		if (npins && !(s = br_ssl_engine_sendrec_buf(e, &len)))
-			break;
-		n = write(fd, s, len);
-		if (n > 0 && !hasroom())
-			alive();
-		if (n > 0 && npins)
-			br_ssl_engine_sendrec_ack(e, (size_t)n);
-		else if (n > 0)
-			outpos += (size_t)n;
-		else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
-			outpos = out.len;
-			shutdown(fd, SHUT_WR);
-			if (!tlshas(BR_SSL_RECVREC))
-				br_ssl_client_zero(&tls);
-		}
-	} while (n > 0 && (outpos < out.len || tlshas(BR_SSL_SENDREC)));
-	return outpos - had;
-}
-
-/* We send no more. What still comes is only read so that the server can read our
- * last words; a closing engine does so itself, with what it does not hold yet. */
-static void
-endwriting(void)
-{
-	size_t len;
-
-	if (npins && !notified) {
-		notified = 1;
-		while (br_ssl_engine_recvapp_buf(&tls.eng, &len))
-			br_ssl_engine_recvapp_ack(&tls.eng, len);
-		br_ssl_engine_close(&tls.eng);
-		push();
+	*s = (unsigned char *)out.s + outpos;
+	if (!npins)
+		return len;
+	if (len > 0 && (*s = br_ssl_engine_sendapp_buf(e, &len))) {
+		len = MIN(len, out.len - outpos);
+		memcpy(*s, out.s + outpos, len);
+		br_ssl_engine_sendapp_ack(e, len);
+		br_ssl_engine_flush(e, 0);
+		outpos += len;
 	}
-	if (!tlshas(BR_SSL_SENDREC))
-		shutdown(fd, SHUT_WR);
+	if (state == CLOSING && outpos == out.len && tlshas(BR_SSL_SENDAPP)) {
+		while (br_ssl_engine_recvapp_buf(e, &len))
+			br_ssl_engine_recvapp_ack(e, len);
+		br_ssl_engine_close(e);
+	}
+	*s = br_ssl_engine_sendrec_buf(e, &len);
+	return *s ? len : 0;
 }
 
 /* ---- connection ---- */
@@ -2084,23 +2053,43 @@ hangup(const char *why)
 	deadline = now + CLOSETIME;
 }
 
+/* Write as much of the out buffer as the socket takes. If writing fails for good,
+ * nothing more is written: reading tells why, and an engine that can read only
+ * after it has written is closed. After the last of the stream we send no more:
+ * what still comes is only read so that the server can read our last words. */
 static void
 flush(void)
 {
+	unsigned char *s;
+	size_t len;
+	ssize_t n;
 	int r;
 
-	if (outpos == out.len && !tlshas(BR_SSL_SENDREC))
+	while ((len = unsent(&s)) > 0 && (n = write(fd, s, len)) > 0) {
+		if (!hasroom())
+			alive();
+		if (npins)
+			br_ssl_engine_sendrec_ack(&tls.eng, (size_t)n);
+		else
+			outpos += (size_t)n;
+	}
+	if (len > 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
+		outpos = out.len;
+		shutdown(fd, SHUT_WR);
+		if (!tlshas(BR_SSL_RECVREC))
+			br_ssl_client_zero(&tls);
+	}
+	if (outpos < out.len)
 		return;
-	bytesout += push();
-	if (outpos == out.len)
-		outpos = out.len = 0;
-	if (out.len > 0 || tlshas(BR_SSL_SENDREC))
+	bytesout += out.len;
+	outpos = out.len = 0;
+	if (tlshas(BR_SSL_SENDREC))
 		return;
 	/* only now what was in it begins to wait for its answer */
 	for (r = requests[OPEN].prev; requests[r].due == UNWRITTEN; r = requests[r].prev)
 		requests[r].due = answertime ? now + answertime * 1000LL : NEVER;
 	if (state == CLOSING)
-		endwriting();
+		shutdown(fd, SHUT_WR);
 }
 
 /* Read once. No tag ends without a `>', so until one comes there is nothing
@@ -2181,7 +2170,7 @@ report(void)
 	say("counted: %lu requests, %lu untracked, %lu answers, %lu late, %lu messages"
 	    "%s, %lu dropped, %lu connections, %d online, %d open, %llu bytes in, "
 	    "%llu bytes out", nrequests, nuntracked, nanswers, nlate, nmessages,
-	    refused, ndropped, nconnected, nresources, nopen, bytesin, bytesout);
+	    refused, ndropped, nconnected, nresources, nopen, bytesin, bytesout + outpos);
 	for (i = 0; i < (size_t)nresources; i++)
 		say("resource: %s/%.99s: %d open", target, names[i], resources[i].open);
 }
