@@ -1920,116 +1920,93 @@ unsent(unsigned char **s)
 
 /* ---- connection ---- */
 
-/* 1 if what goes wrong now has to be said: while nobody is there, only in the first
- * round and about every quarter of an hour. */
-static int
-isnews(void)
-{
-	return nrounds == 0 || nrounds % 1000 == 1;
-}
-
-/* Wait before the next round. While nobody is there it follows within a second;
- * who is there but does not keep us is left alone for longer each time, up to
- * backoffmax. With jitter, so that many proxies do not come back at once. */
-static void
-waitretry(void)
-{
-	long long ms = nrounds == 0 ? backoff : FIRSTPAUSE;
-
-	ms = ms / 2 + (long long)uniform((uint64_t)ms / 2);
-	if (isnews())
-		say("waiting: %lld.%lld s before the next attempt to connect",
-		    ms / 1000, ms / 100 % 10);
-	if (nrounds == 0)
-		backoff = MIN(2 * backoff, backoffmax * 1000LL);
-	state = WAITING;
-	deadline = now + ms;
-}
-
-static void
-sayserver(const char *why)
-{
-	char h[64] = "?", p[8] = "?";
-
-	getnameinfo(server->ai_addr, server->ai_addrlen, h, sizeof(h),
-	            p, sizeof(p), NI_NUMERICHOST | NI_NUMERICSERV);
-	if (isnews())
-		say("connect: %s port %s: %s", h, p, why);
-}
-
-/* Begin to connect to `server', or to those after it if that fails at once. When
- * all have failed, wait. */
-static void
-attempt(void)
-{
-	for (; server; server = server->ai_next) {
-		fd = socket(server->ai_family, server->ai_socktype,
-		            server->ai_protocol);
-		if (fd >= 0 && fcntl(fd, F_SETFL, O_NONBLOCK) == 0 &&
-		    (connect(fd, server->ai_addr, server->ai_addrlen) == 0 ||
-		     errno == EINPROGRESS || errno == EINTR)) {
-			state = CONNECTING;
-			deadline = now + patience * 1000LL;
-			return;
-		}
-		sayserver(strerror(errno));
-		if (fd >= 0)
-			close(fd);
-		fd = -1;
-	}
-	waitretry();
-}
-
-/* Begin a round: look up host, try its addresses. Looking up may block for long:
- * signals that end us do so at once while it does. */
-static void
-resolve(void)
-{
-	static const struct addrinfo hints = {
-		.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM
-	};
-	int error;
-
-	if (servers)
-		freeaddrinfo(servers);
-	nrounds++;
-	resolving = 1;
-	if (quitting)
-		exit(0);
-	error = getaddrinfo(host, port, &hints, &servers);
-	resolving = 0;
-	now = milliseconds();
-	if (error && isnews())
-		say("resolve: %s port %s: %s", host, port, gai_strerror(error));
-	server = servers = error ? NULL : servers;
-	attempt();
-}
-
-/* Close the socket and log why, unless that is known. Then exit, or try the next
- * address. A connection that has lasted has proved itself: what it was refused
- * before is forgotten, and the next round begins with all addresses. */
+/* Close the socket, if there is one, and log why, unless that is known. Then go on
+ * with the next address at once. If none is left, wait before the next round. While
+ * nobody is there it follows within a second, and all this is only logged in the
+ * first round and about every quarter of an hour; who is there but does not keep us
+ * is left alone for longer each time, up to backoffmax. With jitter, so that many
+ * proxies do not come back at once. A connection that has lasted has proved itself:
+ * what it was refused before is forgotten, and the next round begins with all
+ * addresses. */
 static void
 disconnect(const char *why)
 {
-	if (state == CONNECTING)
-		sayserver(why);
-	else if (state != CLOSING)
+	int isnews = nrounds == 0 || nrounds % 1000 == 1;
+	char address[64] = "?";
+	long long ms;
+
+	if (state == OPENING || state == ONLINE)
 		say("disconnected: %s", why);
+	else if (state == CLOSING && quitting)
+		exit(0);
+	else if (!server && isnews)
+		say("resolve: %s port %s: %s", host, port, why);
+	if (state == CONNECTING && isnews) {
+		getnameinfo(server->ai_addr, server->ai_addrlen, address,
+		            sizeof(address), NULL, 0, NI_NUMERICHOST);
+		say("connect: %s port %s: %s", address, port, why);
+	}
 	forget();
-	close(fd);
+	if (fd >= 0)
+		close(fd);
 	fd = -1;
 	br_ssl_client_zero(&tls);
 	freeparser();
 	outpos = out.len = inlen = 0;
-	if (quitting)
-		exit(0);
-	server = server->ai_next;
+	if (server)
+		server = server->ai_next;
 	if (now - onlinetime >= backoffmax * 1000LL) {
 		backoff = FIRSTPAUSE;
 		server = NULL;
 	}
 	onlinetime = LLONG_MAX;
-	attempt();
+	state = WAITING;
+	deadline = now;
+	if (server)
+		return;
+	ms = nrounds == 0 ? backoff : FIRSTPAUSE;
+	ms = ms / 2 + (long long)uniform((uint64_t)ms / 2);
+	deadline += ms;
+	if (isnews)
+		say("waiting: %lld.%lld s before the next attempt to connect",
+		    ms / 1000, ms / 100 % 10);
+	if (nrounds == 0)
+		backoff = MIN(2 * backoff, backoffmax * 1000LL);
+}
+
+/* Begin to connect to the next address; after the last, look up host for a new
+ * round. That may block for long: signals that end us do so at once while it does. */
+static void
+attempt(void)
+{
+	static const struct addrinfo hints = {
+		.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM
+	};
+	int error = 0;
+
+	if (!server) {
+		if (servers)
+			freeaddrinfo(servers);
+		nrounds++;
+		resolving = 1;
+		if (quitting)
+			exit(0);
+		error = getaddrinfo(host, port, &hints, &servers);
+		resolving = 0;
+		now = milliseconds();
+		server = servers = error ? NULL : servers;
+	}
+	if (error) {
+		disconnect(gai_strerror(error));
+		return;
+	}
+	state = CONNECTING;
+	deadline = now + patience * 1000LL;
+	fd = socket(server->ai_family, server->ai_socktype, server->ai_protocol);
+	if (fd < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
+	    (connect(fd, server->ai_addr, server->ai_addrlen) < 0 &&
+	     errno != EINPROGRESS && errno != EINTR))
+		disconnect(strerror(errno));
 }
 
 /* End the stream, but let what waits in the out buffer go out first, within
@@ -2144,7 +2121,7 @@ static void
 overdue(void)
 {
 	if (state == WAITING) {
-		resolve();
+		attempt();
 	} else if (state == OPENING) {
 		hangup("the server does not answer the handshake in time");
 	} else if (state == ONLINE && !pinged) {
