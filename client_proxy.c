@@ -1375,25 +1375,6 @@ addelement(const char *name, const char **atts)
 	largest = MAX(largest, body.len - start);
 }
 
-/* Remember the prefixes that the header of the server's stream declares; our
- * own declares `stream' too. */
-static int
-savedecls(const char **atts)
-{
-	int isstream = 0;
-
-	decls.len = 0;
-	decls.full = 0;
-	for (; *atts; atts += 2)
-		if (same(atts[0], "xmlns:stream")) {
-			isstream = same(atts[1], NS_STREAM);
-		} else if (!strncmp(atts[0], "xmlns:", 6)) {
-			put(&decls, atts[0], strlen(atts[0]) + 1);
-			put(&decls, atts[1], strlen(atts[1]) + 1);
-		}
-	return isstream;
-}
-
 /* ---- stream ---- */
 
 /* The stream has to end: why, and the stream error to send if it is not NULL. */
@@ -1436,12 +1417,23 @@ handshake(void)
 	putall(&out, "<handshake>", hex, "</handshake>", NULL);
 }
 
-/* The server's stream header has come. */
+/* The server's stream header has come: remember the prefixes that it declares; our
+ * own declares `stream' too. Then authenticate. */
 static void
-opened(int isstream)
+opened(const char **atts)
 {
 	static const char why[] = "this is no component port: its stream header is not one";
+	int isstream = 0;
 
+	decls.len = 0;
+	decls.full = 0;
+	for (; *atts; atts += 2)
+		if (same(atts[0], "xmlns:stream")) {
+			isstream = same(atts[1], NS_STREAM);
+		} else if (!strncmp(atts[0], "xmlns:", 6)) {
+			put(&decls, atts[0], strlen(atts[0]) + 1);
+			put(&decls, atts[1], strlen(atts[1]) + 1);
+		}
 	if (!same(kind, "stream:stream") || !id)
 		end(why, "bad-format");
 	else if (!isstream || !ns || !same(ns, NS_COMPONENT))
@@ -1545,13 +1537,12 @@ startelement(void *data, const char *name, const char **atts)
 {
 	(void)data;
 	if (++depth > 2) {
-		if (!body.full)
-			addelement(name, atts);
+		addelement(name, atts);
 		return;
 	}
 	startstanza(name, atts);
 	if (depth == 1)
-		opened(savedecls(atts));
+		opened(atts);
 }
 
 static void XMLCALL
