@@ -1819,25 +1819,19 @@ tlserror(void)
 	size_t i, n;
 
 	if (br_ssl_engine_current_state(&tls.eng) != BR_SSL_CLOSED)
-		/* the engine takes our header as soon as the handshake is done */
-		return state == OPENING && out.len > 0 && outpos == 0 ?
-		       "the server has cut the TLS handshake: is this a TLS port?" :
-		       "the connection was cut, TLS did not end";
+		return "the connection was cut, TLS did not end";
 	if (error == BR_ERR_OK)
 		return "the server has closed the connection";
-	if (error == BR_ERR_X509_NOT_TRUSTED) {
-		n = (size_t)sprintf(why, "the server's certificate is not in tlspin, it is ");
-		for (i = 0; i < sizeof(fingerprint); i++)
-			n += (size_t)sprintf(why + n, "%s%02X", i ? ":" : "", fingerprint[i]);
-	} else if (error == BR_ERR_UNSUPPORTED_VERSION || error == BR_ERR_BAD_VERSION ||
-	           error == BR_ERR_RECV_FATAL_ALERT + 70) {
+	if (error == BR_ERR_UNSUPPORTED_VERSION || error == BR_ERR_BAD_VERSION ||
+	    error == BR_ERR_RECV_FATAL_ALERT + 70)
 		return "the server does not speak TLS 1.2";
-	} else if (error > BR_ERR_RECV_FATAL_ALERT) {
-		sprintf(why, "the server ends TLS with alert %d (RFC 5246 7.2)",
-		        error - BR_ERR_RECV_FATAL_ALERT);
-	} else {
-		sprintf(why, "TLS failed: error %d of BearSSL", error);
-	}
+	sprintf(why, "TLS failed: error %d of BearSSL, above %d an alert of the server",
+	        error, BR_ERR_RECV_FATAL_ALERT);
+	if (error != BR_ERR_X509_NOT_TRUSTED)
+		return why;
+	n = (size_t)sprintf(why, "the server's certificate is not in tlspin, it is ");
+	for (i = 0; i < sizeof(fingerprint); i++)
+		n += (size_t)sprintf(why + n, "%s%02X", i ? ":" : "", fingerprint[i]);
 	return why;
 }
 

@@ -7266,7 +7266,7 @@ tls_refused() {
 	end "$pid"
 	background socat "TCP-LISTEN:$tport,bind=127.0.0.1,reuseaddr,fork" \
 	    "SYSTEM:head -c 9 >/dev/null"
-	logged "disconnected: the server has cut the TLS handshake"
+	logged "disconnected: the connection was cut, TLS did not end"
 	end "$pid"
 	front server ",openssl-min-proto-version=TLS1.3"
 	grep -v "does not speak TLS" "$log" >"$log.new"
@@ -7274,7 +7274,7 @@ tls_refused() {
 	logged "disconnected: the server does not speak TLS 1.2"
 	end "$frontpid"
 	front server ",cipher=AES128-SHA"
-	logged "disconnected: the server ends TLS with alert 40"
+	logged "disconnected: TLS failed: error $((256 + 40)) of BearSSL"
 	end "$frontpid"
 	unlogged online
 }
