@@ -1845,35 +1845,6 @@ tlshas(unsigned what)
 	return npins ? br_ssl_engine_current_state(&tls.eng) & what : 0;
 }
 
-/* Like read from the connection, whether it is TLS or not: then it takes what
- * one record holds. */
-static ssize_t
-pull(char *dst, size_t size)
-{
-	br_ssl_engine_context *e = &tls.eng;
-	unsigned char *src, *record;
-	size_t len;
-	ssize_t n;
-
-	if (!npins)
-		return read(fd, dst, size);
-	src = br_ssl_engine_recvapp_buf(e, &len);
-	if (!src && (record = br_ssl_engine_recvrec_buf(e, &len))) {
-		if ((n = read(fd, record, len)) <= 0)
-			return n;
-		br_ssl_engine_recvrec_ack(e, (size_t)n);
-		alive();
-		src = br_ssl_engine_recvapp_buf(e, &len);
-	}
-	errno = EAGAIN; /* there was only a part, or the engine has to send first */
-	if (!src)
-		return tlshas(BR_SSL_CLOSED) ? 0 : -1;
-	len = MIN(len, size);
-	memcpy(dst, src, len);
-	br_ssl_engine_recvapp_ack(e, len);
-	return (ssize_t)len;
-}
-
 /* What the socket is to be given next, *s, and how many bytes of it there are. In
  * TLS the engine first takes what it can of the out buffer. If that was the last of
  * the stream it is closed, and reads what still comes by itself, but for what it
@@ -2054,25 +2025,41 @@ flush(void)
 		shutdown(fd, SHUT_WR);
 }
 
-/* Read once. No tag ends without a `>', so until one comes there is nothing
- * to parse: long ones are not looked at again with each piece of them. */
+/* Read once. In TLS the bytes of the socket are for the engine, which takes none
+ * while it holds data of a record, or after its end; we take what it holds. No tag
+ * ends without a `>', so until one comes there is nothing to parse: long ones are
+ * not looked at again with each piece of them. */
 static void
 receive(void)
 {
-	ssize_t n = pull(in + inlen, sizeof(in) - inlen);
+	br_ssl_engine_context *e = &tls.eng;
+	unsigned char *s = (unsigned char *)in + inlen;
+	size_t len = sizeof(in) - inlen, size = len;
+	ssize_t n;
 
+	if (npins)
+		s = br_ssl_engine_recvrec_buf(e, &len);
+	n = s ? read(fd, s, len) : 0;
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
 		return;
-	if (n <= 0) {
+	if (n <= 0 && !tlshas(BR_SSL_RECVAPP)) {
 		disconnect(n < 0 ? strerror(errno) : tlserror());
 		return;
 	}
+	alive();
+	len = (size_t)n;
+	if (npins && s)
+		br_ssl_engine_recvrec_ack(e, len);
+	if (npins && (s = br_ssl_engine_recvapp_buf(e, &len))) {
+		len = MIN(len, size);
+		memcpy(in + inlen, s, len);
+		br_ssl_engine_recvapp_ack(e, len);
+	}
 	if (state == CLOSING)
 		return;
-	alive();
-	bytesin += (unsigned long long)n;
-	inlen += (size_t)n;
-	if (inlen == sizeof(in) || memchr(in + inlen - n, '>', (size_t)n))
+	bytesin += len;
+	inlen += len;
+	if (inlen == sizeof(in) || memchr(in + inlen - len, '>', len))
 		parse();
 }
 
