@@ -265,12 +265,10 @@ sayunsaid(void)
 	unsigned long n = nunsaid;
 
 	nlines = 0;
-	nunsaid = 0;
 	linetime = LLONG_MAX;
 	if (n > 0)
 		say("log: %lu lines left out: too many, or the log did not take them", n);
-	if (nunsaid > 0)
-		nunsaid = n;
+	nunsaid = nunsaid > n ? n : 0;
 }
 
 static void
@@ -1465,21 +1463,8 @@ isstanza(void)
 	       same(kind, "message");
 }
 
-/* The server has accepted the handshake. */
-static void
-online(void)
-{
-	state = ONLINE;
-	onlinetime = now;
-	nconnected++;
-	say("online: %s at %s port %s%s", domain, host, port,
-	    npins ? " with TLS" : "");
-	alive();
-	askpause = askmin * 1000LL;
-	ask(0);
-}
-
-/* An element of the stream that is not a stanza, or one too early, has come. */
+/* An element of the stream that is not a stanza, or one too early, has come. Once
+ * the server has accepted the handshake we are online. */
 static void
 element(void)
 {
@@ -1489,8 +1474,16 @@ element(void)
 		drop("not a stanza");
 	else if (isstanza())
 		end("the server sends stanzas before the handshake is done", "bad-format");
-	else if (same(kind, "handshake"))
-		online();
+	if (state == ONLINE || !same(kind, "handshake"))
+		return;
+	state = ONLINE;
+	onlinetime = now;
+	nconnected++;
+	say("online: %s at %s port %s%s", domain, host, port,
+	    npins ? " with TLS" : "");
+	alive();
+	askpause = askmin * 1000LL;
+	ask(0);
 }
 
 /* ---- parsing ---- */
@@ -1693,21 +1686,6 @@ parse(void)
 	}
 }
 
-/* Open our stream (RFC 6120 4.2). Without a version, as XEP-0114 has it:
- * jabberd2 would send features before the handshake. Without memory `ending' is
- * set. */
-static void
-openstream(void)
-{
-	forget();
-	depth = subscribed = unanswered = 0;
-	putstr(&out, "<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
-	       "' xmlns:stream='" NS_STREAM "'");
-	putattr(&out, "to", domain);
-	put(&out, ">", 1);
-	newparser();
-}
-
 /* ---- TLS ---- */
 
 /* The settings are pins: what they allow is all the trust there is. Read them.
@@ -1871,7 +1849,7 @@ unsent(unsigned char **s)
 		br_ssl_engine_close(e);
 	}
 	*s = br_ssl_engine_sendrec_buf(e, &len);
-	return *s ? len : 0;
+	return len;
 }
 
 /* ---- connection ---- */
@@ -2063,7 +2041,9 @@ receive(void)
 		parse();
 }
 
-/* An attempt to connect has come to its end. */
+/* An attempt to connect has come to its end. If there is a server, open our stream
+ * (RFC 6120 4.2). Without a version, as XEP-0114 has it: jabberd2 would send
+ * features before the handshake. Without memory `ending' is set. */
 static void
 finishconnect(void)
 {
@@ -2081,7 +2061,13 @@ finishconnect(void)
 	nrounds = 0;
 	state = OPENING;
 	deadline = now + patience * 1000LL;
-	openstream();
+	forget();
+	depth = subscribed = unanswered = 0;
+	putstr(&out, "<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
+	       "' xmlns:stream='" NS_STREAM "'");
+	putattr(&out, "to", domain);
+	put(&out, ">", 1);
+	newparser();
 	if (npins && !starttls())
 		ending = "no random numbers for TLS";
 }
@@ -2286,26 +2272,13 @@ checkconfig(void)
 			die(checks[i].what, checks[i].why);
 }
 
-/* Keep from others what they must not have: descriptors 0 to 2 would be a socket if
- * they were closed, a core would hold the secret. */
-static void
-shield(void)
-{
-	struct rlimit none = { 0, 0 };
-	int n;
-
-	do
-		n = open("/dev/null", O_RDWR);
-	while (n >= 0 && n < 3);
-	if (n < 0 || close(n) < 0 || setrlimit(RLIMIT_CORE, &none) < 0)
-		die("start", strerror(errno));
-}
-
 int
 main(int argc, char *argv[])
 {
 	br_prng_seeder seeder = br_prng_seeder_system(NULL);
 	br_hmac_drbg_context rng;
+	struct rlimit none = { 0, 0 };
+	int n;
 
 	if (argc == 2 && same(argv[1], "-v"))
 		return puts("client_proxy-" VERSION) < 0;
@@ -2319,7 +2292,12 @@ main(int argc, char *argv[])
 		die("random numbers", "the system has no seed for them");
 	br_hmac_drbg_generate(&rng, &salt, sizeof(salt));
 	br_hmac_drbg_generate(&rng, &seed, sizeof(seed));
-	shield();
+	/* closed, descriptors 0 to 2 would be a socket; a core would hold the secret */
+	do
+		n = open("/dev/null", O_RDWR);
+	while (n >= 0 && n < 3);
+	if (n < 0 || close(n) < 0 || setrlimit(RLIMIT_CORE, &none) < 0)
+		die("start", strerror(errno));
 	setsignals();
 	now = milliseconds();
 	run();
