@@ -178,7 +178,6 @@ static size_t inlen;
 static XML_Index parsed;        /* bytes the parser took before in[] */
 static int depth;
 static const char *ending;      /* why the stream has to end; NULL: it goes on */
-static const char *fault;       /* with which stream error, RFC 6120 4.9.3 */
 
 /* the stream */
 static struct buffer decls = { (char [1024]){ "" }, 1024, 0, 0 }; /* of its header */
@@ -1375,14 +1374,17 @@ addelement(const char *name, const char **atts)
 
 /* ---- stream ---- */
 
-/* The stream has to end: why, and the stream error to send if it is not NULL. */
+/* The stream has to end: why, and with which stream error (RFC 6120 4.9.3), if that
+ * is not NULL. */
 static void
 end(const char *why, const char *error)
 {
 	if (ending)
 		return;
 	ending = why;
-	fault = error;
+	if (error)
+		putall(&out, "<stream:error><", error, " xmlns='urn:ietf:params:xml:"
+		       "ns:xmpp-streams'/></stream:error>", NULL);
 	XML_StopParser(parser, XML_FALSE);
 }
 
@@ -1622,7 +1624,7 @@ newparser(void)
 	parsed = depth ? (XML_Index)strlen(root) : 0;
 	if (depth && XML_Parse(parser, root, (int)parsed, 0) == XML_STATUS_ERROR)
 		return;
-	ending = fault = NULL;
+	ending = NULL;
 	XML_SetElementHandler(parser, startelement, endelement);
 	XML_SetCharacterDataHandler(parser, characters);
 	XML_SetDefaultHandler(parser, otherwise);
@@ -1954,9 +1956,6 @@ hangup(const char *why)
 		exit(0);
 	ending = NULL;
 	forget();
-	if (fault)
-		putall(&out, "<stream:error><", fault, " xmlns='urn:ietf:params:xml:"
-		       "ns:xmpp-streams'/></stream:error>", NULL);
 	putstr(&out, "</stream:stream>");
 	freeparser();
 	inlen = 0;
@@ -2193,10 +2192,8 @@ onsignal(int sig)
 {
 	int saved = errno;
 
-	if (sig == SIGUSR1)
-		reporting = 1;
-	else
-		quitting = 1;
+	reporting |= sig == SIGUSR1;
+	quitting |= sig != SIGUSR1;
 	if (quitting && resolving)
 		_exit(0);
 	if (write(wake[1], "", 1) < 0)
