@@ -154,7 +154,9 @@ static char askid[16];          /* the id of what we have asked last */
 static long long asktime, askpause; /* to ask next */
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
-static int heard, unanswered;   /* presence came since; so many before it brought none */
+static long long judgetime;     /* to ask whether what is due has come */
+static int heard, unanswered;   /* presence came since, 2: of who was there before; so
+                                 * many probes before it brought none */
 
 /* the out buffer: what is behind outpos waits to be written */
 static struct buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
@@ -467,6 +469,7 @@ addresource(const char *name)
 	int i = findresource(name);
 
 	if (i >= 0) {
+		heard = resources[i].missed ? 2 : heard;
 		resources[i].missed = 0;
 	} else if (len == 0 || len > PARTMAX) {
 		if (maysay())
@@ -856,14 +859,14 @@ forget(void)
 	gone(-1);
 }
 
-/* Give up what has waited too long. */
+/* Give up what was due at time t. */
 static void
-expire(void)
+expire(long long t)
 {
 	const char *text;
 	int r, i, n = 0;
 
-	for (; requests[r = requests[OPEN].next].due <= now; n++) {
+	for (; requests[r = requests[OPEN].next].due <= t; n++) {
 		text = texts[requests[r].text];
 		i = requests[r].resource;
 		if (n == 0 && maysay())
@@ -958,7 +961,7 @@ sweep(void)
 		asktime = now;
 	}
 	for (i = nresources - 1; i >= 0; i--)
-		if (!heard)
+		if (heard < 2)
 			resources[i].missed = 0;
 		else if (resources[i].missed > 1)
 			gone(i);
@@ -966,11 +969,13 @@ sweep(void)
 			asktime = now;
 }
 
-/* Do what is due while online. What waits to be read may be an answer: without
- * having read that we do not judge. */
+/* Do what is due while online. Answers may still be on their way, here or in the
+ * server: a ping to ourselves follows them, and judge() does the rest. */
 static void
-chores(int caughtup)
+chores(void)
 {
+	char i[32];
+
 	if (now >= sweeptime) {
 		putping(askid);
 		sweeptime = SWEEPING;
@@ -978,9 +983,27 @@ chores(int caughtup)
 	}
 	if (now >= asktime && sweeptime >= SWEEPING && hasroom())
 		ask(subscribed && !unanswered);
-	if (caughtup)
-		expire();
+	if (now >= MAX(judgetime, requests[requests[OPEN].next].due) && hasroom()) {
+		sprintf(i, "due%lld", now);
+		putping(i);
+		judgetime = NEVER; /* until it is back */
+	}
 	answerfailed();
+}
+
+/* Our own ping is back. The server has read the probe before the first of two and we
+ * all that came before the second; or all that came before something was due. */
+static void
+judge(void)
+{
+	if (!strncmp(id, "due", 3)) {
+		judgetime = now;
+		expire(strtoll(id + 3, NULL, 10));
+	} else if (same(id, askid) && sweeptime == UNWRITTEN) {
+		sweeptime = now + patience * 1000LL;
+	} else if (same(id, askid) && sweeptime == SWEEPING) {
+		sweep();
+	}
 }
 
 /* The target or its server does not let us see its presence. */
@@ -1064,7 +1087,7 @@ targetpresence(void)
 	int i = name ? findresource(name) : -1, leaves = same(type, "unavailable");
 
 	if (!*type || leaves) {
-		heard = 1;
+		heard = MAX(heard, 1);
 		unanswered = 0;
 	}
 	if (!*type && name && !strncmp(name, prefix, strlen(prefix))) {
@@ -1231,12 +1254,8 @@ route(void)
 	stranger = relay && *other && !istarget(other) && !isours(other);
 
 	if (isours(from)) {
-		/* our own ping: the server has read the probe that went before the
-		 * first, and we all answers that came before the second */
-		if (id && same(id, askid) && sweeptime == UNWRITTEN)
-			sweeptime = now + patience * 1000LL;
-		else if (id && same(id, askid) && sweeptime == SWEEPING)
-			sweep();
+		if (id)
+			judge();
 	} else if (same(kind, "presence"))
 		presence(self);
 	else if (asks && !mine && !below)
@@ -2061,7 +2080,7 @@ finishconnect(void)
 	state = OPENING;
 	deadline = now + patience * 1000LL;
 	forget();
-	depth = subscribed = unanswered = 0;
+	judgetime = depth = subscribed = unanswered = 0;
 	putstr(&out, "<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
 	       "' xmlns:stream='" NS_STREAM "'");
 	putattr(&out, "to", domain);
@@ -2141,8 +2160,8 @@ static void
 run(void)
 {
 	struct pollfd p[2];
-	long long next, judgetime = 0;
-	int n, work;
+	long long next;
+	int n;
 	char c;
 
 	p[0].fd = wake[0];
@@ -2152,17 +2171,13 @@ run(void)
 		p[1].events = isreading() ? POLLIN : 0;
 		if (state == CONNECTING || (!npins && out.len > 0) || tlshas(BR_SSL_SENDREC))
 			p[1].events |= POLLOUT;
-		work = haswork();
 		next = MIN(deadline, linetime);
 		if (state == ONLINE && isreading())
 			next = MIN(MIN(next, sweeptime < SWEEPING ? sweeptime : asktime),
 			           MAX(judgetime, requests[requests[OPEN].next].due));
-		next = work ? now : MAX(next, now);
+		next = haswork() ? now : MAX(next, now);
 		n = poll(p, 2, (int)MIN(next - now, INT_MAX));
 		now = milliseconds();
-		/* after a pause more may be on its way than waits here */
-		if (now - 1000 > next || (state == ONLINE && !(p[1].events & POLLIN)))
-			judgetime = now + patience * 1000LL;
 		if (n < 0)
 			continue; /* a signal, which has also written to the pipe */
 		while (p[0].revents && read(wake[0], &c, 1) == 1)
@@ -2178,7 +2193,7 @@ run(void)
 		if (now >= deadline)
 			overdue();
 		if (state == ONLINE)
-			chores(!work && now >= judgetime && !(p[1].revents & POLLIN));
+			chores();
 		flush();
 		if (now >= linetime)
 			sayunsaid();
