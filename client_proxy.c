@@ -986,7 +986,7 @@ chores(void)
 	if (now >= MAX(judgetime, requests[requests[OPEN].next].due) && hasroom()) {
 		sprintf(i, "due%lld", now);
 		putping(i);
-		judgetime = NEVER; /* until it is back */
+		judgetime = now + refresh * 1000LL; /* unless it is back before */
 	}
 	answerfailed();
 }
