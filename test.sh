@@ -1475,9 +1475,10 @@ enum { RING = 60, LINE = 240 };
 static char ring[RING][LINE];
 static unsigned long nring;
 static long long vt, slept;     /* virtual ms; when the program last was asleep */
+static long long sleptfor;
 static long long paused;        /* when it last did not read, or was asleep */
 static unsigned long owns;      /* requests of the workers' own */
-static int running;
+static int running, spoilt;
 static char settings[2048];
 
 static void
@@ -2101,7 +2102,7 @@ struct res {
 	long long heard, left;  /* presence arrived; it may have been taken out */
 	unsigned long joined;   /* number of its joining */
 	uint64_t share;         /* of all choices, when last chosen */
-	long long svctime;
+	long long svctime, svcat, toldgone; /* when the log said that it left */
 	long long claimed;      /* when the log said that it left, and 1; or 0 */
 };
 
@@ -2147,13 +2148,33 @@ static struct res *resbuckets[4096], **reslist;
 static size_t nres, rescap;
 static struct req *reqbuckets[4096], openlist;
 static long nopenlo, nopenhi, nin, nmaybe;
+static size_t loglost;          /* lines that the log did not take */
+static long nmistaken;          /* of several alike another may have been answered */
 static unsigned long njoins, nerrs;
 static uint64_t shares;
 static long long probe0, probe1, probe2, probeback, anyheard, lastask, deniedat;
 static const char *askids[64];
 static unsigned long nasks;
 static int msub, monline, mended, nasked_since, sawpres;
+static int lastprobe, npings;   /* the last ask was a probe; pings that went with it */
+static int probeend;            /* it is over: 1 denied, 2 unreachable */
+static int doubted_, unans;     /* one has left, maybe; a probe was unanswered, maybe */
+static int mayask;              /* there is a reason to ask again */
+static int counts, clean1;      /* of the last probe, who is silent; of the one before surely */
+static long long back1, back2, pingat; /* its pings were read again; the second was written */
+static long long wantask;       /* at the latest */
+static long long sawtype, prestook; /* presence of the target with a type was read, without one taken */
+static long long lastheld;      /* it had to wait before it could write or read, or slept */
 static long long onlineat, credits, creditat;
+static long long lastquiet;     /* when all was last seen to be done */
+static int quietturn;            /* all was written before this turn, which began then */
+static long long turnedat;
+static struct {                 /* pings to itself with which it asks whether what is due has come */
+	const char *id;
+	long long asked, from;  /* written; due before that is meant */
+} *dues;
+static size_t ndues, duescap;
+static long long duetill, duejudged; /* of the last that was back */
 static struct last {
 	struct last *chain;
 	const char *who;
@@ -2214,7 +2235,7 @@ silentone(const struct res *r)
 static int
 known(struct res *r)
 {
-	return r->st == OUT ? 0 : r->st == MAYBE || silentone(r) ? 2 : 1;
+	return r->st == OUT ? 0 : r->st == MAYBE || r->left > r->joinedat || silentone(r) ? 2 : 1;
 }
 
 /* How many it surely has. */
@@ -2255,6 +2276,7 @@ endreq(struct req *q, int st)
 		q->next->prev = q->prev;
 	}
 	q->st = st;
+	nmistaken += was && !is && q->vague;
 	if (st == QERRED)
 		q->nth = ++nerrs;
 }
@@ -2354,14 +2376,17 @@ forgetmodel(void)
 	memset(resbuckets, 0, sizeof(resbuckets));
 	memset(lasts, 0, sizeof(lasts));
 	nres = 0;
-	nin = nmaybe = nopenlo = nopenhi = 0;
+	nin = nmaybe = nopenlo = nopenhi = nmistaken = 0;
 	niq = ihead = iarr = iread = 0;
 	probe0 = probe1 = probe2 = probeback = anyheard = -1;
-	lastask = deniedat = -1;
+	lastask = deniedat = back1 = back2 = sawtype = prestook = lastheld = -1;
+	wantask = FOREVER;
 	nasks = 0;
+	lastprobe = npings = probeend = doubted_ = unans = mayask = counts = clean1 = 0;
 	msub = monline = mended = sawpres = 0;
 	shares = 0;
-	onlineat = -1;
+	onlineat = duejudged = duetill = -1;
+	ndues = 0;
 	credits = 3000;
 	creditat = vt;
 }
@@ -2508,10 +2533,10 @@ handing(struct expect *e, const struct stanza *s, const char *self, const char *
 		mayerr(e, s, "not-acceptable");
 		other = 1;
 	}
-	if (iq_ && nopenhi >= MAXREQUESTS) {
+	if (iq_ && nopenhi + nmistaken >= MAXREQUESTS) {
 		mayerr(e, s, "resource-constraint");
 		for (open_ = nopenlo, q = openlist.next; q != &openlist; q = q->next)
-			open_ -= q->st == QOPEN && q->res && known(q->res) != 1;
+			open_ -= q->st == QOPEN && (q->vague || (q->res && known(q->res) != 1));
 		other |= open_ >= MAXREQUESTS;
 	}
 	if (!src) {
@@ -2554,7 +2579,9 @@ leading(struct expect *e, const struct stanza *s, const char *src, const char *f
 		e->must = 0;    /* it has had its answer */
 		return;
 	}
-	if (q && (q->st != QOPEN || overdue(q) || alike > 1 || q->vague || (q->res && known(q->res) != 1)))
+	/* of one that is too long for an error from us the answer always passes */
+	if (q && (alike > 1 || q->vague || (!q->islong && (q->st != QOPEN || overdue(q) ||
+	    (q->res && known(q->res) != 1)))))
 		e->must = 0;
 	if (toolarge(s, src, f)) {
 		may(e, AERR, s, "error", src, f, "policy-violation");
@@ -2702,7 +2729,7 @@ checkchoice(const struct expect *e, struct res *r)
 		l->res = r;
 		l->joined = r->joined;
 		l->seq = njoins;
-	} else if (choice == LEASTBUSY && nmaybe == 0) {
+	} else if (choice == LEASTBUSY && nmaybe == 0 && nmistaken == 0) {
 		for (i = 0; i < nres; i++)
 			if (known(reslist[i]) == 1 && reslist[i]->risky < r->open)
 				bad("leastbusy", "the request goes to %s with %d open ones, %s has %d",
@@ -2732,6 +2759,26 @@ trigger(int n)
 	credits += n * 1000;
 }
 
+/* Because of input i it has to ask by then. */
+static void
+want(const struct input *i, long long t)
+{
+	if (lastask < i->readat && t < wantask)
+		wantask = t;
+}
+
+/* The subscription ends: it asks again as if it had never asked. */
+static void
+denied_(const struct input *i)
+{
+	if (msub)
+		wantask = FOREVER;
+	if (msub == 1)
+		want(i, vt + askmin * 1000LL);
+	probeend = 1;
+	doubted_ = unans = 0;
+}
+
 /* Presence of the target to our domain: what becomes of its resources. */
 static void
 heardof(struct input *i)
@@ -2741,10 +2788,18 @@ heardof(struct input *i)
 	int surely;
 
 	sawpres = 1;
-	if (eq(s->type, "subscribe"))
+	mayask |= s->type || back2 >= 0;
+	if (eq(s->type, "subscribe")) {
 		trigger(1);
+		if (!msub)
+			want(i, vt + 500);
+	}
 	if (!eq(s->to, domain))
 		return;
+	if (!s->type || eq(s->type, "unavailable")) {
+		prestook = vt;
+		unans = 0;
+	}
 	if (!s->type && r) {
 		joins(r);
 	} else if (eq(s->type, "unavailable")) {
@@ -2755,20 +2810,31 @@ heardof(struct input *i)
 	} else if (eq(s->type, "subscribed")) {
 		msub = 1;
 		trigger(1);
+		want(i, vt);
 	} else if (eq(s->type, "unsubscribed")) {
 		deniedat = vt;
 		leaveall(1);
+		denied_(i);
 		msub = 0;
 		trigger(1);
 	} else if (eq(s->type, "error")) {
 		trigger(1);
 		if (r || !s->id || (!eq(s->id, now_) && !eq(s->id, i->askatread)))
 			return;
-		if (s->flags & (KWAIT | KREMOTE))
-			return;
 		surely = eq(now_, i->askatread);
+		if (s->flags & (KWAIT | KREMOTE)) {
+			if (surely && eq(now_, s->id) && !probeend) {
+				want(i, vt + refresh * 1000LL);
+				probeend = 2;
+			}
+			return;
+		}
 		deniedat = vt;
 		leaveall(surely);
+		if (surely)
+			denied_(i);
+		else
+			wantask = FOREVER;
 		if (surely)
 			msub = 0;
 		else
@@ -2783,20 +2849,37 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 	const struct stanza *s = &i->s;
 	struct req *q = e->q;
 	struct res *r = NULL;
+	size_t k;
 
 	ihead++;
 	if (i->what == IHANDSHAKE) {
 		monline = 1;
-		onlineat = vt;
+		onlineat = i->readat;
 	}
 	if (i->what != ISTANZA)
 		return;
+	for (k = 0; eq(s->from, domain) && eq(s->to, domain) && k < ndues; k++)
+		if (eq(s->id, dues[k].id)) {
+			duetill = dues[k].from;
+			duejudged = dues[k].asked;
+			ndues -= k + 1;
+			memmove(dues, dues + k + 1, ndues * sizeof(*dues));
+		}
 	if (s->flags & KSVC && s->from && oftarget(s->from) && resof(s->from)) {
 		r = resource(resof(s->from));
 		if (!r->svctime || vt - r->svctime >= refresh * 1000LL) {
 			r->svctime = vt;
 			trigger(2);     /* asks whether it is there, and once more if all is silent */
 		}
+		mayask |= r->svctime == vt || r->left >= r->svctime || r->joinedat >= r->svctime;
+		if (e->p && eq(s->kind, "iq") && eq(s->type, "error") && known(r) == 1 && msub == 1 &&
+		    !(s->flags & KMANY) && r->left < r->joinedat && (!r->svcat || vt > r->svcat + refresh * 1000LL + 100)) {
+			if (!probeend && (!lastprobe || back2 >= 0))
+				want(i, vt);
+			else
+				doubted_ |= lastask < i->readat && !probeend;
+		}
+		r->svcat = vt;
 		r = NULL;
 	}
 	if (s->from && s->to && eq(s->kind, "presence") && !s->nons && oftarget(s->from) &&
@@ -2833,8 +2916,8 @@ isalt(const struct alt *a, const struct stanza *o)
 	if (a->w == APLAIN)
 		return eq(a->to, o->to);
 	if (a->w == AERR)
-		return (eq(a->id, o->id) || (!o->id && a->id && strlen(a->id) > MAXSTANZA / 2)) &&
-		       eq(a->to, o->to) && eq(a->cond, o->cond) &&
+		return (eq(a->id, o->id) || (!o->id && a->id && strlen(a->id) + strlen(a->from) +
+		        strlen(a->to) + 30 > MAXSTANZA)) && eq(a->to, o->to) && eq(a->cond, o->cond) &&
 		       (o->flags & KERROR) && o->elements == 2;
 	if (!eq(a->id, o->id) || a->pay != o->pay)
 		return 0;
@@ -2890,7 +2973,7 @@ isfailure(struct stanza *o)
 			    (q->res && (known(q->res) != 1 || q->res->left >= q->written)))
 				best = q;
 		}
-	} while (!best && gone && skip());
+	} while (!best && gone && n == 1 && !oldest->vague && skip());
 	/* which of several alike was answered is not known for sure */
 	for (q = oldest ? NULL : reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain)
 		if (q->key == k && q->vague)
@@ -2909,6 +2992,10 @@ isfailure(struct stanza *o)
 		    "%lld ms since its presence, %lld since the last probe but one", o->to,
 		    oldest->res ? oldest->res->name : "nobody", vt - oldest->res->heard, vt - probe1);
 	q = best ? best : oldest;
+	while (late && duejudged < q->written + answertime * 1000LL - (on[SLOWCALL] ? 2000 : 100) && ndues && skip())
+		;
+	if (late && n == 1 && !q->vague && duejudged < q->written + answertime * 1000LL - (on[SLOWCALL] ? 2000 : 100))
+		bad("judged", "a request of %s is timed out, but what may have come since %lld was not waited for: %lld, %zu", fmt("%s [%d %d: %s]", q->f, (int)ihead, (int)iread, ihead < niq ? describe(&iq[ihead].s) : ""), q->written, duejudged, ndues);
 	if (late && n == 1)
 		for (i = ihead; i < iarr; i++)
 			if (iq[i].what == ISTANZA && iq[i].arrived < q->written + answertime * 1000LL &&
@@ -2931,11 +3018,24 @@ isask(struct stanza *o)
 	unsigned long i;
 	size_t k;
 	int probe = eq(o->type, "probe");
-	long long gap = vt - lastask, want;
+	long long gap = vt - lastask, lastbut1, want, clean;
 
 	if (eq(o->kind, "iq") && eq(o->type, "get") && eq(o->from, domain) && eq(o->to, domain) &&
-	    (o->flags & KPING))
+	    (o->flags & KPING)) {
+		if (!eq(o->id, "ping") && (nasks == 0 || !eq(o->id, askids[(nasks - 1) % COUNT(askids)]))) {
+			dues = grow(dues, ndues, &duescap, sizeof(*dues));
+			dues[ndues].id = copy_(o->id);
+			dues[ndues].asked = vt;
+			dues[ndues++].from = quietturn ? turnedat : lastquiet;
+			return 1;
+		}
+		if (nasks == 0 || !eq(o->id, askids[(nasks - 1) % COUNT(askids)]) || ++npings == 1)
+			return 1;
+		pingat = vt;
+		if (back1 < 0 || vt < back1 + patience * 1000LL - (on[SLOWCALL] ? 1000 : 0))
+			bad("ask", "a probe that was read %lld ms ago is taken to be over", vt - back1);
 		return 1;
+	}
 	if (!eq(o->kind, "presence") || (!probe && !eq(o->type, "subscribe")))
 		return 0;
 	if (!eq(o->from, domain) || !eq(o->to, target))
@@ -2954,6 +3054,19 @@ isask(struct stanza *o)
 			break;
 	if (probe && k < nres)
 		trigger(1);     /* who was silent in one is asked again */
+	if (lastprobe && !probeend && npings == 1 && back1 >= 0 && back1 < vt && lastheld < lastask &&
+	    sawtype < back1 && !on[SLOWCALL])
+		bad("ask", "asks again before a probe is over");
+	if (!probe && msub == 1 && lastprobe && probeend == 2 && !unans && lastheld < lastask)
+		bad("ask", "subscribes anew though the target cannot be reached");
+	for (k = 0; k < nres && (reslist[k]->st == OUT || reslist[k]->heard > probe2); k++)
+		;
+	if (probe && lastprobe && !on[SLOWCALL] && !on[ERRORS] && k == nres && iarr == iread && gap < refresh * 1000LL - 100) {
+		while (!mayask && lastheld < vt && skip())
+			;
+		if (!mayask && lastheld < lastask)
+			bad("askrate", "probes again after %lld ms for no reason", gap);
+	}
 	credits += (vt - creditat) * 2 / (askmin < refresh ? askmin : refresh);
 	credits = credits < 8000 + 4000 * (long long)nres ? credits : 8000 + 4000 * (long long)nres;
 	creditat = vt;
@@ -2968,6 +3081,7 @@ isask(struct stanza *o)
 			bad("askrate", "asks again after %lld ms, not %lld", gap, want);
 	}
 	askids[nasks++ % COUNT(askids)] = copy_(o->id);
+	lastbut1 = lastask;
 	lastask = vt;
 	total->tally[TASKS]++;
 	for (k = 0; probe && k < nres; k++)
@@ -2975,11 +3089,26 @@ isask(struct stanza *o)
 			unsure(reslist[k]);
 			setres(reslist[k], MAYBE);
 		}
-	if (probe) {
-		probe0 = probe1;
+	/* over, and with presence in it: who was silent in two such has left */
+	clean = counts && !probeend && back2 >= 0 && prestook > lastbut1 && lastheld < lastbut1 && !on[SLOWCALL];
+	for (k = 0; probe && clean && clean1 && !loglost && k < nres; k++)
+		if (reslist[k]->st == IN && reslist[k]->heard < probe1 && reslist[k]->joinedat < probe1 &&
+		    reslist[k]->toldgone < probe1 && strlen(reslist[k]->name) < 90 && !strpbrk(reslist[k]->name, "%\xc3"))
+			bad("stays", "%s was silent in two probes, and is kept", reslist[k]->name);
+	clean1 = clean;
+	counts = probe && (!lastprobe || (back2 >= 0 && probeend != 2));
+	if (probe && (!lastprobe || probeend != 2 || lastheld >= lastbut1)) {
+		probe0 = probe1;        /* one that could not reach the target does not count */
 		probe1 = probe2;
-		probe2 = vt;
 	}
+	if (probe)
+		probe2 = vt;
+	unans |= !probe && msub;
+	mayask &= !lastprobe || back2 < 0 || sawtype >= back2;
+	lastprobe = probe;
+	npings = probeend = doubted_ = 0;
+	back1 = back2 = -1;
+	wantask = FOREVER;
 	return 1;
 }
 
@@ -3107,6 +3236,7 @@ static void (*handlers[65])(int);
 static int wakebytes, resolving_, termsig, termonline, goodbye, termblocked;
 static long long termat, stoppedms;
 static int stopped;             /* the process is, for now */
+static int termarmed;           /* this signal comes just before a look-up, or as a stream opens */
 
 static const unsigned char certkey[32] = {
 	0xf9, 0x1a, 0x77, 0xb9, 0xd3, 0x2e, 0xd3, 0xe9, 0xee, 0x3a, 0x5f, 0xa0, 0xf6,
@@ -3127,7 +3257,7 @@ static const char certhex[] =
     "a80195669983d55d29c29938281826cefee55986168998ff209ed031df38";
 static unsigned char cert[sizeof(certhex) / 2];
 
-static void serve(struct written *), serverlost(const char *), servergreets(void);
+static void serve(struct written *), serverlost(const char *), servergreets(void), handle(int);
 
 static long long
 inflight(void)
@@ -3410,6 +3540,9 @@ opened_out(const char *to, int ok)
 	if (!ok || !eq(to, domain))
 		bad("xml", "the stream that it opens is not one to %s", domain);
 	newwritten(IHEADER);
+	if (termarmed)
+		handle(termarmed);
+	termarmed = 0;
 }
 
 /* Why the connection may end, or NULL. */
@@ -3554,8 +3687,6 @@ connectdone(void *p, long how)
 
 /* ---- system calls ---- */
 
-static void handle(int);
-
 /* Each system call may take a while, and a signal may come in it. */
 static void
 entered(void)
@@ -3582,10 +3713,11 @@ handle(int sig)
 	if (sig != SIGUSR1 && termat < 0) {
 		termat = vt;
 		stoppedms = 0;
-		termonline = c.open && monline && !c.ended && !reason();
+		termonline = c.open && c.connected && sout.depth > 0 && !c.ended && !c.wfail && !c.badpin &&
+		             !c.quiet && !c.allocfailed && c.badfrom < 0 && c.costlyfrom < 0 &&
+		             (!keepalive || vt < c.lastread + keepalive * 1000LL);
 		termblocked = c.open && (!writable() || c.dead);
 		goodbye = 0;
-		termat = vt;
 	}
 	total->had[USR1] += sig == SIGUSR1;
 	handlers[sig](sig);
@@ -3779,7 +3911,7 @@ w_close(int fd)
 	}
 	progress++;
 	r = reason();
-	if (c.connecting && vt < c.since + patience * 1000LL - 1 && termat < 0)
+	if (c.connecting && vt < c.since + patience * 1000LL - (on[SLOWCALL] ? 1000 : 1) && termat < 0)
 		bad("close", "gives up connecting after %lld ms", vt - c.since);
 	if (c.connected && !r && !c.ended)
 		bad(c.tls && monline && keepalive && vt - c.lastread > keepalive * 1000LL ? "tlsalive" :
@@ -3843,6 +3975,10 @@ w_read(int fd, void *dst, size_t n)
 		for (; iread < niq && iq[iread].end >= 0 && iq[iread].end <= c.took; iread++) {
 			iq[iread].readat = vt;
 			iq[iread].askatread = nasks ? askids[(nasks - 1) % COUNT(askids)] : NULL;
+			if (iq[iread].s.from && eq(iq[iread].s.kind, "presence") && iq[iread].s.type && oftarget(iq[iread].s.from))
+				sawtype = vt;
+			if (iq[iread].s.id && !iq[iread].s.nons && eq(iq[iread].s.id, iq[iread].askatread) && eq(iq[iread].s.from, domain))
+				*(back1 < 0 ? &back1 : &back2) = vt;
 			if (iq[iread].what == IHANDSHAKE) {
 				c.hsread = 1;
 				c.hsreadat = vt;
@@ -3871,7 +4007,7 @@ w_read(int fd, void *dst, size_t n)
 
 static void logged(const char *, size_t), claim(const char *, size_t);
 static int logstate;            /* LOGBLOCK, LOGFULL, LOGCLOSED or 0: it is read */
-static size_t loglost, logused;
+static size_t logused;
 static long loglines, logwindow;
 
 ssize_t
@@ -3926,8 +4062,8 @@ w_write(int fd, const void *src, size_t n)
 	if (c.rst || c.wfail) {
 		if (handlers[SIGPIPE] != SIG_IGN)
 			bad("signal", "SIGPIPE kills it");
+		progress += !c.wfail;
 		c.wfail = 1;
-		progress++;
 		errno = EPIPE;
 		return -1;
 	}
@@ -3948,6 +4084,7 @@ w_write(int fd, const void *src, size_t n)
 	if (c.tls) {
 		for (done = 0; done < k;) {
 			pump();
+
 			if (!(b = br_ssl_engine_recvrec_buf(&sc.eng, &len)))
 				break;
 			len = len < k - done ? len : k - done;
@@ -3977,6 +4114,12 @@ w_getaddrinfo(const char *h, const char *p, const struct addrinfo *hints, struct
 
 	(void)h, (void)p, (void)hints;
 	progress++;
+	if (termat >= 0)
+		bad("term", "begins a look-up after a signal");
+	if (spoilt) {
+		bad("config", "takes a setting that cannot work");
+		longjmp(ending, 1);
+	}
 	if (c.open)
 		bad("fd", "looks up host while it is connected");
 	if (lastend >= 0 && provedlast == 0 && nextaddr < naddrs && rounds && !firsttried)
@@ -4055,6 +4198,10 @@ w_getaddrinfo(const char *h, const char *p, const struct addrinfo *hints, struct
 void
 w_freeaddrinfo(struct addrinfo *a)
 {
+	if (termarmed && rnd(2)) {
+		handle(termarmed);
+		termarmed = 0;
+	}
 	/* whoever uses it afterwards will not find an address in it */
 	for (; a; a = a->ai_next)
 		if (a->ai_addr)
@@ -4128,6 +4275,8 @@ w_exit(int status, int abrupt)
 	if (!running)
 		abort();
 	note("proxy: exits with %d", status);
+	if (spoilt && status == 1)
+		longjmp(ending, 1);
 	if (termat < 0)
 		bad("exit", "exits with %d, and no signal has told it to", status);
 	if (abrupt && !resolving_)
@@ -4144,7 +4293,6 @@ w_exit(int status, int abrupt)
 /* ---- the log ---- */
 
 static int claims;
-static long long lastquiet;     /* when all was last seen to be done */
 static long long logtime, budget_;
 static long reports;
 
@@ -4213,6 +4361,8 @@ claim(const char *s, size_t n)
 	if (s[k] == ',') {
 		for (i = 0; i < nres; i++)
 			reslist[i]->claimed = reslist[i]->st == IN ? lastquiet + 2 : 0;
+		for (i = 0; i < nres; i++)
+			reslist[i]->toldgone = vt;
 		claims = 1;
 		return;
 	}
@@ -4224,6 +4374,7 @@ claim(const char *s, size_t n)
 	name[i - k - 1] = '\0';
 	r = resource(name);
 	r->claimed = r->st == IN ? lastquiet + 2 : 0;
+	r->toldgone = vt;
 	claims = 1;
 }
 
@@ -4233,6 +4384,7 @@ quiesce(void)
 {
 	struct req *q, *next;
 	size_t i;
+	int late;
 
 	for (q = openlist.prev; q != &openlist && q->drained < 0; q = q->prev)
 		q->drained = vt;
@@ -4261,10 +4413,13 @@ quiesce(void)
 				    "error yet", q->f, q->res->name);
 			endreq(q, QERRED);
 		}
-	/* after a pause, or a time without reading, it waits for what may still be on its way */
-	while ((q = openlist.next) != &openlist && answertime && q->drained >= 0 &&
-	       vt > q->drained + answertime * 1000LL + 1000 + (on[SLOWCALL] ? 2000 : 0) &&
-	       vt > paused + patience * 1000LL + 1000) {
+	/* a ping to itself that is back says that what has not come will not */
+	while ((q = openlist.next) != &openlist && answertime && q->drained >= 0) {
+		late = vt > q->drained + answertime * 1000LL + 1000 + (on[SLOWCALL] ? 2000 : 0);
+		if (late && !q->islong && !q->vague && !ndues)
+			bad("late", "does not look for the answer to request %s of %s after %lld ms", shorten(q->id), q->f, vt - q->written);
+		if (q->drained + answertime * 1000LL > duetill && !(late && (q->islong || q->vague) && !ndues))
+			break;
 		if (!q->islong && !q->vague)
 			bad("late", "a request of %s has no answer after %lld ms", q->f, vt - q->written);
 		endreq(q, QERRED);
@@ -4279,6 +4434,25 @@ quiesce(void)
 	lastquiet = vt;
 	if (monline && nasks == 0)
 		bad("ask", "is online and has not asked for presence");
+}
+
+/* What it owes to the target's presence: it could read and write all, and has done so. */
+static void
+judgeasks(void)
+{
+	long long due = wantask, held = lastheld > slept ? lastheld : slept;
+
+	if (msub == 1 && probeend != 1) {
+		if (lastprobe && !probeend && npings == 1 && back1 >= 0)
+			due = (back1 > held ? back1 : held) + patience * 1000LL;
+		else if (lastprobe && !probeend && back2 >= 0 && (doubted_ || (prestook < lastask && !unans)))
+			due = back2;
+		else if (!probeend && due > (npings > 1 ? pingat : lastask) + refresh * 1000LL)
+			due = (npings > 1 ? pingat : lastask) + refresh * 1000LL;
+	}
+	due = due > held ? due : held;
+	if (due < FOREVER && vt > due + 1500)
+		bad("asklate", "has to ask for presence, or ping, since %lld ms, and does not", vt - due);
 }
 
 static void
@@ -4337,6 +4511,7 @@ judge(struct pollfd *p, nfds_t n, long long end)
 	if (!c.ended && monline && keepalive && vt > life + keepalive * 2000LL + 1000 &&
 	    ((ev & POLLIN && c.came == c.took) || vt > c.lastwrite + keepalive * 2000LL + 1000))
 		bad("keepalive", "keeps a connection that has been silent for %lld ms", vt - c.lastread);
+
 	if (!c.ended && monline && !(ev & POLLOUT) && nasks > 0) {
 		/* after a probe the time begins anew */
 		want = (askmax > 2 * refresh ? askmax : 2 * refresh) * 1000LL + 4000LL * patience + 2000;
@@ -4388,7 +4563,7 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 	static long long lastvt, window;
 	long long end = timeout < 0 ? FOREVER : vt + timeout, next;
 	long was;
-	int ready, is = 0, judged = 0;
+	int ready, is = 0, judged = 0, held = 0;
 	nfds_t i;
 
 	for (i = 0; i < n; i++)
@@ -4398,6 +4573,8 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 	/* others share them */
 	if (logflags != O_WRONLY)
 		bad("call", "leaves the log's flags changed");
+	for (i = 0; i < n; i++)
+		held |= c.open && p[i].fd == c.fd && p[i].events != POLLIN;
 	entered();
 	if (fault(ASLEEP, 3)) {
 		next = 1000 * spread(1, 900);
@@ -4408,9 +4585,12 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 		pass(vt + next);
 		stopped = 0;
 		slept = paused = vt;
+		sleptfor = held ? 0 : next; /* there may be an error in out */
 		stoppedms += next;
 		end = vt > end ? vt : end;
 	}
+	if (held || vt == slept)
+		lastheld = vt;
 	same = progress == lastprogress && vt == lastvt ? same + 1 : 0;
 	if (same > 12 + (c.tls ? 20000 / INSIZE : 0)) /* a record that was read is taken in pieces */
 		bad("busy", "turns and turns without doing anything");
@@ -4445,8 +4625,14 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 			return -1;
 		}
 	}
+	if (judged && !held && c.open && !c.ended && !c.blind && monline && nasks > 0 && !on[SLOWCALL])
+		judgeasks();
+	if (held)
+		lastheld = vt;
 	if (!(p[1].events & POLLIN) || on[SLOWCALL])
 		paused = vt;
+	quietturn = !(p[1].events & POLLOUT);
+	turnedat = vt;
 	return ready;
 }
 
@@ -4460,7 +4646,7 @@ struct queued {
 };
 struct worker {
 	const char *name;
-	int up, alive, hung, wrong, twice, errs;
+	int up, alive, hung, punctual, wrong, twice, errs;
 	unsigned delay, presbytes;
 	struct queued *queue;
 };
@@ -4631,8 +4817,11 @@ content(size_t head, int over)
 	case 7:
 		p = s = mem(16384);
 		p += sprintf(p, "<q xmlns='urn:w' t='%lu'>", t);
-		for (n = rnd(often(100) ? 300 : 10); n > 0; n--)
-			p += sprintf(p, "<e%u a%u='%u'/>", rnd(100000), rnd(100000), rnd(9));
+		for (n = rnd(often(100) ? 300 : 10); n > 0; n--) {
+			p += sprintf(p, "<e%u ", rnd(100000));
+			p += sprintf(p, "a%u=", rnd(100000));
+			p += sprintf(p, "'%u'/>", rnd(9));
+		}
 		strcpy(p, "</q>");
 		return s;
 	case 8:
@@ -4735,6 +4924,7 @@ comes(struct worker *w)
 static void
 goes(struct worker *w, int silently)
 {
+	const char *id, *from;
 	struct queued *q;
 
 	if (!w->up)
@@ -4745,9 +4935,12 @@ goes(struct worker *w, int silently)
 		if (cansee())
 			tell("iq", "error", q->id, fullname(w), q->from, errorbody("cancel", "recipient-unavailable"));
 	w->queue = NULL;
-	if (fault(PRERROR, 300))
-		tell("presence", "error", rnd(2) ? "other" : NULL, rnd(2) ? target : fullname(w), domain,
+	if (fault(PRERROR, 300)) {
+		id = rnd(2) ? "other" : NULL;
+		from = rnd(2) ? target : fullname(w);
+		tell("presence", "error", id, from, domain,
 		     errorbody("cancel", rnd(2) ? "recipient-unavailable" : "service-unavailable"));
+	}
 	if (!silently && cansee())
 		tell("presence", "unavailable", NULL, fullname(w), domain, NULL);
 }
@@ -4789,7 +4982,8 @@ answer(void *p, long arg)
 		ours(r->to, &self, &below);
 		f = decode(below);
 		head = f ? headbytes_("iq", r->type, r->id, self, f) : 0;
-		r->body = content(fault(OVERFLOW, 40) ? head : 0, (int)rnd(3) - 1);
+		head = fault(OVERFLOW, 40) ? head : 0;
+		r->body = content(head, (int)rnd(3) - 1);
 	}
 	tell("iq", r->type, r->id, fullname(r->w), r->to, r->body);
 }
@@ -4815,7 +5009,7 @@ work(struct worker *w, const struct stanza *s)
 	r->id = s->id;
 	r->to = s->from;
 	r->type = "result";
-	if (w->errs && !healed && often(500)) {
+	if (w->errs && !healed && often((unsigned)w->errs)) {
 		r->type = "error";
 		r->body = errorbody("cancel", rnd(2) ? "service-unavailable" : "item-not-found");
 	}
@@ -4825,10 +5019,14 @@ work(struct worker *w, const struct stanza *s)
 			"%EF%BF%BF", "%7F", "%0A", "a@b.test/%7f", "\xc3\xbc@b.test", "%C3", "%F4%90%80%80",
 			"nobody@nowhere.test/x", "%EF%BF%BD", "%F0%9F%98%80", "%E0%80%80", "%C3%BC@b.test"
 		};
-		r->to = rnd(5) ? under(rnd(2) ? domain : fmt("n@%s", domain), odd[rnd(COUNT(odd))]) : domain;
+		r->to = rnd(5) ? odd[rnd(COUNT(odd))] : NULL;
+		r->to = r->to ? under(rnd(2) ? domain : fmt("n@%s", domain), r->to) : domain;
 		total->had[WRONG]++;
 	}
-	at(vt + (w->delay ? rnd(w->delay) : 0), answer, r, 0, 0);
+	if (w->punctual && answertime && !healed)
+		at(vt + answertime * 1000LL - rnd(r->body ? 20 : 500), answer, r, 0, 0);
+	else
+		at(vt + (w->delay ? rnd(w->delay) : 0), answer, r, 0, 0);
 	if (w->twice && !healed && often(200)) {
 		again_ = mem(sizeof(*r));
 		*again_ = *r;
@@ -4896,7 +5094,7 @@ static void
 serve(struct written *o)
 {
 	const struct stanza *s = &o->s;
-	const char *r;
+	const char *r, *how;
 	struct worker *w;
 	size_t i;
 
@@ -5020,7 +5218,8 @@ serve(struct written *o)
 	} else if (eq(s->to, finaljid)) {
 		finals += eq(s->type, "result") && s->id && !strncmp(s->id, "final", 5);
 	} else if (relay && eq(s->kind, "iq") && (eq(s->type, "get") || eq(s->type, "set")) && rnd(4)) {
-		tell("iq", rnd(3) ? "result" : "error", s->id, s->to, s->from,
+		how = rnd(3) ? "result" : "error";
+		tell("iq", how, s->id, s->to, s->from,
 		     rnd(3) ? content(0, 0) : errorbody("cancel", "item-not-found"));
 	} else if (relay && eq(s->kind, "message") && !eq(s->type, "error") && !rnd(6)) {
 		tell("message", "error", s->id, s->to, s->from, errorbody("cancel", "gone"));
@@ -5234,29 +5433,36 @@ ask1(const char *f)
 	if (fault(PRESENCE, 100)) {
 		static const char *const ptypes[] = { NULL, "unavailable", "subscribe", "subscribed", "probe",
 		                                      "unsubscribed", "unsubscribe", "error", "odd" };
-		tell("presence", ptypes[rnd(COUNT(ptypes))], id, rnd(4) ? f : fmt("%sx/r", target), to, NULL);
+		type = ptypes[rnd(COUNT(ptypes))];
+		tell("presence", type, id, rnd(4) ? f : fmt("%sx/r", target), to, NULL);
 		return;
 	}
 	if (fault(STRAY, 100)) {
 		e = nworkers ? encode(fullname(workers)) : NULL;
-		tell("iq", rnd(2) ? "result" : "error", id, f, rnd(2) || !e ? to : under(domain, e), content(0, 0));
+		type = rnd(2) ? "result" : "error";
+		to = rnd(2) || !e ? to : under(domain, e);
+		tell("iq", type, id, f, to, content(0, 0));
 		return;
 	}
 	if (fault(STRAY, 60)) {
 		w = workers + rnd((unsigned)nworkers);
-		tell("iq", rnd(2) ? "result" : "error", id, fullname(w), under(domain, "u@b.test/stray"), content(0, 0));
+		type = rnd(2) ? "result" : "error";
+		tell("iq", type, id, fullname(w), under(domain, "u@b.test/stray"), content(0, 0));
 		return;
 	}
 	if (fault(ODDTYPE, 100)) {
-		tell("iq", types[rnd(COUNT(types))], id, f, to, content(0, 0));
+		type = types[rnd(COUNT(types))];
+		tell("iq", type, id, f, to, content(0, 0));
 		return;
 	}
 	if (fault(ODDTYPE, 30)) {
-		tell("iq", type, id, rnd(2) ? target : under(target, "w0"), to, content(0, 0));
+		f = rnd(2) ? target : under(target, "w0");
+		tell("iq", type, id, f, to, content(0, 0));
 		return;
 	}
 	if (fault(ODDTYPE, 30)) {
-		tell("iq", type, id, rnd(2) ? NULL : rnd(2) ? "" : domain, to, content(0, 0));
+		f = rnd(2) ? NULL : rnd(2) ? "" : domain;
+		tell("iq", type, id, f, to, content(0, 0));
 		return;
 	}
 	e = encode(f);
@@ -5351,7 +5557,7 @@ trouble(void *p, long every)
 	};
 	struct worker *w = nworkers ? workers + rnd((unsigned)nworkers) : NULL;
 	long long t = 1000LL * spread(1, often(100) ? 4000 : 300);
-	const char *s;
+	const char *s, *id, *from, *cond;
 	int i, f = (int)rnd(BEHAVIOURS);
 
 	(void)p;
@@ -5393,7 +5599,8 @@ trouble(void *p, long every)
 			serverends(NULL, 1);
 		break;
 	case STREAMERR:
-		serverends(streamerrors[rnd(COUNT(streamerrors))], (int)rnd(3));
+		cond = streamerrors[rnd(COUNT(streamerrors))];
+		serverends(cond, (int)rnd(3));
 		break;
 	case BADSHAKE:
 	case TRICKLE:
@@ -5418,10 +5625,12 @@ trouble(void *p, long every)
 		at(vt + t, undown, NULL, 0, 0);
 		break;
 	case PRERROR:
-		if (subscription == SUBSCRIBED && w)
-			tell("presence", "error", rnd(4) ? NULL : nasks && rnd(2) ? askids[(nasks - 1) % COUNT(askids)] :
-			     "x", rnd(2) ? target : fullname(w), domain, errorbody(rnd(4) ? "cancel" : "wait",
-			     rnd(3) ? "recipient-unavailable" : "remote-server-timeout"));
+		if (subscription == SUBSCRIBED && w) {
+			id = rnd(4) ? NULL : nasks && rnd(2) ? askids[(nasks - 1) % COUNT(askids)] : "x";
+			from = rnd(2) ? target : fullname(w);
+			cond = rnd(3) ? "recipient-unavailable" : "remote-server-timeout";
+			tell("presence", "error", id, from, domain, errorbody(rnd(4) ? "cancel" : "wait", cond));
+		}
 		break;
 	case ROSTERLOST:
 		note("server: the roster entry is lost");
@@ -5501,11 +5710,12 @@ trouble(void *p, long every)
 		at(vt + t, logback, NULL, 0, 0);
 		break;
 	case ASKED:
-		tell("presence", rnd(2) ? "subscribe" : "probe", rnd(2) ? "a" : NULL, target, domain, NULL);
+		id = rnd(2) ? "a" : NULL;
+		tell("presence", rnd(2) ? "subscribe" : "probe", id, target, domain, NULL);
 		break;
 	case FOREIGN:
-		tell("presence", rnd(2) ? NULL : "unavailable", NULL, rnd(2) ? fmt("%sx/w0", target) :
-		     fmt("x%s/w0", target), domain, NULL);
+		from = rnd(2) ? fmt("%sx/w0", target) : fmt("x%s/w0", target);
+		tell("presence", rnd(2) ? NULL : "unavailable", NULL, from, domain, NULL);
 		if (w && w->up)
 			tell("presence", rnd(2) ? NULL : "unavailable", NULL, fullname(w), fmt("n@%s", domain), NULL);
 		if (cansee()) {
@@ -5521,6 +5731,11 @@ trouble(void *p, long every)
 	case BOUNCE:
 		if (w && cansee())
 			sendpresence(w);
+		break;
+	case SLOWLINK:
+		note("network: slow from now on");
+		c.rrate = spread(100, 5000);
+		tell("iq", "get", fmt("i%lu", ++token), people[0], domain, fmt("<q>%s</q>", filler(rnd(7000))));
 		break;
 	}
 }
@@ -5568,7 +5783,7 @@ heal(void *p, long arg)
 	}
 	if (c.open && c.connected && !c.scripted && sin_.stopping && !c.fin)
 		cut("the server ends what it has broken", 0);
-	if (c.open && c.connected && !c.fin && !c.rst && !sin_.stopping) {
+	if (c.open && c.connected && !c.dead && !c.rst) {
 		c.rpending = 1;
 		at(vt, arrive, NULL, 0, generation);
 	}
@@ -5576,6 +5791,9 @@ heal(void *p, long arg)
 	logused = 0;
 	for (i = 0; i < nworkers; i++) {
 		/* what was lost, and waits for ever, ends when its worker leaves */
+		workers[i].up |= !answertime;
+		if (!answertime && subscription != SUBSCRIBED)
+			subscription = SUBSCRIBED;
 		if (workers[i].hung || !workers[i].alive || workers[i].delay > 1000 || !answertime)
 			goes(workers + i, 0);
 		workers[i].hung = workers[i].wrong = workers[i].twice = workers[i].errs = 0;
@@ -5611,14 +5829,20 @@ static void
 terminate(void *p, long sig)
 {
 	(void)p;
-	handle((int)sig);
+	if (!c.open && rounds && !p && rnd(2)) {
+		termarmed = (int)sig;
+		at(vt + 2000, terminate, &termarmed, sig, 0);
+	} else if (!p || termarmed) {
+		termarmed = 0;
+		handle((int)sig);
+	}
 }
 
 static void
 overtime(void *p, long arg)
 {
 	(void)p, (void)arg;
-	if (stopped) {
+	if (stopped || (slept >= 0 && vt < slept + 2000)) {
 		at(vt + 30000, overtime, NULL, 0, 0);
 		return;
 	}
@@ -5700,6 +5924,40 @@ settle(void)
 	naddrs = wild == 0 ? 1 : 1 + (int)rnd(NADDR);
 }
 
+/* One setting is wrong: it is refused before anything else is done. */
+static void
+spoil(void)
+{
+	static const char *const wrong[][2] = {
+		{ "", "" }, { "proxy.test.", "svc" }, { "Proxy.test", "@b.test" }, { "a@proxy.test", "svc@b.test/r" },
+		{ "proxy test", "svc@b.test." }, { "p/r", "svc@proxy.test" }, { "proxy\177", "svc@b.test@c" }
+	};
+	unsigned *const times[] = { &keepalive, &answertime, &backoffmax, &patience, &askmin, &askmax, &refresh };
+	unsigned i = rnd(COUNT(wrong)), t = rnd(COUNT(times));
+
+	switch (rnd(5)) {
+	case 0:
+		domain = wrong[i][0];
+		break;
+	case 1:
+		target = wrong[i][1];
+		break;
+	case 2:
+		*(i < 2 ? &secret : i < 4 ? &host : &port) = "";
+		tlspin = i == 6 ? "00:11" : tlspin;
+		break;
+	case 3:
+		choice = i < 3 ? -1 : 3;
+		prefix = i == 6 ? "\xff" : prefix;
+		break;
+	case 4:
+		*times[t] = t > 1 && i < 2 ? 0 : i < 5 ? 30 * 86400 + 1 : 4000000000u;
+		askmax = t == 4 && askmin ? askmin : askmax;
+	}
+	spoilt = 1;
+	note("a setting is wrong");
+}
+
 static int
 listed(const char *list, const char *name)
 {
@@ -5764,9 +6022,10 @@ populate(void)
 		}
 		w->delay = on[SLOW] && rnd(3) == 0 ? 1 + rnd(answertime ? 2000 * answertime : 100000) : wild ? rnd(2000) : 0;
 		w->hung = on[HUNG] && rnd(4) == 0;
+		w->punctual = on[SLOW] && rnd(4) == 0;
 		w->wrong = on[WRONG] && rnd(3) == 0;
 		w->twice = on[TWICE] && rnd(2);
-		w->errs = on[ERRORS] && rnd(3) == 0;
+		w->errs = on[ERRORS] && rnd(2) == 0 ? 10 + (int)rnd(500) : 0;
 		w->presbytes = on[BIGPRES] ? rnd(BUILD == 0 ? 1000 : 3000) : 0;
 		at(wild ? rnd(20000) : 0, comeslater, w, 0, 0);
 	}
@@ -5792,8 +6051,10 @@ populate(void)
 	finaltime = healtime + bound();
 	n = (int)spread(30, often(100) ? 3000 : 600);
 	at(rnd(2000), requests_, NULL, (long)(length / n + 1), 0);
-	if (wild)
-		at(rnd(20000), trouble, NULL, (long)(length / (int)(spread(3, 40) * BEHAVIOURS / 8) + 1), 0);
+	if (wild) {
+		i = (int)rnd(20000);
+		at(i, trouble, NULL, (long)(length / (int)(spread(3, 40) * BEHAVIOURS / 8) + 1), 0);
+	}
 	at(healtime, heal, NULL, 0, 0);
 	if (!on[TLSBAD]) {
 		n = 3 + (int)rnd(10);
@@ -5802,6 +6063,7 @@ populate(void)
 		at(finaltime + n * 300 + 4000, isserved, NULL, 0, 0);
 	}
 	length = rnd(4) ? finaltime + n * 300 + 4000 + rnd(1000) : rnd(2) ? rnd((unsigned)healtime) : rnd(20000);
+	termarmed = rnd(40) ? 0 : SIGTERM; /* as soon as a stream opens */
 	i = (int)rnd(8);
 	at(length, terminate, NULL, i < 3 ? SIGTERM : i < 6 ? SIGINT : i < 7 ? SIGHUP : SIGQUIT, 0);
 	at(length + 30000, overtime, NULL, 0, 0);
@@ -5884,6 +6146,8 @@ world(uint64_t seed_)
 	}
 	settle();
 	populate();
+	if (!rnd(12))
+		spoil();
 	writesettings();
 	total->tally[TWORLDS]++;
 	total->tally[TTLS] += on[TLS];
