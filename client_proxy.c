@@ -2259,7 +2259,7 @@ checkconfig(void)
 		{ strchr(domain, '@') || strlen(domain) > PARTMAX,
 		  "domain", "is not the domain of a component" },
 		{ !node || node > PARTMAX || !*at || strchr(at, '@') ||
-		  !target[node] || strlen(at) > PARTMAX,
+		  strlen(at) > PARTMAX,
 		  "target", "is not a bare JID, account@domain" },
 		{ same(at, domain), "target", "is at our own domain" },
 		{ !*secret, "secret", "is empty" },
