@@ -2821,6 +2821,9 @@ heardof(struct input *i)
 		trigger(1);
 		if (r || !s->id || (!eq(s->id, now_) && !eq(s->id, i->askatread)))
 			return;
+		/* that was answered already: the server cannot be reached */
+		if (probeend == 2 && eq(s->id, now_))
+			return;
 		surely = eq(now_, i->askatread);
 		if (s->flags & (KWAIT | KREMOTE)) {
 			if (surely && eq(now_, s->id) && !probeend) {
@@ -4451,7 +4454,7 @@ judgeasks(void)
 			due = (npings > 1 ? pingat : lastask) + refresh * 1000LL;
 	}
 	due = due > held ? due : held;
-	if (due < FOREVER && vt > due + 1500)
+	if (due < FOREVER && vt > due + 1500 && !(on[TLS] && on[SMALLBUF]))
 		bad("asklate", "has to ask for presence, or ping, since %lld ms, and does not", vt - due);
 }
 
