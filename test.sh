@@ -2351,12 +2351,11 @@ joins(const char *name)
 	if (r->st == IN && r->left <= r->joinedat)
 		return;
 	if (r->st == OUT || r->st == MAYBE) {
+		/* if they are too many one may have left unseen */
 		if (nin + nmaybe < MAXRESOURCES || (r->st == MAYBE && nin + nmaybe <= MAXRESOURCES))
 			setres(r, IN);
-		else if (nin < MAXRESOURCES || r->st == MAYBE || sure() < MAXRESOURCES)
-			setres(r, MAYBE);
 		else
-			return;
+			setres(r, MAYBE);
 	}
 	r->joined = ++njoins;
 	r->joinedat = vt;
@@ -2447,7 +2446,7 @@ remembered(const struct req *q)
 static struct req *
 addreq(const char *f, const char *p, const char *id, struct res *r)
 {
-	struct req *q = mem(sizeof(*q));
+	struct req *q = mem(sizeof(*q)), *alike;
 
 	q->f = f;
 	q->p = p;
@@ -2456,6 +2455,8 @@ addreq(const char *f, const char *p, const char *id, struct res *r)
 	q->res = r;
 	q->written = vt;
 	q->drained = -1;
+	for (alike = reqbuckets[q->key % COUNT(reqbuckets)]; alike; alike = alike->chain)
+		q->vague |= alike->key == q->key && alike->vague;
 	q->islong = strlen(f) + strlen(p) + strlen(id ? id : "") + 3 > REQUESTSIZE;
 	q->chain = reqbuckets[q->key % COUNT(reqbuckets)];
 	reqbuckets[q->key % COUNT(reqbuckets)] = q;
