@@ -37,7 +37,7 @@
 #include <bearssl.h>
 #include <expat.h>
 
-enum { RANDOM, STICKY, LEASTBUSY }; /* how to choose among resources */
+enum { RANDOM, STICKY, LEASTBUSY, STANDBY }; /* how to choose among resources */
 
 #include "config.h"
 
@@ -59,14 +59,15 @@ enum { RANDOM, STICKY, LEASTBUSY }; /* how to choose among resources */
 enum {
 	PARTMAX  = 1023,            /* bytes of each part of a JID, RFC 7622 3.1 */
 	BAREMAX  = 2 * PARTMAX + 1,
-	JIDMAX   = 3 * PARTMAX + 2,
+	JIDMAX   = 3 * PARTMAX + 5, /* with what standin() writes before it gives up */
 	RESERVE  = 8192,            /* bytes of the out buffer for pings, probes and the end */
 	LARGETAG = 2048,            /* bytes of a tag; white space follows a larger one */
 	FIRSTPAUSE = 1000,          /* ms before the first reconnect, at most */
 	CLOSETIME  = 500,           /* ms for the last bytes, then the socket is closed */
 	TIMEMAX    = 30 * 86400,    /* s, of any setting */
 	LINEMAX    = 512,           /* bytes of a log line: a pipe takes all or none */
-	LINERATE   = 20             /* lines of the log that others may cause in a second */
+	LINERATE   = 20,            /* lines of the log that others may cause in a second */
+	SHARES     = 4096           /* places for counts: two requesters hardly meet in two */
 };
 
 /* One stanza must fit with what else has to go out, and so must the header of our
@@ -119,19 +120,34 @@ static long long linetime = LLONG_MAX; /* when this second is over */
 
 /* resources of the target that are online */
 static char names[MAXRESOURCES][PARTMAX + 1];
-static struct {
+static struct resource {
 	uint64_t mark;              /* hash of its name */
-	long long trusted;          /* until then its service-unavailable starts no probe */
+	int chain;                  /* the next in the bucket of its mark; -1: none */
 	int open;                   /* requests that it has not answered */
 	int missed;                 /* probes in a row that it has not answered */
+	int drains;                 /* it shows dnd */
+	int pings;                  /* since it was heard of; 2 or more: it is stalled */
+	long long steptime;         /* ms: it was heard of, pinged, or given its first request */
+	long long trusted;          /* until then its service-unavailable starts no probe */
+	unsigned long nhanded, nanswered, nretried, nlate;
+	unsigned long long waited;  /* ms, for its answers */
 } resources[MAXRESOURCES];
+static int marks[MAXRESOURCES]; /* buckets; -1: empty */
 static int nresources, toomany;
+static int trial = -1;          /* the stalled one to be tried next; -1: none */
+static long long checktime;     /* somebody may have been silent for too long */
+
+/* who was served lately, in a place by hash; by whom; how long that counts */
+static struct stick {
+	uint64_t who, mark;
+	long long until;
+} sticks[MAXREQUESTS];
 
 /* Requests that were handed out. Each slot is in one list: the free ones; those of
  * requests already answered with an error, kept so that a late answer is
  * recognised, until the slot is needed; those of open ones, the oldest first; and
  * of those to be answered with an error. The first in the table are the lists'
- * heads. All but the free ones are in the bucket of their key. Those without an
+ * heads. All that were ever used are in the bucket of their key. Those without an
  * answer, MAXREQUESTS at most, have a text each, from the stack of spare ones. */
 enum { FREE, DONE, OPEN, FAILED, FIRST };
 static struct {
@@ -140,13 +156,18 @@ static struct {
 	int resource;               /* that has it, -1: none has */
 	int why, hasid;             /* it failed: one of refusals; it has an id */
 	int text;                   /* which of texts */
+	int tries;                  /* how often it may still be handed on; -1: never */
 	uint64_t key;               /* hash of requester, address asked and id */
+	uint64_t share;             /* hash of the requester's bare JID */
+	long long handed;           /* ms, to its resource */
 	long long due;              /* its answer, in ms; UNWRITTEN: still in out */
 } requests[FIRST + 2 * MAXREQUESTS];
-static char texts[MAXREQUESTS][REQUESTSIZE]; /* requester, address, id; or "" */
+/* requester, address, id, and content if it may be handed on; or "" */
+static char texts[MAXREQUESTS][REQUESTSIZE];
 static int buckets[MAXREQUESTS], spare[MAXREQUESTS];
 static int nused = FIRST;       /* of the table so far */
-static int nopen, shedding;     /* without an answer; all were, and half still are */
+static int nopen, shedding;     /* without an answer; some were refused lately */
+static int shares[2][SHARES];   /* of nopen, each requester's: the less of two places */
 
 /* the target's presence subscription */
 static int subscribed, doubted; /* somebody may have left during a probe: probe again */
@@ -328,27 +349,17 @@ hash(uint64_t h, const char *s, size_t n)
 
 /* ---- JIDs ---- */
 
-/* The bytes of a JID before its resource. */
-static size_t
-barelen(const char *jid)
-{
-	const char *s = strchr(jid, '/');
-
-	return s ? (size_t)(s - jid) : strlen(jid);
-}
-
 /* 1 if jid is [node@]domain[/resource] with our domain, and fit to be part of
  * an address that we write; servers deliver others' stanzas to us as well. */
 static int
 isours(const char *jid)
 {
-	size_t bare = barelen(jid), len = strlen(domain), node = 0;
-	const char *at = memchr(jid, '@', bare);
+	const char *at = strchr(jid, '@');
+	const char *s = at && !memchr(jid, '/', (size_t)(at - jid)) ? at + 1 : jid;
+	size_t len = strlen(domain);
 
-	if (at)
-		node = (size_t)(at - jid) + 1;
-	return node != 1 && node <= PARTMAX + 1 && bare - node == len &&
-	       !memcmp(jid + node, domain, len) && !same(jid + bare, "/");
+	return at != jid && s - jid <= PARTMAX + 1 && !strncmp(s, domain, len) &&
+	       (!s[len] || (s[len] == '/' && s[len + 1]));
 }
 
 /* 1 if jid is the target itself or one of its resources. */
@@ -358,15 +369,6 @@ istarget(const char *jid)
 	size_t len = strlen(target);
 
 	return !strncmp(jid, target, len) && (!jid[len] || jid[len] == '/');
-}
-
-/* The resource of a JID, or NULL. */
-static const char *
-resourceof(const char *jid)
-{
-	const char *s = strchr(jid, '/');
-
-	return s ? s + 1 : NULL;
 }
 
 /* 1 if str is UTF-8 (RFC 3629 4) of characters that XML has (XML 1.0 2.2), but
@@ -398,75 +400,89 @@ isutf8(const char *str)
 	return 1;
 }
 
-/* Write jid as a resource into dst[PARTMAX + 1]: printable ASCII as it is, so
- * that the target's client can read it, the rest as %XX: a server on the way may
- * refuse it, as mixed directions of writing (RFC 3454 6). 0 if too long. */
+/* Write the address below self that stands for jid into dst[JIDMAX + 1]: printable
+ * ASCII as it is, so that the target's client can read it, the rest as %XX: a
+ * server on the way may refuse it, as mixed directions of writing (RFC 3454 6).
+ * 0 if it is too long. */
 static int
-enc(char *dst, const char *jid)
+standin(char *dst, const char *self, const char *jid)
 {
-	const unsigned char *s;
-	size_t n = 0;
-	int plain;
+	char *start = stpcpy(stpcpy(dst, self), "/"), *end = start;
 
-	for (s = (const unsigned char *)jid; *s; s++) {
-		plain = *s >= ' ' && *s <= '~' && *s != '%';
-		if (n + (plain ? 1 : 3) > PARTMAX)
-			return 0;
-		if (plain)
-			dst[n++] = (char)*s;
+	for (; *jid && end - start <= PARTMAX; jid++)
+		if (*jid >= ' ' && *jid <= '~' && *jid != '%')
+			*end++ = *jid;
 		else
-			n += puthex(dst + n, *s);
-	}
-	dst[n] = '\0';
-	return 1;
+			end += puthex(end, (unsigned char)*jid);
+	*end = '\0';
+	return end - start <= PARTMAX;
 }
 
-/* Undo enc: the resource src becomes a JID in dst[PARTMAX + 1]. 0 if it is
- * none; written out as it came it could make ill-formed XML of our stream. */
+/* Undo that: the resource src becomes a JID in dst[PARTMAX + 1]. 0 if it is none;
+ * written out as it came it could make ill-formed XML of our stream. */
 static int
 dec(char *dst, const char *src)
 {
-	char hex[3] = "";
-	size_t n;
+	char hex[3] = "", *s = dst;
 
-	for (n = 0; *src; n++) {
-		if (n == PARTMAX)
-			return 0;
-		if (*src != '%') {
-			dst[n] = *src++;
+	for (; *src && s < dst + PARTMAX; s++) {
+		*s = *src++;
+		if (*s != '%')
 			continue;
-		}
-		if (strspn(src + 1, "0123456789ABCDEFabcdef") < 2)
+		if (strspn(src, "0123456789ABCDEFabcdef") < 2 || !strncmp(src, "00", 2))
 			return 0;
-		memcpy(hex, src + 1, 2);
-		if (!(dst[n] = (char)strtol(hex, NULL, 16)))
-			return 0;
-		src += 3;
+		memcpy(hex, src, 2);
+		*s = (char)strtol(hex, NULL, 16);
+		src += 2;
 	}
-	dst[n] = '\0';
-	return n > 0 && isutf8(dst);
+	*s = '\0';
+	return *dst && !*src && isutf8(dst);
 }
 
 /* ---- resources ---- */
 
-/* Where it is in the table, or -1. */
+/* Where the resource with this mark is in the table, or -1. */
 static int
-findresource(const char *name)
+findmark(uint64_t mark)
 {
 	int i;
 
-	for (i = 0; i < nresources; i++)
-		if (same(names[i], name))
-			return i;
-	return -1;
+	for (i = marks[mark % MAXRESOURCES]; i >= 0 && resources[i].mark != mark;)
+		i = resources[i].chain;
+	return i;
 }
 
-/* This resource is online. */
+/* The same for the resource of this JID. */
+static int
+findresource(const char *jid)
+{
+	const char *s = strchr(jid, '/');
+
+	return s ? findmark(hash(0, s + 1, strlen(s + 1))) : -1;
+}
+
+/* The table has changed: find everybody where he is now. */
 static void
+indexresources(void)
+{
+	int i, *bucket;
+
+	memset(marks, -1, sizeof(marks));
+	trial = -1;
+	for (i = 0; i < nresources; i++) {
+		bucket = marks + resources[i].mark % MAXRESOURCES;
+		resources[i].chain = *bucket;
+		*bucket = i;
+	}
+}
+
+/* This resource is online. Returns where it is in the table; -1: it is not. */
+static int
 addresource(const char *name)
 {
 	size_t len = strlen(name);
-	int i = findresource(name);
+	uint64_t mark = hash(0, name, len);
+	int i = findmark(mark);
 
 	if (i >= 0) {
 		heard = resources[i].missed ? 2 : heard;
@@ -475,43 +491,82 @@ addresource(const char *name)
 		if (maysay())
 			say("ignored: %s/%.99s: not a legal resource", target, name);
 	} else if (nresources < MAXRESOURCES) {
-		memcpy(names[nresources], name, len + 1);
-		memset(&resources[nresources], 0, sizeof(resources[nresources]));
-		resources[nresources++].mark = hash(0, name, len);
+		i = nresources++;
+		memcpy(names[i], name, len + 1);
+		memset(&resources[i], 0, sizeof(resources[i]));
+		resources[i].mark = mark;
+		indexresources();
 		say("joined: %s/%.99s: %d online", target, name, nresources);
 	} else if (!toomany) {
 		say("ignored: %s/%.99s and any more: %d online is the limit",
 		    target, name, nresources);
 		toomany = 1;
 	}
+	return i;
 }
 
-/* The resource for jid[n]; there must be one. A sticky requester stays with its
- * resource while that is online, and nobody else moves when one joins or leaves
- * (rendezvous hashing: the highest of all pairs' hashes wins). */
-static int
-choose(int how, const char *jid, size_t n)
+/* Resource i is alive. */
+static void
+recover(int i)
 {
-	uint64_t mark, score, best = 0;
-	int i, found = 0, ties = 0;
+	if (resources[i].pings > 1)
+		say("recovered: %s/%.99s", target, names[i]);
+	resources[i].pings = 0;
+	resources[i].steptime = now;
+	trial = i == trial ? -1 : trial;
+}
 
-	if (how == RANDOM)
-		return (int)uniform((uint64_t)nresources);
-	if (how == STICKY) {
-		mark = hash(0, jid, n);
-		for (i = 0; i < nresources; i++)
-			if ((score = mix(resources[i].mark ^ mark)) >= best) {
-				best = score;
-				found = i;
-			}
-		return found;
-	}
-	for (i = 0; i < nresources; i++) {
-		if (resources[i].open < resources[found].open)
-			ties = 0;
-		if (resources[i].open <= resources[found].open && uniform((uint64_t)++ties) == 0)
+/* What speaks against resource i: it is stalled, it drains, it has more open
+ * requests than there are places left; the first most. 0: nothing. */
+static int
+handicap(int i)
+{
+	return 4 * (resources[i].pings > 1) + 2 * resources[i].drains +
+	       (choice != STANDBY && resources[i].open >= MAXREQUESTS - nopen);
+}
+
+/* The resource for jid; there must be one. With STICKY, or relay, who was served
+ * lately stays with the same, with STANDBY all do. Else the least handicap counts,
+ * then the setting: with STANDBY the name, with STICKY the least hash of all pairs',
+ * so that nobody else moves when one joins or leaves (rendezvous hashing). */
+static int
+choose(const char *jid)
+{
+	int how = relay && choice != STANDBY ? STICKY : choice;
+	int i = 0, stays = -1, enough, found = 0, ties = 0;
+	uint64_t who = 0, cost, best = UINT64_MAX;
+	struct stick *last;
+
+	for (; how == RANDOM && i < 16; i++)
+		if (handicap(found = (int)uniform((uint64_t)nresources)) == 0)
+			return found;
+	if (how == STICKY)
+		who = hash(0, jid, strcspn(jid, relay ? "/" : ""));
+	last = sticks + who % MAXREQUESTS;
+	if ((how == STICKY || how == STANDBY) && last->who == who && now < last->until)
+		stays = findmark(last->mark);
+	found = MAX(stays, 0);
+	enough = how == STICKY && relay ? 4 : 1; /* who talks to one that drains stays */
+	for (i = stays >= 0 && handicap(stays) < enough ? nresources : 0; i < nresources; i++) {
+		cost = (uint64_t)handicap(i) << 61;
+		if (i == stays)
+			; /* rather than any that is no better */
+		else if (how == STANDBY)
+			cost++;
+		else if (how == STICKY)
+			cost += mix(resources[i].mark ^ who) >> 3;
+		else if (how == LEASTBUSY)
+			cost += (uint64_t)resources[i].open;
+		ties = cost < best ? 1 : ties + (cost == best);
+		if (cost < best || (cost == best && (how == STANDBY ?
+		    strcmp(names[i], names[found]) < 0 : uniform((uint64_t)ties) == 0)))
 			found = i;
+		best = MIN(cost, best);
 	}
+	if (how == STANDBY && last->mark != resources[found].mark)
+		say("in charge: %s/%.99s", target, names[found]);
+	*last = (struct stick){ who, resources[found].mark,
+	                        how == STANDBY ? NEVER : now + sticktime * 1000LL };
 	return found;
 }
 
@@ -577,7 +632,7 @@ putescaped(struct buffer *b, const char *s, size_t n, const char *special)
 static void
 putattr(struct buffer *b, const char *name, const char *value)
 {
-	const char *s, *special = "&<'\t\n\r", *quote = "'";
+	const char *s, *special = "&<'\t\n\r", *quote = "='";
 	size_t n;
 	long more = 0;
 
@@ -588,17 +643,16 @@ putattr(struct buffer *b, const char *name, const char *value)
 		more += (*s == '\'') - (*s == '"');
 	if (more > 0) {
 		special = "&<\"\t\n\r";
-		quote = "\"";
+		quote = "=\"";
 	}
 	put(b, " ", 1);
 	putstr(b, name);
-	put(b, "=", 1);
-	put(b, quote, 1);
+	put(b, quote, 2);
 	if (value[n])
 		putescaped(b, value, strlen(value), special);
 	else
 		put(b, value, n);
-	put(b, quote, 1);
+	put(b, quote + 1, 1);
 }
 
 /* 1 if whatever one more stanza causes fits into the out buffer. */
@@ -678,11 +732,11 @@ putpresence(const char *t, const char *i, const char *f, const char *d)
 	commit();
 }
 
-/* Put a ping (XEP-0199) to ourselves, which the server leads back to us. */
+/* Put a ping (XEP-0199) to d. One to ourselves comes back from the server. */
 static void
-putping(const char *i)
+putping(const char *i, const char *d)
 {
-	begin("iq", "get", i, domain, domain);
+	begin("iq", "get", i, domain, d);
 	putstr(&out, "><ping xmlns='urn:xmpp:ping'/></iq>");
 	commit();
 }
@@ -692,26 +746,51 @@ putping(const char *i)
 /* Every request gets one answer (RFC 6120 8.2.3): if not from the resource that
  * has it, then an error from us. Answers need none of this to find their way. */
 
-/* Put request r at the end of a list. Only an open one is in somebody's hands. */
+/* Put request r into a list: of open ones by when it is due, of others at the end.
+ * Only an open one is in somebody's hands. */
 static void
 move(int r, int list)
 {
-	int had = requests[r].list;
+	int prev = requests[list].prev, n = (list >= OPEN) - (requests[r].list >= OPEN);
 
 	requests[requests[r].prev].next = requests[r].next;
 	requests[requests[r].next].prev = requests[r].prev;
+	while (list == OPEN && prev != OPEN && requests[prev].due > requests[r].due)
+		prev = requests[prev].prev;
 	requests[r].list = list;
-	requests[r].next = list;
-	requests[r].prev = requests[list].prev;
-	requests[requests[r].prev].next = requests[list].prev = r;
-	if (list >= OPEN && had < OPEN)
-		requests[r].text = spare[nopen++];
-	else if (list < OPEN && had >= OPEN)
-		spare[--nopen] = requests[r].text;
+	requests[r].prev = prev;
+	requests[r].next = requests[prev].next;
+	requests[requests[r].next].prev = requests[prev].next = r;
+	if (n > 0)
+		requests[r].text = spare[nopen];
+	nopen += n;
+	if (n < 0)
+		spare[nopen] = requests[r].text;
+	shares[0][requests[r].share % SHARES] += n;
+	shares[1][(requests[r].share >> 32) % SHARES] += n;
 	if (requests[r].resource >= 0)
 		resources[requests[r].resource].open += list == OPEN ? 1 : -1;
 	if (list != OPEN)
 		requests[r].resource = -1;
+}
+
+/* Request r is in the hands of resource i; -1: of somebody who cannot be seen to
+ * leave. */
+static void
+giveto(int r, int i)
+{
+	requests[r].resource = i;
+	requests[r].handed = now;
+	if (i >= 0) {
+		resources[i].nhanded++;
+		if (i == trial)
+			resources[i].pings = 2;
+		if (i == trial || resources[i].open + resources[i].pings == 0)
+			resources[i].steptime = now;
+		trial = i == trial ? -1 : trial;
+		checktime = stall ? MIN(checktime, now + stall * 1000LL) : NEVER;
+	}
+	move(r, OPEN);
 }
 
 /* A hash of what tells the request in the tree from others. */
@@ -724,47 +803,42 @@ makekey(const char *requester, const char *address)
 	return id ? hash(h, id, strlen(id)) : h;
 }
 
-static void
-unchain(int r)
-{
-	int *p = buckets + requests[r].key % MAXREQUESTS;
-
-	while (*p != r)
-		p = &requests[*p].chain;
-	*p = requests[r].chain;
-}
-
-/* 1 if the table is full. It is said once, and again after half of it was free. */
+/* 1 if a requester has as many open requests as there are places left: so who floods
+ * leaves half of them to others. It is said once, until most are free. */
 static int
-isfull(void)
+isgreedy(uint64_t who)
 {
-	int full = nopen == MAXREQUESTS;
+	int n = MIN(shares[0][who % SHARES], shares[1][(who >> 32) % SHARES]);
+	int greedy = n >= MAXREQUESTS - nopen;
 
-	if (full && !shedding && maysay())
-		say("busy: %d requests are open: refusing more", nopen);
-	shedding = full || (shedding && nopen > MAXREQUESTS / 2);
-	return full;
+	if (greedy && !shedding && maysay())
+		say("busy: %d requests are open, %d of %.99s: refusing more", nopen, n, from);
+	shedding = greedy || (shedding && nopen > MAXREQUESTS / 4);
+	return greedy;
 }
 
-/* Remember the request just handed to a resource; -1: to somebody who cannot be
- * seen to leave. What is too long to be kept counts, but cannot be answered by us. */
+/* Remember the request that resource i was handed. If its addresses and id are too
+ * long it counts, but cannot be answered by us; a get with its content can be
+ * handed on. */
 static void
-track(const char *address, int resource)
+track(const char *address, uint64_t who, int i)
 {
-	int r = requests[FREE].prev;
+	int r = requests[FREE].prev, *p;
 	struct buffer text;
 
 	if (r == FREE && nused < (int)LEN(requests)) {
 		r = nused++;
 		requests[r].prev = requests[r].next = r;
-		requests[r].list = FREE;
 	} else if (r == FREE) {
 		r = requests[DONE].next;
-		unchain(r);
 	}
-	requests[r].resource = resource;
+	/* it may still be in the bucket of the last request that was here */
+	for (p = buckets + requests[r].key % MAXREQUESTS; *p && *p != r;)
+		p = &requests[*p].chain;
+	*p = requests[r].chain;
 	requests[r].due = UNWRITTEN;
-	move(r, OPEN);
+	requests[r].share = who;
+	giveto(r, i);
 	text = (struct buffer){ texts[requests[r].text], REQUESTSIZE, 0, 0 };
 	put(&text, from, strlen(from) + 1);
 	put(&text, address, strlen(address) + 1);
@@ -776,69 +850,76 @@ track(const char *address, int resource)
 			say("untracked: request from %.99s: its addresses and id are longer "
 			    "than %d bytes, and so may be others'", from, REQUESTSIZE);
 	}
+	put(&text, body.s, body.len);
+	put(&text, "", 1);
+	requests[r].tries = i < 0 || text.full || !same(type, "get") ? -1 : (int)retry;
 	requests[r].hasid = id != NULL;
 	requests[r].key = makekey(from, address);
 	requests[r].chain = buckets[requests[r].key % MAXREQUESTS];
 	buckets[requests[r].key % MAXREQUESTS] = r;
 }
 
-/* Match the answer in the tree to its request, from requester to address, and
- * end that: the one that its sender holds if there are several alike. 0 if the
- * answer must not pass, because an error has been sent instead. */
+/* The request that the answer in the tree is for, from requester to address: that
+ * of resource i if there are several alike; 0: none. */
 static int
-answered(const char *requester, const char *address)
+findrequest(const char *requester, const char *address, int i)
 {
 	uint64_t key = makekey(requester, address);
-	int r, found = 0, fit, best = 0;
+	int r, found = 0, fit, best = DONE;
 
 	for (r = buckets[key % MAXREQUESTS]; r; r = requests[r].chain) {
-		if (requests[r].key != key)
-			continue;
-		fit = requests[r].list == DONE ? 1 : 2;
-		if (requests[r].resource >= 0 && resourceof(from) &&
-		    same(names[requests[r].resource], resourceof(from)))
-			fit = 3;
-		if (fit >= best) {
+		fit = MIN(requests[r].list, OPEN) + (requests[r].list >= OPEN && requests[r].resource == i);
+		if (requests[r].key == key && fit >= best) {
 			best = fit;
 			found = r;
 		}
 	}
-	if (found) {
-		unchain(found);
-		move(found, FREE);
-	}
-	return best != 1;
+	return found;
 }
 
-/* Resource i, or with -1 each of them, has left: so have its requests. */
-static void
-gone(int i)
+/* Take requests out of the hands of resource i, with -1 of all: each, or those that
+ * can be handed on. Returns how many. */
+static unsigned
+takeback(int i, int each)
 {
-	int r, next, n = 0;
+	unsigned n = 0;
+	int r, next;
 
 	for (r = requests[OPEN].next; r != OPEN; r = next) {
 		next = requests[r].next;
-		if (requests[r].resource >= 0 && (i < 0 || requests[r].resource == i)) {
+		if (requests[r].resource >= 0 && (i < 0 || requests[r].resource == i) &&
+		    (each || requests[r].tries > 0)) {
 			requests[r].why = GONE;
 			move(r, FAILED);
 			n++;
-		} else if (requests[r].resource == nresources - 1) {
-			requests[r].resource = i;
 		}
 	}
+	return n;
+}
+
+/* Resource i, or with -1 each of them, has left. */
+static void
+gone(int i)
+{
+	unsigned n = takeback(i, 1);
+	int r;
+
 	if (n > 0)
-		say("failed: %d requests held by resources that left", n);
+		say("failed: %u requests held by resources that left", n);
 	toomany = 0;
-	if (i < 0) {
-		if (nresources > 0)
-			say("left: %s, all of its resources: 0 online", target);
+	if (i >= 0) {
+		/* the last one takes its place: there are no holes */
+		say("left: %s/%.99s: %d online", target, names[i], --nresources);
+		memmove(names[i], names[nresources], sizeof(names[i]));
+		resources[i] = resources[nresources];
+		for (r = requests[OPEN].next; r != OPEN; r = requests[r].next)
+			if (requests[r].resource == nresources)
+				requests[r].resource = i;
+	} else if (nresources > 0) {
+		say("left: %s, all of its resources: 0 online", target);
 		nresources = 0;
-		return;
 	}
-	/* the last one takes its place: there are no holes */
-	say("left: %s/%.99s: %d online", target, names[i], --nresources);
-	memmove(names[i], names[nresources], sizeof(names[i]));
-	resources[i] = resources[nresources];
+	indexresources();
 }
 
 /* Forget requests and resources: without the connection that they were handed
@@ -848,8 +929,11 @@ forget(void)
 {
 	int r;
 
+	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(buckets, 0, sizeof(buckets));
+	memset(shares, 0, sizeof(shares));
 	nopen = shedding = 0;
+	checktime = NEVER;
 	for (r = 0; r < FIRST; r++)
 		requests[r].prev = requests[r].next = r;
 	for (r = 0; r < MAXREQUESTS; r++)
@@ -873,13 +957,38 @@ expire(long long t)
 			say("timed out: request of %.99s to %.99s%s%.99s, and maybe others",
 			    *text ? text : "(untracked)", text + strlen(text) + 1,
 			    i < 0 ? "" : " at ", i < 0 ? "" : names[i]);
+		if (i >= 0)
+			resources[i].nlate++;
 		requests[r].why = LATE;
 		move(r, FAILED);
 	}
 }
 
-/* Answer what has failed, as far as there is room. What cannot be answered by us
- * is forgotten: its answer may still come. */
+/* Hand request r on to another resource, as it came to the one that has lost it;
+ * when it is due stays. 0 if it must not be, or there is none. */
+static int
+handon(int r, const char *requester, const char *address)
+{
+	const char *i = address + strlen(address) + 1;
+	char src[JIDMAX + 1], dst[JIDMAX + 1];
+	int w;
+
+	if (requests[r].why != GONE || requests[r].tries <= 0 || nresources == 0)
+		return 0;
+	w = choose(requester);
+	standin(src, address, requester);
+	strcpy(stpcpy(stpcpy(dst, target), "/"), names[w]);
+	begin("iq", "get", requests[r].hasid ? i : NULL, src, dst);
+	putstr(&out, i + strlen(i) + 1);
+	if (!commit())
+		return 0;
+	requests[r].tries--;
+	giveto(r, w);
+	return 1;
+}
+
+/* Hand on or answer what has failed, as far as there is room. What cannot be
+ * answered by us is forgotten: its answer may still come. */
 static void
 answerfailed(void)
 {
@@ -889,12 +998,44 @@ answerfailed(void)
 	while ((r = requests[FAILED].next) != FAILED && hasroom()) {
 		requester = texts[requests[r].text];
 		address = requester + strlen(requester) + 1;
+		if (handon(r, requester, address))
+			continue;
 		if (*requester)
 			puterror("iq", requests[r].hasid ? address + strlen(address) + 1 : NULL,
 			         address, requester, requests[r].why);
-		else
-			unchain(r);
 		move(r, *requester ? DONE : FREE);
+	}
+}
+
+/* Who had a request and was silent for `stall' seconds at time t is pinged, after as
+ * many again set aside: others get its gets. Then it is pinged so often, and each
+ * third time it may be tried with a request. */
+static void
+checkresources(long long t)
+{
+	struct resource *w;
+	char dst[JIDMAX + 1];
+	int i, k;
+
+	checktime = NEVER;
+	for (w = resources, i = 0; stall && i < nresources; i++, w++) {
+		if (w->open + w->pings == 0)
+			continue;
+		if (w->steptime + stall * 1000LL <= t && hasroom()) {
+			strcpy(stpcpy(stpcpy(dst, target), "/"), names[i]);
+			putping("stall", dst);
+			if (++w->pings == 2)
+				say("stalled: %s/%.99s: silent for %lld s, %d open", target, names[i],
+				    (now - w->steptime) / 1000 + stall, w->open);
+			for (k = 0; k < nresources && resources[k].pings > 1; k++)
+				;
+			if (w->pings > 1 && k < nresources)
+				w->nretried += takeback(i, 0);
+			w->steptime = now;
+		}
+		if (w->pings > 4 && !w->drains && choice != STANDBY)
+			trial = i;
+		checktime = MIN(checktime, w->steptime + stall * 1000LL);
 	}
 }
 
@@ -910,17 +1051,6 @@ drop(const char *why)
 		    to ? to : "(nobody)", why);
 }
 
-/* Answer the stanza with an error, from the address that was asked. Errors never
- * answer errors (RFC 6120 8.3.1), nor headlines (RFC 6121 5.2.2). */
-static void
-refuse(int why)
-{
-	if (same(type, "error") || (same(kind, "message") && same(type, "headline")))
-		ndropped++;
-	else
-		puterror(kind, id, to, from, why);
-}
-
 /* Ask for the target's presence: for the subscription until it is granted, each
  * time later (RFC 6121 3.1), or with a probe for what was missed (4.3). A ping to
  * ourselves follows the probe: once it is back, the server has read both. On
@@ -933,7 +1063,7 @@ ask(int probe)
 	sprintf(askid, "ask%08lx", uniform(1ULL << 32));
 	putpresence(probe ? "probe" : "subscribe", askid, domain, target);
 	if (probe) {
-		putping(askid);
+		putping(askid, domain);
 		/* one that follows another too soon only takes its place */
 		for (i = 0; sweeptime == NEVER && i < nresources; i++)
 			resources[i].missed++;
@@ -977,31 +1107,39 @@ chores(void)
 	char i[32];
 
 	if (now >= sweeptime) {
-		putping(askid);
+		putping(askid, domain);
 		sweeptime = SWEEPING;
 		asktime = MAX(asktime, now + refresh * 1000LL);
 	}
 	if (now >= asktime && sweeptime >= SWEEPING && hasroom())
 		ask(subscribed && !unanswered);
-	if (now >= MAX(judgetime, requests[requests[OPEN].next].due) && hasroom()) {
+	if (now >= MAX(judgetime, MIN(checktime, requests[requests[OPEN].next].due)) &&
+	    hasroom()) {
 		sprintf(i, "due%lld", now);
-		putping(i);
+		putping(i, domain);
 		judgetime = now + refresh * 1000LL; /* unless it is back before */
 	}
+	/* with STANDBY another takes over at once */
+	if (choice == STANDBY && nresources > 0)
+		choose("");
 	answerfailed();
 }
 
 /* Our own ping is back. The server has read the probe before the first of two and we
  * all that came before the second; or all that came before something was due. */
 static void
-judge(void)
+judge(const char *ping)
 {
-	if (!strncmp(id, "due", 3)) {
-		judgetime = now;
-		expire(strtoll(id + 3, NULL, 10));
-	} else if (same(id, askid) && sweeptime == UNWRITTEN) {
+	long long t;
+
+	if (!strncmp(ping, "due", 3)) {
+		judgetime = now + 100; /* so that this is not all we do */
+		t = strtoll(ping + 3, NULL, 10);
+		expire(t);
+		checkresources(t);
+	} else if (same(ping, askid) && sweeptime == UNWRITTEN) {
 		sweeptime = now + patience * 1000LL;
-	} else if (same(id, askid) && sweeptime == SWEEPING) {
+	} else if (same(ping, askid) && sweeptime == SWEEPING) {
 		sweep();
 	}
 }
@@ -1062,14 +1200,13 @@ static void
 presenceerror(void)
 {
 	int error = child(0, "error", NULL);
-	const char *why = condition(error), *wait;
+	const char *why = condition(error);
 
-	if (resourceof(from) || !id || !same(id, askid))
+	if (strchr(from, '/') || !id || !same(id, askid))
 		return;
-	body.s[body.len] = '\0';
-	wait = strstr(body.s + nodes[error].name, " type='wait'");
+	body.s[nodes[error].end] = '\0';
 	if (strncmp(why, "remote-server-", 14) &&
-	    !(error && wait && wait < body.s + nodes[error].end)) {
+	    !strstr(body.s + nodes[error].name, " type='wait'")) {
 		denied(why);
 		return;
 	}
@@ -1083,15 +1220,25 @@ presenceerror(void)
 static void
 targetpresence(void)
 {
-	const char *name = resourceof(from);
-	int i = name ? findresource(name) : -1, leaves = same(type, "unavailable");
+	const char *name = strchr(from, '/');
+	int i = findresource(from), leaves = same(type, "unavailable");
+	int show = child(0, "show", NULL), drains;
 
 	if (!*type || leaves) {
 		heard = MAX(heard, 1);
 		unanswered = 0;
 	}
-	if (!*type && name && !strncmp(name, prefix, strlen(prefix))) {
-		addresource(name);
+	if (!*type && name && !strncmp(name + 1, prefix, strlen(prefix))) {
+		/* while a probe is out it may be only the server that says so */
+		if (i >= 0 && sweeptime == NEVER)
+			recover(i);
+		body.s[body.len] = '\0';
+		drains = show && !strncmp(body.s + nodes[show].end, ">dnd<", 5);
+		if ((i = addresource(name + 1)) >= 0 && drains != resources[i].drains) {
+			resources[i].drains = drains;
+			trial = -1;
+			say("%s: %s/%.99s", drains ? "draining" : "back", target, names[i]);
+		}
 	} else if (leaves && (!name || i >= 0)) {
 		gone(i);
 	} else if (same(type, "subscribed")) {
@@ -1130,16 +1277,27 @@ presence(const char *self)
 	}
 }
 
-/* Write the address below self that stands for jid into dst[JIDMAX + 1]. 0 if it
- * is too long. */
+/* 1 if a message without a body only tells how others fare, as chat states,
+ * receipts and markers do (XEP-0085, 0184, 0333): it is not worth an error. */
 static int
-standin(char *dst, const char *self, const char *jid)
+isfleeting(void)
 {
-	size_t n = strlen(self);
+	return !child(0, "body", NULL) &&
+	       (child(0, NULL, "http://jabber.org/protocol/chatstates") ||
+	        child(0, NULL, "urn:xmpp:receipts") ||
+	        child(0, NULL, "urn:xmpp:chat-markers:0"));
+}
 
-	memcpy(dst, self, n);
-	dst[n] = '/';
-	return enc(dst + n + 1, jid);
+/* Answer the stanza with an error, from the address that was asked. Errors never
+ * answer errors (RFC 6120 8.3.1), nor headlines (RFC 6121 5.2.2). */
+static void
+refuse(int why)
+{
+	if (same(type, "error") || (same(kind, "message") &&
+	    (same(type, "headline") || (why == GONE && isfleeting()))))
+		ndropped++;
+	else
+		puterror(kind, id, to, from, why);
 }
 
 /* Hand a request, for which address is to answer, or a message to dst: resource i
@@ -1148,58 +1306,64 @@ static void
 handout(const char *self, const char *address, const char *dst, int i)
 {
 	char src[JIDMAX + 1];
+	uint64_t who = hash(salt, from, strcspn(from, "/"));
 	int iq = same(kind, "iq");
 
 	if (!standin(src, self, from)) {
 		refuse(LONGADDRESS);
-	} else if (iq && isfull()) {
+	} else if (iq && isgreedy(who)) {
 		refuse(BUSY);
 	} else if (!forward(src, dst)) {
 		refuse(LARGE);
 	} else if (iq) {
 		nrequests++;
-		track(address, i);
+		track(address, who, i);
 	} else {
 		nmessages++;
 	}
 }
 
-/* An answer, from src, one of our addresses, to the requester. One that cannot
- * pass still ends the request. */
+/* An answer, from src, one of our addresses, to the requester; resource i has sent
+ * it, -1: nobody known. One that cannot pass still ends the request. That a get has
+ * failed only who has it can say: the error of who had it before was expected; and if
+ * its server says for it that it is not there (bounced), others are asked. */
 static void
-response(const char *src, const char *requester)
+response(const char *src, const char *requester, int i, int bounced)
 {
-	int failed = same(type, "error") ? child(0, "error", NULL) : 0;
-	int i = failed && istarget(from) ? findresource(resourceof(from)) : -1;
+	int failed = same(type, "error");
+	int r = findrequest(requester, src, i), has = r ? requests[r].resource : -1;
 
 	/* does the client say so, or its server, because it has left? probe, once */
-	if (i >= 0 && child(failed, "service-unavailable", NULL) && subscribed &&
-	    now >= resources[i].trusted) {
+	if (failed && i >= 0 && subscribed && now >= resources[i].trusted &&
+	    child(child(0, "error", NULL), "service-unavailable", NULL)) {
 		resources[i].trusted = now + refresh * 1000LL;
 		if (sweeptime == NEVER)
 			asktime = now;
 		else
 			doubted = 1;
 	}
-	if (!answered(requester, src))
+	if (bounced && has >= 0 && has == i && requests[r].tries > 0 && nresources > 1) {
+		resources[i].pings = 2;
+		requests[r].why = GONE;
+		move(r, FAILED);
+		return;
+	}
+	if (requests[r].list == DONE ||
+	    (failed && r && requests[r].tries >= 0 && (has < 0 || has != i))) {
 		nlate++;
-	else if (forward(src, requester))
+		return;
+	}
+	if (has >= 0 && has == i) {
+		resources[i].nanswered++;
+		resources[i].waited += (unsigned long long)(now - requests[r].handed);
+	}
+	/* if others have had it they may answer as well */
+	if (r)
+		move(r, requests[r].tries >= 0 && requests[r].tries < (int)retry ? DONE : FREE);
+	if (forward(src, requester))
 		nanswers++;
 	else
 		puterror(kind, id, src, requester, LARGE);
-}
-
-/* 1 if a message without a body only tells how others fare, as chat states,
- * receipts and markers do (XEP-0085, 0184, 0333), or wants no trace: it is not
- * worth an error. */
-static int
-isfleeting(void)
-{
-	return same(type, "error") || same(type, "headline") ||
-	       (!child(0, "body", NULL) &&
-	        (child(0, NULL, "http://jabber.org/protocol/chatstates") ||
-	         child(0, NULL, "urn:xmpp:receipts") ||
-	         child(0, NULL, "urn:xmpp:chat-markers:0")));
 }
 
 /* A request or a message for the target: hand it to one of its resources. All of
@@ -1208,18 +1372,19 @@ static void
 totarget(const char *self)
 {
 	char dst[JIDMAX + 1];
-	int iq = same(kind, "iq"), i;
+	int iq = same(kind, "iq"), get, i;
 
-	if (nresources == 0 && !iq && isfleeting()) {
-		ndropped++;
-	} else if (nresources == 0) {
+	if (nresources == 0) {
 		refuse(iq ? NOBODY : GONE);
-	} else {
-		i = iq ? choose(choice, from, strlen(from)) :
-		    choose(STICKY, from, barelen(from));
-		strcpy(stpcpy(stpcpy(dst, target), "/"), names[i]);
-		handout(self, to, dst, i);
+		return;
 	}
+	i = choose(from);
+	/* rather with a get that others may have as well, as it is no part of a dialog */
+	get = same(type, "get") && retry && body.len < REQUESTSIZE / 2;
+	if (iq && trial >= 0 && (get || (!relay && choice != STICKY && resources[trial].pings > 7)))
+		i = trial;
+	strcpy(stpcpy(stpcpy(dst, target), "/"), names[i]);
+	handout(self, to, dst, i);
 }
 
 /* Handle the stanza that has come. Below the exceptions it reads like the tables
@@ -1232,8 +1397,8 @@ route(void)
 	int asks = iq && (same(type, "get") || same(type, "set"));
 	int answers = iq && (error || same(type, "result"));
 	int mine, member, stranger;  /* from the target; for its resource; for others */
-	const char *below;           /* the resource of our address */
-	size_t bare;
+	int i, bounced;              /* the resource that has sent it, or its server; -1: none */
+	const char *below;           /* the resource of our address, from its slash on */
 
 	if (!from || !*from || !to || !isours(to)) {
 		drop("not from anybody to us");
@@ -1243,31 +1408,34 @@ route(void)
 		drop("unknown namespace");
 		return;
 	}
-	bare = barelen(to);
-	memcpy(self, to, bare);
-	self[bare] = '\0';
-	below = to[bare] ? to + bare + 1 : NULL;
-	if (!below || !dec(other, below))
+	below = strchr(to, '/');
+	*stpncpy(self, to, below ? (size_t)(below - to) : strlen(to)) = '\0';
+	if (!below || !dec(other, below + 1))
 		*other = '\0';
 	mine = istarget(from);
-	member = istarget(other) && resourceof(other) && *resourceof(other);
+	member = istarget(other) && strlen(other) > strlen(target) + 1;
 	stranger = relay && *other && !istarget(other) && !isours(other);
+	i = mine ? findresource(from) : -1;
+	bounced = error && child(child(0, "error", NULL), "recipient-unavailable", NULL);
+	if (i >= 0 && !bounced && !same(kind, "presence"))
+		recover(i);
 
-	if (isours(from)) {
-		if (id)
-			judge();
-	} else if (same(kind, "presence"))
+	if (!mine && isours(from))
+		judge(id ? id : "");
+	else if (same(kind, "presence"))
 		presence(self);
+	else if (answers && mine && !below && id && same(id, "stall"))
+		; /* that it is alive is all it says */
 	else if (asks && !mine && !below)
 		totarget(self);
-	else if (asks && mine && stranger && resourceof(from) && standin(src, self, other))
+	else if (asks && mine && stranger && strchr(from, '/') && standin(src, self, other))
 		handout(self, src, other, -1);
 	else if (asks)
 		refuse(!mine || (relay && below) ? NOBODY : UNKNOWN);
-	else if (answers && mine && resourceof(from) && *other)
-		response(self, other);
+	else if (answers && mine && strchr(from, '/') && *other)
+		response(self, other, i, bounced);
 	else if (answers && relay && !mine && member && standin(src, self, from))
-		response(src, other);
+		response(src, other, -1, 0);
 	else if (iq && !answers)
 		refuse(ILLEGAL);
 	else if (iq)
@@ -2101,7 +2269,7 @@ overdue(void)
 	} else if (state == OPENING) {
 		hangup("the server does not answer the handshake in time");
 	} else if (state == ONLINE && !pinged) {
-		putping("ping");
+		putping("ping", domain);
 		alive();
 		pinged = 1;
 	} else {
@@ -2114,6 +2282,7 @@ static void
 report(void)
 {
 	char refused[512] = "";
+	struct resource *w;
 	size_t i, n = 0;
 
 	reporting = 0;
@@ -2124,8 +2293,11 @@ report(void)
 	    "%s, %lu dropped, %lu connections, %d online, %d open, %llu bytes in, "
 	    "%llu bytes out", nrequests, nuntracked, nanswers, nlate, nmessages,
 	    refused, ndropped, nconnected, nresources, nopen, bytesin, bytesout + outpos);
-	for (i = 0; i < (size_t)nresources; i++)
-		say("resource: %s/%.99s: %d open", target, names[i], resources[i].open);
+	for (w = resources; w < resources + nresources; w++)
+		say("resource: %s/%.99s: %d open, %lu handed out, %lu answered, %lu retried away, "
+		    "%lu timed out, %llu ms, %s", target, names[w - resources], w->open, w->nhanded,
+		    w->nanswered, w->nretried, w->nlate, w->waited / MAX(w->nanswered, 1),
+		    w->pings > 1 ? "stalled" : w->drains ? "draining" : "up");
 }
 
 /* 1 if what the server sends can be taken. TLS may have to write first. */
@@ -2174,7 +2346,7 @@ run(void)
 		next = MIN(deadline, linetime);
 		if (state == ONLINE && isreading())
 			next = MIN(MIN(next, sweeptime < SWEEPING ? sweeptime : asktime),
-			           MAX(judgetime, requests[requests[OPEN].next].due));
+			           MAX(judgetime, MIN(checktime, requests[requests[OPEN].next].due)));
 		next = haswork() ? now : MAX(next, now);
 		n = poll(p, 2, (int)MIN(next - now, INT_MAX));
 		now = milliseconds();
@@ -2242,46 +2414,48 @@ islikeservers(const char *s)
 	       *s && s[strlen(s) - 1] != '.';
 }
 
+static void
+check(int bad, const char *what, const char *why)
+{
+	if (bad)
+		die(what, why);
+}
+
 /* Refuse a configuration that cannot work. */
 static void
 checkconfig(void)
 {
-	size_t node = strcspn(target, "@"), i;
+	size_t node = strcspn(target, "@");
 	const char *at = target + node + (target[node] == '@');
 	const char *unlike = "is not in lower case, holds a space or slash, or ends in a dot";
 	const char *wrongtime = "is 0, over 30 days or less than another needs";
-	const struct {
-		int bad;
-		const char *what, *why;
-	} checks[] = {
-		{ !islikeservers(domain), "domain", unlike },
-		{ !islikeservers(target), "target", unlike },
-		{ strchr(domain, '@') || strlen(domain) > PARTMAX,
-		  "domain", "is not the domain of a component" },
-		{ !node || node > PARTMAX || !*at || strchr(at, '@') ||
-		  strlen(at) > PARTMAX,
-		  "target", "is not a bare JID, account@domain" },
-		{ same(at, domain), "target", "is at our own domain" },
-		{ !*secret, "secret", "is empty" },
-		{ !*host, "host", "is empty" },
-		{ !*port, "port", "is empty" },
-		{ !readpins(), "tlspin", "is not SHA-256 fingerprints, eight at most" },
-		{ !isutf8(prefix) || strlen(prefix) > PARTMAX,
-		  "prefix", "is not the start of any resource" },
-		{ choice < RANDOM || choice > LEASTBUSY,
-		  "choice", "is not RANDOM, STICKY or LEASTBUSY" },
-		{ keepalive > TIMEMAX, "keepalive", wrongtime },
-		{ backoffmax - 1 >= TIMEMAX, "backoffmax", wrongtime },
-		{ patience - 1 >= TIMEMAX, "patience", wrongtime },
-		{ askmin - 1 >= TIMEMAX, "askmin", wrongtime },
-		{ askmax - 1 >= TIMEMAX || askmax < askmin, "askmax", wrongtime },
-		{ refresh - 1 >= TIMEMAX || refresh <= patience, "refresh", wrongtime },
-		{ answertime > TIMEMAX, "answertime", wrongtime }
-	};
 
-	for (i = 0; i < LEN(checks); i++)
-		if (checks[i].bad)
-			die(checks[i].what, checks[i].why);
+	check(!islikeservers(domain), "domain", unlike);
+	check(!islikeservers(target), "target", unlike);
+	check(strchr(domain, '@') || strlen(domain) > PARTMAX,
+	      "domain", "is not the domain of a component");
+	check(!node || node > PARTMAX || !*at || strchr(at, '@') ||
+	      strlen(at) > PARTMAX,
+	      "target", "is not a bare JID, account@domain");
+	check(same(at, domain), "target", "is at our own domain");
+	check(!*secret, "secret", "is empty");
+	check(!*host, "host", "is empty");
+	check(!*port, "port", "is empty");
+	check(!readpins(), "tlspin", "is not SHA-256 fingerprints, eight at most");
+	check(!isutf8(prefix) || strlen(prefix) > PARTMAX,
+	      "prefix", "is not the start of any resource");
+	check(choice < RANDOM || choice > STANDBY,
+	      "choice", "is not RANDOM, STICKY, LEASTBUSY or STANDBY");
+	check(retry > 9, "retry", "is over 9");
+	check(stall > TIMEMAX, "stall", wrongtime);
+	check(sticktime > TIMEMAX, "sticktime", wrongtime);
+	check(keepalive > TIMEMAX, "keepalive", wrongtime);
+	check(backoffmax - 1 >= TIMEMAX, "backoffmax", wrongtime);
+	check(patience - 1 >= TIMEMAX, "patience", wrongtime);
+	check(askmin - 1 >= TIMEMAX, "askmin", wrongtime);
+	check(askmax - 1 >= TIMEMAX || askmax < askmin, "askmax", wrongtime);
+	check(refresh - 1 >= TIMEMAX || refresh <= patience, "refresh", wrongtime);
+	check(answertime > TIMEMAX, "answertime", wrongtime);
 }
 
 int
