@@ -1027,16 +1027,18 @@ checkresources(long long t)
 			if (++w->pings == 2)
 				say("stalled: %s/%.99s: silent for %lld s, %d open", target, names[i],
 				    (now - w->steptime) / 1000 + stall, w->open);
-			for (k = 0; k < nresources && resources[k].pings > 1; k++)
-				;
-			if (w->pings > 1 && k < nresources)
-				w->nretried += takeback(i, 0);
 			w->steptime = now;
 		}
 		if (w->pings > 4 && !w->drains && choice != STANDBY)
 			trial = i;
 		checktime = MIN(checktime, w->steptime + stall * 1000LL);
 	}
+	/* only now it is known whether anybody is well */
+	for (k = 0; k < nresources && resources[k].pings > 1; k++)
+		;
+	for (i = 0; k < nresources && i < nresources; i++)
+		if (resources[i].pings > 1 && resources[i].steptime == now)
+			resources[i].nretried += takeback(i, 0);
 }
 
 /* ---- routing ---- */

@@ -3179,7 +3179,8 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 			if (r && (r->open == 0 || r->pings > 1)) {
 				r->lifehi = vt;
 				/* what is too long to be kept times out unseen */
-				if (r->risky == 0 && r->pings == 0 && !r->doubtful && (!answertime || vt < onlineat + answertime * 1000LL))
+				if (r->risky == 0 && r->pings == 0 && !r->doubtful && nmistaken == 0 &&
+				    (!answertime || vt < onlineat + answertime * 1000LL))
 					r->life = i->readat;
 			}
 			q = addreq(e->f, e->p, s->id, r);
@@ -3450,7 +3451,7 @@ isask(struct stanza *o)
 		;
 	if (probe && !msub)
 		bad("ask", "probes though it is not subscribed");
-	for (i = nasks > COUNT(askids) ? nasks - COUNT(askids) : 0; o->id && i < nasks; i++)
+	for (i = nasks > 4 ? nasks - 4 : 0; o->id && i < nasks; i++)
 		if (eq(askids[i % COUNT(askids)], o->id))
 			bad("ask", "asks with id %s twice", o->id);
 	for (k = 0; probe && k < nres; k++)
