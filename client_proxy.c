@@ -1390,7 +1390,9 @@ totarget(const char *self)
 }
 
 /* Handle the stanza that has come. Below the exceptions it reads like the tables
- * of the man page: the first line that fits applies. */
+ * of the man page: the first line that fits applies. It is mine if it is
+ * from the target, by its resource i if that is known; its own server has sent what
+ * bounced. It is for a member, a resource of the target, or for a stranger. */
 static void
 route(void)
 {
@@ -1398,16 +1400,11 @@ route(void)
 	int iq = same(kind, "iq"), error = same(type, "error");
 	int asks = iq && (same(type, "get") || same(type, "set"));
 	int answers = iq && (error || same(type, "result"));
-	int mine, member, stranger;  /* from the target; for its resource; for others */
-	int i, bounced;              /* the resource that has sent it, or its server; -1: none */
+	int i, mine, member, stranger, bounced;
 	const char *below;           /* the resource of our address, from its slash on */
 
 	if (!from || !*from || !to || !isours(to)) {
 		drop("not from anybody to us");
-		return;
-	} else if (ns && !same(ns, NS_COMPONENT) && !same(ns, NS_CLIENT) &&
-	           !same(ns, NS_SERVER)) {
-		drop("unknown namespace");
 		return;
 	}
 	below = strchr(to, '/');
@@ -1421,7 +1418,6 @@ route(void)
 	bounced = error && child(child(0, "error", NULL), "recipient-unavailable", NULL);
 	if (i >= 0 && !bounced && !same(kind, "presence"))
 		recover(i);
-
 	if (!mine && isours(from))
 		judge(id ? id : "");
 	else if (same(kind, "presence"))
@@ -1441,8 +1437,7 @@ route(void)
 	else if (iq && !answers)
 		refuse(ILLEGAL);
 	else if (iq)
-		drop(mine ? "no requester in the address" :
-		     "not from a resource of the target");
+		drop(mine ? "no requester in the address" : "not from a resource of the target");
 	else if (!relay || (mine && !below))
 		refuse(UNKNOWN);
 	else if (child(0, "sent", NS_CARBONS) || child(0, "received", NS_CARBONS))
@@ -1650,8 +1645,8 @@ streamerror(void)
 static int
 isstanza(void)
 {
-	return same(kind, "iq") || same(kind, "presence") ||
-	       same(kind, "message");
+	return (same(kind, "iq") || same(kind, "presence") || same(kind, "message")) &&
+	       (!ns || same(ns, NS_COMPONENT) || same(ns, NS_CLIENT) || same(ns, NS_SERVER));
 }
 
 /* An element of the stream that is not a stanza, or one too early, has come. Once

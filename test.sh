@@ -9104,7 +9104,7 @@ not_for_us() {
 	tell srv "<iq type='get' id='1' to='proxy.localhost'/>"
 	logged "dropped: iq get from (nobody)"
 	tell srv "<iq xmlns='urn:x' type='get' id='1' from='u@h/r' to='proxy.localhost'/>"
-	logged "unknown namespace"
+	logged "not a stanza"
 	tell srv "<iq xmlns='jabber:server' type='get' id='server' from='u@h/r' to='proxy.localhost'/>"
 	hear srv "<iq type='get' id='server' from='proxy.localhost/u@h/r' to='service@localhost/a'/>"
 	tell srv "<other from='u@h/r' to='proxy.localhost'/>"
