@@ -7347,6 +7347,19 @@ goes_to() {
 	hear srv "^<iq type='${3-get}' id='$2' from='proxy.localhost/${4-u@h/r}' to='service@localhost/$1'/>$"
 }
 
+# Sets go out until each of these resources has had one.
+each_gets_a_set() {
+	for r in "$@"; do
+		i=0
+		until find_stanza srv "id='$r-" "to='service@localhost/$r'"; do
+			i=$((i + 1))
+			[ $i -lt 99 ]
+			deliver iq set u@h/r proxy.localhost "id='$r-$i'/"
+			news
+		done
+	done
+}
+
 # The request with this id is handed on to resource $1.
 is_handed_to() {
 	hear srv "^<iq type='get' id='$2' from='proxy.localhost/${3-u@h/r}' to='service@localhost/$1'/>$"
@@ -9816,15 +9829,7 @@ all_are_stalled() {
 	# two of them
 	goes_to b 6 set
 	is_set_aside b
-	for r in a b; do
-		i=0
-		until find_stanza srv "id='$r-" "to='service@localhost/$r'"; do
-			i=$((i + 1))
-			[ $i -lt 99 ]
-			deliver iq set u@h/r proxy.localhost "id='$r-$i'/"
-			news
-		done
-	done
+	each_gets_a_set a b
 }
 
 # A get whose resource leaves is handed to another, with the same from, id and content,
@@ -10050,15 +10055,7 @@ who_shows_dnd_drains() {
 	shows c dnd
 	logged "joined: service@localhost/c: 2 online"
 	logged "draining: service@localhost/c"
-	for r in a c; do
-		i=0
-		until find_stanza srv "id='$r-" "to='service@localhost/$r'"; do
-			i=$((i + 1))
-			[ $i -lt 99 ]
-			deliver iq set u@h/r proxy.localhost "id='$r-$i'/"
-			news
-		done
-	done
+	each_gets_a_set a c
 	shows c chat
 	logged "back: service@localhost/c$"
 	goes_to c 10
