@@ -1286,6 +1286,8 @@ int w_clock_gettime(clockid_t, struct timespec *);
 int w_sigaction(int, const struct sigaction *, struct sigaction *);
 void (*w_signal(int, void (*)(int)))(int);
 void w_exit(int, int), *w_realloc(void *, size_t), w_free(void *);
+void w_elements(XML_Parser, XML_StartElementHandler, XML_EndElementHandler);
+const char *w_made(unsigned long long *, size_t *);
 long w_forbidden(const char *);
 
 #ifdef PROGRAM
@@ -1325,12 +1327,23 @@ long w_forbidden(const char *);
 #define writev(a, b, c)          w_forbidden("writev")
 #define readv(a, b, c)           w_forbidden("readv")
 #define select(a, b, c, d, e)    w_forbidden("select")
+#define XML_SetElementHandler(a, b, c) w_elements(a, b, c)
 #define main                     client_proxy
 
 #ifdef INPROCESS
 #pragma clang section bss = "cpbss" data = "cpdata"
 #endif
 #include CLIENT_PROXY
+
+/* What it has put into its buffer and not all written: *len bytes, and how many
+ * before them. */
+const char *
+w_made(unsigned long long *before, size_t *len)
+{
+	*before = bytesout;
+	*len = out.len;
+	return out.s;
+}
 #else /* what follows is the world */
 
 #define WORLDCONFIG
@@ -2215,8 +2228,8 @@ struct res {
 	struct res *chain;
 	const char *name;
 	int st, open, risky;    /* requests surely, and maybe, in its hands */
-	long long joinedat, gone; /* when it was read, when its leaving arrived */
-	long long heard, left;  /* presence arrived; it may have been taken out */
+	long long joinedat;
+	long long heard, left;  /* by its presence; it may have been taken out */
 	unsigned long joined;   /* number of its joining */
 	uint64_t share;         /* of all choices, when last chosen */
 	long long svctime, svcat, toldgone; /* when the log said that it left */
@@ -2229,6 +2242,7 @@ struct res {
 	unsigned long passed, changes; /* gets given to others since the last ping; who has come or gone before */
 };
 
+#define UNWRITTEN (FOREVER / 4)
 enum { QOPEN, QFAILING, QDUE, QERRED, QENDED };
 struct req {
 	struct req *chain, *prev, *next;
@@ -2240,7 +2254,8 @@ struct req {
 	int bounced;            /* an error has come that says that its resource is not there */
 	uint64_t pay;
 	long long given;        /* last */
-	long long written, drained;
+	long long outend;       /* byte of what the program makes that it ends with */
+	long long written, drained; /* given to the socket; all was */
 	unsigned long nth;
 };
 
@@ -2251,8 +2266,6 @@ struct input {
 	const char *why;
 	long long end, arrived; /* byte of the connection; time */
 	long long said;         /* byte of what the server says */
-	const char *askatread;
-	long long readat;
 };
 
 enum { AFWD, ARES, AERR, APLAIN };
@@ -2271,16 +2284,19 @@ struct expect {
 };
 
 static struct input *iq;
-static size_t niq, iqcap, ihead, iarr, iread;
+/* How many inputs there are, have had their effect, have arrived, were read, and were
+ * taken in by the program's parser. */
+static size_t niq, iqcap, ihead, iarr, inread, iread;
 static struct res *resbuckets[4096], **reslist;
 static size_t nres, rescap;
 static struct req *reqbuckets[4096], openlist;
 static long nopenlo, nopenhi, nin, nmaybe;
 static size_t loglost;          /* lines that the log did not take */
 static long nmistaken;          /* of several alike another may have been answered */
+static long long madeend;       /* where the stanza ends that the program has just made */
 static unsigned long njoins, nerrs;
 static uint64_t shares;
-static long long probe0, probe1, probe2, probeback, anyheard, lastask, deniedat;
+static long long probe0, probe1, probe2, anyheard, lastask, deniedat;
 static const char *askids[64];
 static unsigned long nasks;
 static int msub, monline, mended, nasked_since, sawpres;
@@ -2294,9 +2310,7 @@ static long long wantask;       /* at the latest */
 static long long sawtype, prestook; /* presence of the target with a type was read, without one taken */
 static long long lastheld;      /* it had to wait before it could write or read, or slept */
 static long long onlineat, credits, creditat;
-static long long lastquiet;     /* when all was last seen to be done */
-static int quietturn;            /* all was written before this turn, which began then */
-static long long turnedat;
+static long long turnedat;      /* this turn of the loop began */
 static struct {                 /* pings to itself with which it asks whether what is due has come */
 	const char *id;
 	long long asked, from;  /* written; due before that is meant */
@@ -2352,7 +2366,7 @@ resource(const char *name)
 static int
 silentone(const struct res *r)
 {
-	long long t = probeback;
+	long long t = back1;
 
 	if (strstr(masked, "sweep")) /* as the program was before it was mended */
 		return probe2 >= 0 && r->heard < probe2 && anyheard >= probe2 &&
@@ -2360,7 +2374,7 @@ silentone(const struct res *r)
 	if (probe0 >= 0 && r->heard <= probe0 && anyheard >= probe0)
 		return 1;       /* in three, the first of which is over */
 	return probe1 >= 0 && probe2 >= 0 && r->heard <= probe1 && anyheard >= probe1 &&
-	       probeback >= probe2 && vt >= t + patience * 1000LL - 1;
+	       back1 >= probe2 && vt >= t + patience * 1000LL - 1;
 }
 
 /* 1 if the program surely, 2 if it maybe has r. */
@@ -2421,7 +2435,7 @@ overdue(const struct req *q)
 	return answertime && vt >= q->written + answertime * 1000LL;
 }
 
-/* Requests that are about to time out may have done so already. */
+/* Requests that are too long for an error may have timed out unseen. */
 static void
 due(void)
 {
@@ -2429,7 +2443,7 @@ due(void)
 
 	for (q = openlist.next; answertime && q != &openlist &&
 	     vt + 100 >= q->written + answertime * 1000LL; q = q->next)
-		if (q->st == QOPEN)
+		if (q->st == QOPEN && (q->islong || q->vague))
 			endreq(q, QDUE);
 }
 
@@ -2443,6 +2457,19 @@ unsure(struct res *r)
 	for (q = openlist.next; q != &openlist; q = q->next)
 		if (q->res == r && q->st == QOPEN)
 			endreq(q, QDUE);
+}
+
+/* Who has been silent in two probes may have been taken out. */
+static void
+doubtsilent(void)
+{
+	size_t i;
+
+	for (i = 0; i < nres; i++)
+		if (reslist[i]->st == IN && silentone(reslist[i])) {
+			unsure(reslist[i]);
+			setres(reslist[i], MAYBE);
+		}
 }
 
 /* r leaves, surely: so fail its requests. */
@@ -2460,8 +2487,7 @@ leave(struct res *r, int surely)
 		for (q = openlist.next; q != &openlist; q = next) {
 			next = q->next;
 			if (q->res == r && (q->st == QOPEN || q->st == QDUE))
-				/* what has just been handed on may have been so after that */
-				endreq(q, q->times > 1 && q->given >= turnedat ? QDUE : QFAILING);
+				endreq(q, QFAILING);
 		}
 }
 
@@ -2521,8 +2547,8 @@ forgetmodel(void)
 	memset(lasts, 0, sizeof(lasts));
 	nres = 0;
 	nin = nmaybe = nopenlo = nopenhi = nmistaken = 0;
-	niq = ihead = iarr = iread = 0;
-	probe0 = probe1 = probe2 = probeback = anyheard = -1;
+	niq = ihead = iarr = iread = inread = 0;
+	probe0 = probe1 = probe2 = anyheard = -1;
 	lastask = deniedat = back1 = back2 = sawtype = prestook = lastheld = -1;
 	wantask = FOREVER;
 	nasks = 0;
@@ -2599,7 +2625,8 @@ addreq(const char *f, const char *p, const char *id, struct res *r)
 	q->id = id;
 	q->key = reqkey(f, p, id);
 	q->res = r;
-	q->written = vt;
+	q->written = UNWRITTEN;
+	q->outend = madeend;
 	q->drained = -1;
 	for (alike = reqbuckets[q->key % COUNT(reqbuckets)]; alike; alike = alike->chain)
 		q->vague |= alike->key == q->key && alike->vague;
@@ -3026,22 +3053,22 @@ trigger(int n)
 	credits += n * 1000;
 }
 
-/* Because of input i it has to ask by then. */
+/* Because of what it has taken in it has to ask by then. */
 static void
-want(const struct input *i, long long t)
+want(long long t)
 {
-	if (lastask < i->readat && t < wantask)
+	if (lastask < vt && t < wantask)
 		wantask = t;
 }
 
 /* The subscription ends: it asks again as if it had never asked. */
 static void
-denied_(const struct input *i)
+denied_(void)
 {
 	if (msub)
 		wantask = FOREVER;
 	if (msub == 1)
-		want(i, vt + askmin * 1000LL);
+		want(vt + askmin * 1000LL);
 	probeend = 1;
 	doubted_ = unans = 0;
 }
@@ -3052,14 +3079,13 @@ heardof(struct input *i)
 {
 	const struct stanza *s = &i->s;
 	const char *r = resof(s->from), *now_ = nasks ? askids[(nasks - 1) % COUNT(askids)] : NULL;
-	int surely;
 
 	sawpres = 1;
 	mayask |= s->type || back2 >= 0;
 	if (eq(s->type, "subscribe")) {
 		trigger(1);
 		if (!msub)
-			want(i, vt + 500);
+			want(vt + 500);
 	}
 	if (!eq(s->to, domain))
 		return;
@@ -3068,6 +3094,9 @@ heardof(struct input *i)
 		unans = 0;
 	}
 	if (!s->type && r) {
+		if (silentone(resource(r)))
+			unsure(resource(r));
+		resource(r)->heard = anyheard = vt;
 		joins(r);
 		resource(r)->drains = !!(s->flags & KDND);
 		if (resource(r)->drains && charge == resource(r))
@@ -3080,38 +3109,31 @@ heardof(struct input *i)
 	} else if (eq(s->type, "subscribed")) {
 		msub = 1;
 		trigger(1);
-		want(i, vt);
+		want(vt);
 	} else if (eq(s->type, "unsubscribed")) {
 		deniedat = vt;
 		leaveall(1);
-		denied_(i);
+		denied_();
 		msub = 0;
 		trigger(1);
 	} else if (eq(s->type, "error")) {
 		trigger(1);
-		if (r || !s->id || (!eq(s->id, now_) && !eq(s->id, i->askatread)))
+		if (r || !s->id || !eq(s->id, now_))
 			return;
 		/* that was answered already: the server cannot be reached */
-		if (probeend == 2 && eq(s->id, now_))
+		if (probeend == 2)
 			return;
-		surely = eq(now_, i->askatread);
 		if (s->flags & (KWAIT | KREMOTE)) {
-			if (surely && eq(now_, s->id) && !probeend) {
-				want(i, vt + refresh * 1000LL);
+			if (!probeend) {
+				want(vt + refresh * 1000LL);
 				probeend = 2;
 			}
 			return;
 		}
 		deniedat = vt;
-		leaveall(surely);
-		if (surely)
-			denied_(i);
-		else
-			wantask = FOREVER;
-		if (surely)
-			msub = 0;
-		else
-			msub = msub ? 2 : 0;
+		leaveall(1);
+		denied_();
+		msub = 0;
 	}
 }
 
@@ -3127,7 +3149,7 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 	ihead++;
 	if (i->what == IHANDSHAKE) {
 		monline = 1;
-		onlineat = i->readat;
+		onlineat = vt;
 	}
 	if (i->what != ISTANZA)
 		return;
@@ -3145,7 +3167,7 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		if (r->pings >= 2)
 			r->wellat = vt;
 		r->pings = r->doubtful = 0;
-		r->life = i->readat;
+		r->life = vt;
 		r->lifehi = vt;
 		r = NULL;
 	}
@@ -3159,9 +3181,9 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		if (e->p && eq(s->kind, "iq") && eq(s->type, "error") && known(r) == 1 && msub == 1 &&
 		    !(s->flags & KMANY) && r->left < r->joinedat && (!r->svcat || vt > r->svcat + refresh * 1000LL + 100)) {
 			if (!probeend && (!lastprobe || back2 >= 0))
-				want(i, vt);
+				want(vt);
 			else
-				doubted_ |= lastask < i->readat && !probeend;
+				doubted_ |= lastask < vt && !probeend;
 		}
 		r->svcat = vt;
 		r = NULL;
@@ -3181,7 +3203,7 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 				/* what is too long to be kept times out unseen */
 				if (r->risky == 0 && r->pings == 0 && !r->doubtful && nmistaken == 0 &&
 				    (!answertime || vt < onlineat + answertime * 1000LL))
-					r->life = i->readat;
+					r->life = vt;
 			}
 			q = addreq(e->f, e->p, s->id, r);
 			q->get = e->get && e->fits;
@@ -3260,21 +3282,19 @@ isfailure(struct stanza *o)
 	if (!eq(o->kind, "iq") || !eq(o->type, "error") || (!gone && !late) || o->elements != 2)
 		return 0;       /* those that others made have a text */
 	k = reqkey(o->to, o->from, o->id);
-	do {
-		best = oldest = NULL;
-		n = 0;
-		for (q = reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain) {
-			if (q->key != k || q->st == QENDED || q->st == QERRED || !eq(q->f, o->to) ||
-			    !eq(q->p, o->from) || !eq(q->id, o->id))
-				continue;
-			oldest = q;
-			n++;
-			if (late ? vt + (on[SLOWCALL] ? 2000 : 100) >= q->written + answertime * 1000LL :
-			    q->st == QFAILING ||
-			    (q->res && (known(q->res) != 1 || q->res->left >= q->written)))
-				best = q;
-		}
-	} while (!best && gone && n == 1 && !oldest->vague && skip());
+	best = oldest = NULL;
+	n = 0;
+	for (q = reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain) {
+		if (q->key != k || q->st == QENDED || q->st == QERRED || !eq(q->f, o->to) ||
+		    !eq(q->p, o->from) || !eq(q->id, o->id))
+			continue;
+		oldest = q;
+		n++;
+		if (late ? vt + (on[SLOWCALL] ? 2000 : 100) >= q->written + answertime * 1000LL :
+		    q->st == QFAILING ||
+		    (q->res && (known(q->res) != 1 || q->res->left >= q->given)))
+			best = q;
+	}
 	/* which of several alike was answered is not known for sure */
 	for (q = oldest ? NULL : reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain)
 		if (q->key == k && q->vague)
@@ -3293,15 +3313,10 @@ isfailure(struct stanza *o)
 		    "%lld ms since its presence, %lld since the last probe but one", o->to,
 		    oldest->res ? oldest->res->name : "nobody", vt - oldest->res->heard, vt - probe1);
 	q = best ? best : oldest;
-	/* or have they left in what has been read as well? */
-	for (i = ihead; i < iread && !(eq(iq[i].s.kind, "presence") && iq[i].s.type); i++)
-		;
-	if (i == iread && gone && n == 1 && !q->vague && q->get && q->times <= (int)retry && q->st == QFAILING && sure() > 0)
+	if (gone && n == 1 && !q->vague && q->get && q->times <= (int)retry && q->st == QFAILING && sure() > 0)
 		bad("retry", "a get of %s fails, and others could be asked", q->f);
-	while (late && duejudged < q->written + answertime * 1000LL - (on[SLOWCALL] ? 2000 : 100) && ndues && skip())
-		;
 	if (late && n == 1 && !q->vague && duejudged < q->written + answertime * 1000LL - (on[SLOWCALL] ? 2000 : 100))
-		bad("judged", "a request of %s is timed out, but what may have come since %lld was not waited for: %lld, %zu", fmt("%s [%d %d: %s]", q->f, (int)ihead, (int)iread, ihead < niq ? describe(&iq[ihead].s) : ""), q->written, duejudged, ndues);
+		bad("judged", "a request of %s is timed out, but what may have come since %lld was not waited for", q->f, duejudged);
 	if (late && n == 1)
 		for (i = ihead; i < iarr; i++)
 			if (iq[i].what == ISTANZA && iq[i].arrived < q->written + answertime * 1000LL &&
@@ -3330,8 +3345,6 @@ isping(struct stanza *o)
 	    !oftarget(o->to) || !resof(o->to) || !(o->flags & KPING))
 		return 0;
 	r = resource(resof(o->to));
-	while (!known(r) && skip())
-		;
 	if (!known(r))
 		bad("stall", "pings %s, which has left", r->name);
 	if (stall == 0)
@@ -3365,19 +3378,17 @@ isretry(struct stanza *o)
 	    !ours(o->from, &self, &below) || !(f = decode(below)))
 		return 0;
 	k = reqkey(f, self, o->id);
-	do {
-		best = NULL;
-		any = 0;
-		for (q = reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain) {
-			if (q->key != k || q->st == QENDED || q->st == QERRED || !q->get || q->pay != o->pay ||
-			    q->times > (int)retry || !eq(q->f, f) || !eq(q->p, self) || !eq(q->id, o->id))
-				continue;
-			any++;
-			if (q->st == QFAILING || q->bounced || q->res->pings >= 2 || known(q->res) != 1 || q->res->left >= q->given ||
-			    (q->res->wellat >= q->given && q->res->pinged >= q->given)) /* it was set aside meanwhile */
-				best = q;
-		}
-	} while (!best && any == 1 && skip());
+	best = NULL;
+	any = 0;
+	for (q = reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain) {
+		if (q->key != k || q->st == QENDED || q->st == QERRED || !q->get || q->pay != o->pay ||
+		    q->times > (int)retry || !eq(q->f, f) || !eq(q->p, self) || !eq(q->id, o->id))
+			continue;
+		any++;
+		if (q->st == QFAILING || q->bounced || q->res->pings >= 2 || known(q->res) != 1 || q->res->left >= q->given ||
+		    (q->res->wellat >= q->given && q->res->pinged >= q->given)) /* it was set aside meanwhile */
+			best = q;
+	}
 	/* which of several alike was answered is not known for sure */
 	for (q = best ? NULL : reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain)
 		if (q->key == k && q->vague)
@@ -3385,9 +3396,6 @@ isretry(struct stanza *o)
 	if (!best)
 		return 0;
 	r = resource(resof(o->to));
-	/* it comes after all that was read with what has made it fail */
-	while ((!known(r) || (choice == STANDBY && charge && charge != r && known(charge) == 1) || (r == best->res && best->st != QFAILING && known(r) == 1 && r->left < best->given) || (stalled(r) && better(r, 0)) || (r->drains && better(r, 1))) && skip())
-		;
 	if (any == 1 && !best->vague && r == best->res && best->st != QFAILING && !best->bounced && known(r) == 1 && r->left < best->given &&
 	    r->wellat < r->pinged)
 		bad("retry", "a get of %s is handed on to %s, which has it", f, r->name);
@@ -3431,7 +3439,7 @@ isask(struct stanza *o)
 			dues = grow(dues, ndues, &duescap, sizeof(*dues));
 			dues[ndues].id = copy_(o->id);
 			dues[ndues].asked = vt;
-			dues[ndues++].from = quietturn ? turnedat : lastquiet;
+			dues[ndues++].from = turnedat;
 			return 1;
 		}
 		if (nasks == 0 || !eq(o->id, askids[(nasks - 1) % COUNT(askids)]) || ++npings == 1)
@@ -3445,10 +3453,6 @@ isask(struct stanza *o)
 		return 0;
 	if (!eq(o->from, domain) || !eq(o->to, target))
 		bad("ask", "asks for presence from %s to %s", o->from, o->to);
-	while (!monline && skip())
-		;
-	while (probe && !msub && skip())
-		;
 	if (probe && !msub)
 		bad("ask", "probes though it is not subscribed");
 	for (i = nasks > 4 ? nasks - 4 : 0; o->id && i < nasks; i++)
@@ -3467,8 +3471,6 @@ isask(struct stanza *o)
 	for (k = 0; k < nres && (reslist[k]->st == OUT || reslist[k]->heard > probe2); k++)
 		;
 	if (probe && lastprobe && !on[SLOWCALL] && !on[ERRORS] && k == nres && iarr == iread && gap < refresh * 1000LL - 100) {
-		while (!mayask && lastheld < vt && skip())
-			;
 		if (!mayask && lastheld < lastask)
 			bad("askrate", "probes again after %lld ms for no reason", gap);
 	}
@@ -3489,11 +3491,8 @@ isask(struct stanza *o)
 	lastbut1 = lastask;
 	lastask = vt;
 	total->tally[TASKS]++;
-	for (k = 0; probe && k < nres; k++)
-		if (reslist[k]->st == IN && silentone(reslist[k])) {
-			unsure(reslist[k]);
-			setres(reslist[k], MAYBE);
-		}
+	if (probe)
+		doubtsilent();
 	/* over, and with presence in it: who was silent in two such has left */
 	clean = counts && !probeend && back2 >= 0 && prestook > lastbut1 && lastheld < lastbut1 && !on[SLOWCALL];
 	for (k = 0; probe && clean && clean1 && !loglost && k < nres; k++)
@@ -3559,50 +3558,39 @@ check(struct stanza *o)
 	if (!o->to || !*o->to)
 		bad("from", "writes a stanza to nobody");
 	due();
-	if (isask(o) || isfailure(o) || isping(o) || (retried = isretry(o)) == 1)
-		return;
-	for (;;) {
-		if (retried && (ihead >= iread || iq[ihead].what == IEND)) {
-			nmistaken++;
-			return;
-		}
-		if (ihead >= iread || iq[ihead].what == IEND) {
-			bad(effect(ihead ? &iq[ihead - 1].s : o), "writes what nothing has asked for: %s", describe(o));
-			return;
-		}
-		i = iq + ihead;
+	i = iq + ihead;
+	memset(&e, 0, sizeof(e));
+	if (ihead < iread)
 		predict(i, &e);
-		for (a = i->step; a < e.n; a++)
-			if (isalt(e.a + a, o))
-				break;
-		if (a < e.n && e.a[a].w == APLAIN && a + 1 < e.n) {
-			i->step = a + 1;
+	for (a = ihead < iread ? i->step : 0; a < e.n; a++)
+		if (isalt(e.a + a, o))
+			break;
+	if (a == e.n) {
+		skip();
+		if (isask(o) || isfailure(o) || isping(o) || (retried = isretry(o)) == 1)
 			return;
-		}
-		if (a < e.n) {
-			if (e.a[a].w == AERR) {
-				counterror(o->cond);
-				for (k = 0; k < COUNT(conditions); k++)
-					if (eq(conditions[k].cond, o->cond) && !eq(conditions[k].type, o->etype))
-						bad("effect", "error %s has type %s", o->cond, o->etype);
-			}
-			took(i, &e, e.a + a, o);
-			return;
-		}
-		if (retried && e.must) {
+		if (retried)
 			nmistaken++;
-			return;
-		}
-		if (e.must || (i->what == IHEADER && !i->step)) {
+		else if (!e.must)
+			bad(effect(ihead ? &iq[ihead - 1].s : o), "writes what nothing has asked for: %s", describe(o));
+		else
 			bad(effect(&i->s), "writes %s, but first has to come what %s brings: %s%s", describe(o),
-			    describe(&i->s), e.n ? e.a[0].w == AERR ? e.a[0].cond :
-			    fmt("%s from %s to %s", e.a[0].type, shorten(e.a[0].from), shorten(e.a[0].to)) : "nothing",
+			    describe(&i->s), e.a[0].w == AERR ? e.a[0].cond :
+			    fmt("%s from %s to %s", e.a[0].type, shorten(e.a[0].from), shorten(e.a[0].to)),
 			    e.n > 1 ? " or so" : "");
-			took(i, &e, NULL, NULL);
-			continue;
-		}
-		took(i, &e, NULL, NULL);
+		return;
 	}
+	if (e.a[a].w == APLAIN && a + 1 < e.n) {
+		i->step = a + 1;
+		return;
+	}
+	if (e.a[a].w == AERR) {
+		counterror(o->cond);
+		for (k = 0; k < COUNT(conditions); k++)
+			if (eq(conditions[k].cond, o->cond) && !eq(conditions[k].type, o->etype))
+				bad("effect", "error %s has type %s", o->cond, o->etype);
+	}
+	took(i, &e, e.a + a, o);
 }
 
 /* ---- the connection ---- */
@@ -3612,7 +3600,7 @@ enum { SERVES, REFUSES, SILENCE, NOROUTE };
 struct written {
 	int what;               /* of the stream's events, as in struct input */
 	struct stanza s;
-	long long end;
+	long long end, wend;    /* its last byte, as it was made, and on the wire */
 };
 static struct {
 	int open, fd, connecting, connected, error, addr, dead, tls, badpin, broken;
@@ -3621,6 +3609,9 @@ static struct {
 	long long wtotal, wgone, wcap, wlow, wstall;
 	unsigned wrate, rrate, latency;
 	int wpending, wshut, rpending, rst, fin, finread, wfail;
+	/* what the program makes, and how much the TLS server has made of its records */
+	char *made;
+	size_t nmade, madecap, plain;
 	/* from the server: bytes sent, arrived, read by the program */
 	unsigned char *raw;
 	size_t rawcap;
@@ -3631,7 +3622,11 @@ static struct {
 	long long endedat, hsreadat, lastread, lastwrite, blockedat;
 } c;
 static struct written *oq;
-static size_t noq, oqcap, ohead;
+static size_t noq, oqcap, ohead, owritten;
+static int itsdepth;            /* of its parser */
+static XML_StartElementHandler itsstart;
+static XML_EndElementHandler itsend;
+static unsigned long long made; /* bytes that it has made, all in all */
 static int addrs[NADDR], naddrs, nextaddr, fdnumber, firsttried;
 static int logflags = O_WRONLY;
 static int servedlast, roundsaid, rounds, saidrounds, mostrounds, silentrounds, provedlast, unprovedmaybe;
@@ -3690,32 +3685,6 @@ readable(void)
 	return c.came > c.took || c.rst || (c.fin && !c.dead && c.came == c.sent);
 }
 
-/* Presence of a resource has arrived: the program can read it. */
-static void
-arrives(struct input *i)
-{
-	const struct stanza *s = &i->s;
-	struct res *r;
-
-	i->arrived = vt;
-	if (i->what != ISTANZA || !s->from || !s->to || s->nons)
-		return;
-	if (eq(s->kind, "presence") && !s->type && oftarget(s->from) && resof(s->from) &&
-	    eq(s->to, domain)) {
-		r = resource(resof(s->from));
-		if (silentone(r))
-			unsure(r);
-		r->heard = anyheard = vt;
-	} else if (eq(s->kind, "presence") && eq(s->type, "unavailable") && oftarget(s->from) && resof(s->from)) {
-		resource(resof(s->from))->gone = vt;
-	} else if (eq(s->from, domain) && eq(s->to, domain) && nasks && s->id &&
-	           eq(s->id, askids[(nasks - 1) % COUNT(askids)])) {
-		/* the first of the two pings that go with a probe */
-		if (probeback < probe2)
-			probeback = vt;
-	}
-}
-
 static void
 arrive(void *p, long arg)
 {
@@ -3739,7 +3708,7 @@ arrive(void *p, long arg)
 		n = 1 + rnd(n > 4000 && often(800) ? 4000 : n > 60 && often(500) ? 60 : (unsigned)n);
 	c.came += n;
 	for (; iarr < niq && iq[iarr].end <= c.came; iarr++)
-		arrives(iq + iarr);
+		iq[iarr].arrived = vt;
 	if (c.came < c.sent) {
 		c.rpending = 1;
 		at(vt + (c.rrate ? n * 1000 / c.rrate : on[SPLIT] && !healed ? rnd(3) : 0), arrive,
@@ -3764,7 +3733,7 @@ drain(void *p, long arg)
 	if (c.wrate && n > c.wrate / 20 + 1)
 		n = c.wrate / 20 + 1;
 	c.wgone += n;
-	for (; ohead < noq && oq[ohead].end <= c.wgone && !c.fin; ohead++)
+	for (; ohead < noq && oq[ohead].wend <= c.wgone && !c.fin; ohead++)
 		serve(oq + ohead);
 	if (inflight() > 0) {
 		c.wpending = 1;
@@ -3797,6 +3766,21 @@ sendraw(const unsigned char *s, size_t n)
 	}
 }
 
+/* Of what the program makes so many bytes have been written. */
+static void
+iswritten(long long n)
+{
+	struct req *q;
+
+	for (; owritten < noq && oq[owritten].end <= n; owritten++) {
+		oq[owritten].wend = c.tls ? c.wtotal : oq[owritten].end;
+		goodbye |= oq[owritten].what == IEND;
+	}
+	for (q = openlist.prev; q != &openlist && q->written == UNWRITTEN; q = q->prev)
+		if (q->outend <= n)
+			q->written = vt;
+}
+
 /* Move what BearSSL's engine, the server's, has to move. */
 static void
 pump(void)
@@ -3814,7 +3798,10 @@ pump(void)
 			more = 1;
 		}
 		if ((b = br_ssl_engine_recvapp_buf(e, &n))) {
-			seenfeed(&sout, (char *)b, n);
+			if (c.plain + n > c.nmade || memcmp(c.made + c.plain, b, n))
+				bad("written", "writes other bytes than it has made");
+			c.plain += n;
+			iswritten((long long)c.plain);
 			br_ssl_engine_recvapp_ack(e, n);
 			more = 1;
 		}
@@ -3943,7 +3930,8 @@ newwritten(int what)
 	oq = grow(oq, noq, &oqcap, sizeof(*oq));
 	w = memset(oq + noq++, 0, sizeof(*oq));
 	w->what = what;
-	w->end = c.wtotal;
+	w->end = XML_GetCurrentByteIndex(sout.p) + XML_GetCurrentByteCount(sout.p);
+	w->wend = FOREVER;
 	return w;
 }
 
@@ -3996,7 +3984,6 @@ end_out(const char *why)
 	}
 	c.ended = 1;
 	c.endedat = vt;
-	goodbye = 1;
 	newwritten(IEND);
 	note("proxy: closes the stream%s", r ? fmt(" (%s)", r) : "");
 	if (!r)
@@ -4031,8 +4018,6 @@ got_out(struct stanza *s)
 			sprintf(hex + 2 * i, "%02x", digest[i]);
 		if (s->pay != fnv(fnv(h, hex, 40), "\2", 1))
 			bad("handshake", "the handshake is wrong");
-		while (ihead < iread && iq[ihead].what != IHEADER && skip())
-			;
 		if (ihead >= iread || iq[ihead].what != IHEADER)
 			bad("handshake", "a handshake comes before a header");
 		else
@@ -4052,8 +4037,7 @@ got_out(struct stanza *s)
 	note("proxy: %s", describe(s));
 	w = newwritten(ISTANZA);
 	w->s = *s;
-	if (!c.tls)
-		w->end = s->end;
+	madeend = s->end;
 	check(s);
 }
 
@@ -4098,6 +4082,93 @@ connectdone(void *p, long how)
 	servergreets();
 }
 
+/* ---- what the program takes in and makes ---- */
+
+/* See what it has made since. */
+static void
+peek(void)
+{
+	unsigned long long before;
+	size_t len, n;
+	const char *s = w_made(&before, &len);
+
+	if (!c.open || made > before + len) {
+		made = before + len;    /* it has thrown away what was for another connection */
+		return;
+	}
+	n = (size_t)(before + len - made);
+	made = before + len;
+	if (n == 0)
+		return;
+	c.made = room(c.made, c.nmade, c.nmade + n, &c.madecap);
+	memcpy(c.made + c.nmade, s + len - n, n);
+	c.nmade += n;
+	seenfeed(&sout, s + len - n, n);
+}
+
+/* Its parser is at the end of the next thing that the server has said. */
+static void
+taken(void)
+{
+	struct input *i = iq + iread;
+
+	peek();
+	if (iread >= niq) {
+		if (!sin_.stopping)
+			bad("parse", "finds more in what it reads than there is");
+		return;
+	}
+	iread++;
+	if (i->s.from && eq(i->s.kind, "presence") && i->s.type && oftarget(i->s.from))
+		sawtype = vt;
+	if (i->s.id && !i->s.nons && nasks && eq(i->s.id, askids[(nasks - 1) % COUNT(askids)]) &&
+	    eq(i->s.from, domain)) {
+		*(back1 < 0 ? &back1 : &back2) = vt;
+		doubtsilent();
+	}
+}
+
+/* It has handled that: all that had to come of it has. */
+static void
+handled(void)
+{
+	peek();
+	while (skip())
+		;
+	if (ihead < iread && iq[ihead].what != IEND) {
+		bad(effect(&iq[ihead].s), "has read %s, and nothing has come of it", describe(&iq[ihead].s));
+		ihead++;
+	}
+}
+
+static void XMLCALL
+starting(void *data, const char *name, const char **atts)
+{
+	if (itsdepth++ == 0)
+		taken();
+	itsstart(data, name, atts);
+	if (itsdepth == 1)
+		handled();
+}
+
+static void XMLCALL
+finishing(void *data, const char *name)
+{
+	if (--itsdepth < 2)
+		taken();
+	itsend(data, name);
+	if (itsdepth < 2)
+		handled();
+}
+
+void
+w_elements(XML_Parser p, XML_StartElementHandler start, XML_EndElementHandler end)
+{
+	itsstart = start;
+	itsend = end;
+	XML_SetElementHandler(p, starting, finishing);
+}
+
 /* ---- system calls ---- */
 
 /* Each system call may take a while, and a signal may come in it. */
@@ -4126,7 +4197,7 @@ handle(int sig)
 	if (sig != SIGUSR1 && termat < 0) {
 		termat = vt;
 		stoppedms = 0;
-		termonline = c.open && c.connected && sout.depth > 0 && !c.ended && !c.wfail && !c.badpin &&
+		termonline = c.open && c.connected && owritten > 0 && !c.ended && !c.wfail && !c.badpin &&
 		             !c.quiet && !c.allocfailed && c.badfrom < 0 && c.costlyfrom < 0 &&
 		             (!keepalive || vt < c.lastread + keepalive * 1000LL);
 		termblocked = c.open && (!writable() || c.dead);
@@ -4234,7 +4305,8 @@ w_socket(int family, int type, int protocol)
 	c.since = vt;
 	c.addr = -1;
 	forgetmodel();
-	noq = oqcap = ohead = napp = appcap = 0;
+	noq = oqcap = ohead = owritten = napp = appcap = 0;
+	itsdepth = 0;
 	iqcap = rescap = 0;
 	iq = NULL;
 	reslist = NULL;
@@ -4295,6 +4367,7 @@ w_shutdown(int fd, int how)
 		bad("fd", "shutdown of a descriptor that is not open");
 	if (how == SHUT_RD)
 		return 0;
+	peek();
 	if (!c.wshut && c.connected && !c.rst) {
 		c.wshut = 1;
 		if (c.tls && br_ssl_engine_current_state(&sc.eng) == BR_SSL_CLOSED && !c.ended) {
@@ -4323,6 +4396,7 @@ w_close(int fd)
 		return 0;
 	}
 	progress++;
+	peek();
 	r = reason();
 	if (c.connecting && vt < c.since + patience * 1000LL - (on[SLOWCALL] ? 1000 : 1) && termat < 0)
 		bad("close", "gives up connecting after %lld ms", vt - c.since);
@@ -4363,6 +4437,7 @@ w_read(int fd, void *dst, size_t n)
 		progress++;
 		return (ssize_t)k;
 	}
+	peek();
 	entered();
 	if (!c.open || fd != c.fd || !c.connected) {
 		bad("fd", "reads from a descriptor that is not open");
@@ -4385,18 +4460,12 @@ w_read(int fd, void *dst, size_t n)
 		c.took += (long long)k;
 		c.lastread = vt;
 		progress++;
-		for (; iread < niq && iq[iread].end >= 0 && iq[iread].end <= c.took; iread++) {
-			iq[iread].readat = vt;
-			iq[iread].askatread = nasks ? askids[(nasks - 1) % COUNT(askids)] : NULL;
-			if (iq[iread].s.from && eq(iq[iread].s.kind, "presence") && iq[iread].s.type && oftarget(iq[iread].s.from))
-				sawtype = vt;
-			if (iq[iread].s.id && !iq[iread].s.nons && eq(iq[iread].s.id, iq[iread].askatread) && eq(iq[iread].s.from, domain))
-				*(back1 < 0 ? &back1 : &back2) = vt;
-			if (iq[iread].what == IHANDSHAKE) {
+		for (; inread < niq && iq[inread].end >= 0 && iq[inread].end <= c.took; inread++) {
+			if (iq[inread].what == IHANDSHAKE) {
 				c.hsread = 1;
 				c.hsreadat = vt;
 			}
-			if (iq[iread].s.tag > PARSERHARD / 28 && c.costlyfrom < 0)
+			if (iq[inread].s.tag > PARSERHARD / 28 && c.costlyfrom < 0)
 				c.costlyfrom = c.took - 1;
 		}
 		if (!c.rpending && c.came < c.sent) {
@@ -4459,6 +4528,7 @@ w_write(int fd, const void *src, size_t n)
 		logged(src, n);
 		return (ssize_t)n;
 	}
+	peek();
 	entered();
 	if (!c.open || fd != c.fd || !c.connected) {
 		bad("fd", "writes to a descriptor that is not open");
@@ -4511,7 +4581,9 @@ w_write(int fd, const void *src, size_t n)
 			cut(fmt("the server ends TLS with error %d", br_ssl_engine_last_error(&sc.eng)), 0);
 		speak();
 	} else {
-		seenfeed(&sout, src, k);
+		if ((size_t)c.wtotal > c.nmade || memcmp(c.made + c.wtotal - k, src, k))
+			bad("written", "writes other bytes than it has made");
+		iswritten(c.wtotal);
 	}
 	draining();
 	return (ssize_t)k;
@@ -4687,6 +4759,7 @@ w_exit(int status, int abrupt)
 {
 	if (!running)
 		abort();
+	peek();
 	note("proxy: exits with %d", status);
 	if (spoilt && status == 1)
 		longjmp(ending, 1);
@@ -4774,7 +4847,7 @@ claim(const char *s, size_t n)
 		return;
 	if (s[k] == ',') {
 		for (i = 0; i < nres; i++)
-			reslist[i]->claimed = reslist[i]->st == IN ? lastquiet + 2 : 0;
+			reslist[i]->claimed = reslist[i]->st == IN ? vt + 2 : 0;
 		for (i = 0; i < nres; i++)
 			reslist[i]->toldgone = vt;
 		claims = 1;
@@ -4787,7 +4860,7 @@ claim(const char *s, size_t n)
 	memcpy(name, s + k + 1, i - k - 1);
 	name[i - k - 1] = '\0';
 	r = resource(name);
-	r->claimed = r->st == IN ? lastquiet + 2 : 0;
+	r->claimed = r->st == IN ? vt + 2 : 0;
 	r->toldgone = vt;
 	claims = 1;
 }
@@ -4809,19 +4882,10 @@ quiesce(void)
 
 	for (q = openlist.prev; q != &openlist && q->drained < 0; q = q->prev)
 		q->drained = vt;
-	while (ihead < iread && !c.blind) {
-		if (iq[ihead].what == IEND) {
-			if (!c.ended && !c.wfail)
-				bad("effect", "has read %s and goes on", iq[ihead].why);
-			break;
-		}
-		if (skip())
-			continue;
-		if (c.ended)
-			break;
-		bad(effect(&iq[ihead].s), "has read %s, and nothing has come of it", describe(&iq[ihead].s));
-		ihead++;
-	}
+	if (inread > iread && iq[iread].what != IEND && !c.blind && !c.ended)
+		bad("effect", "has read %s and not looked at it", describe(&iq[iread].s));
+	if (ihead < inread && iq[ihead].what == IEND && !c.blind && !c.ended && !c.wfail)
+		bad("effect", "has read %s and goes on", iq[ihead].why);
 	if (c.ended || c.blind)
 		return;
 	if (nopenhi > nopenlo)
@@ -4871,7 +4935,6 @@ quiesce(void)
 		reslist[i]->claimed = 0;
 	}
 	claims = 0;
-	lastquiet = vt;
 	if (monline && nasks == 0)
 		bad("ask", "is online and has not asked for presence");
 }
@@ -5015,6 +5078,7 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 		bad("call", "leaves the log's flags changed");
 	for (i = 0; i < n; i++)
 		held |= c.open && p[i].fd == c.fd && p[i].events != POLLIN;
+	peek();
 	entered();
 	if (fault(ASLEEP, 3)) {
 		next = 1000 * spread(1, 900);
@@ -5071,7 +5135,6 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 		lastheld = vt;
 	if (!(p[1].events & POLLIN) || on[SLOWCALL])
 		paused = vt;
-	quietturn = !(p[1].events & POLLOUT);
 	turnedat = vt;
 	return ready;
 }
