@@ -6,7 +6,8 @@
  * of them, with the requester's address as the resource of `from', and leads
  * the answer back by that address (JAT, Jabber Address Translation).
  *
- * Data flows one way, and the file is written in the same order:
+ * Data flows one way, and the file is written in the opposite order, as each
+ * function uses only what stands above it:
  *
  *	socket -> expat -> stanza (fixed tree) -> route -> out buffer -> socket
  */
@@ -55,6 +56,7 @@ enum { RANDOM, STICKY, LEASTBUSY, STANDBY }; /* how to choose among resources */
 #define NS_SERVER     "jabber:server"
 #define NS_CARBONS    "urn:xmpp:carbons:2"
 #define NS_STREAM     "http://etherx.jabber.org/streams"
+#define NS_STANZAS    "urn:ietf:params:xml:ns:xmpp-stanzas"
 
 enum {
 	PARTMAX  = 1023,            /* bytes of each part of a JID, RFC 7622 3.1 */
@@ -144,11 +146,11 @@ static struct stick {
 } sticks[MAXREQUESTS];
 
 /* Requests that were handed out. Each slot is in one list: the free ones; those of
- * requests already answered with an error, kept so that a late answer is
- * recognised, until the slot is needed; those of open ones, the oldest first; and
- * of those to be answered with an error. The first in the table are the lists'
- * heads. All that were ever used are in the bucket of their key. Those without an
- * answer, MAXREQUESTS at most, have a text each, from the stack of spare ones. */
+ * requests already answered, by us or after they were handed on, kept so that another
+ * answer is recognised, until the slot is needed; those of open ones, the oldest
+ * first; and of those to be answered with an error. The first in the table are the
+ * lists' heads. All that were ever used are in the bucket of their key. Those without
+ * an answer, MAXREQUESTS at most, have a text each, from the stack of spare ones. */
 enum { FREE, DONE, OPEN, FAILED, FIRST };
 static struct {
 	int list, prev, next;
@@ -162,7 +164,7 @@ static struct {
 	long long handed;           /* ms, to its resource */
 	long long due;              /* its answer, in ms; UNWRITTEN: still in out */
 } requests[FIRST + 2 * MAXREQUESTS];
-/* requester, address, id, and content if it may be handed on; or "" */
+/* requester, address, id, and content if it fits; or "" */
 static char texts[MAXREQUESTS][REQUESTSIZE];
 static int buckets[MAXREQUESTS], spare[MAXREQUESTS];
 static int nused = FIRST;       /* of the table so far */
@@ -182,6 +184,7 @@ static int heard, unanswered;   /* presence came since, 2: of who was there befo
 /* the out buffer: what is behind outpos waits to be written */
 static struct buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
 static size_t outpos, outmark;
+static size_t tagsize;          /* of the stanza behind outmark: its largest tag */
 
 /* the stanza that is being read: what we look at in its own tag, then all else
  * as it goes out, and a tree of the elements in it, two levels deep */
@@ -227,18 +230,6 @@ static volatile sig_atomic_t resolving, quitting, reporting;
 
 /* ---- log and clock ---- */
 
-/* Write byte c as %XX. Returns the bytes written, always 3. */
-static size_t
-puthex(char *dst, unsigned char c)
-{
-	static const char hex[] = "0123456789ABCDEF";
-
-	dst[0] = '%';
-	dst[1] = hex[c >> 4];
-	dst[2] = hex[c & 15];
-	return 3;
-}
-
 /* Log one line, cut at LINEMAX. Bytes other than printable ASCII are written as
  * %XX. The log is never waited for: what it does not take is counted, and told
  * later. Others may write to it too, so it is non-blocking for no longer. */
@@ -258,7 +249,7 @@ say(const char *fmt, ...)
 		if (*s >= ' ' && *s <= '~')
 			line[n++] = (char)*s;
 		else
-			n += puthex(line + n, *s);
+			n += (size_t)sprintf(line + n, "%%%02X", *s);
 	line[n++] = '\n';
 	fcntl(2, F_SETFL, flags | O_NONBLOCK);
 	if (write(2, line, n) != (ssize_t)n) {
@@ -413,7 +404,7 @@ standin(char *dst, const char *self, const char *jid)
 		if (*jid >= ' ' && *jid <= '~' && *jid != '%')
 			*end++ = *jid;
 		else
-			end += puthex(end, (unsigned char)*jid);
+			end += sprintf(end, "%%%02X", (unsigned char)*jid);
 	*end = '\0';
 	return end - start <= PARTMAX;
 }
@@ -516,8 +507,8 @@ recover(int i)
 	trial = i == trial ? -1 : trial;
 }
 
-/* What speaks against resource i: it is stalled, it drains, it has more open
- * requests than there are places left; the first most. 0: nothing. */
+/* What speaks against resource i: it is stalled, it drains, it has as many
+ * open requests as there are places left; the first most. 0: nothing. */
 static int
 handicap(int i)
 {
@@ -525,19 +516,21 @@ handicap(int i)
 	       (choice != STANDBY && resources[i].open >= MAXREQUESTS - nopen);
 }
 
-/* The resource for jid; there must be one. With STICKY, or relay, who was served
+/* The resource for jid; there must be one. If a request was lost before it counts most
+ * that nobody else waits for a ping of this one; `loser', who has just had it, unless
+ * that is -1, is not asked again. With STICKY, or relay, who was served
  * lately stays with the same, with STANDBY all do. Else the least handicap counts,
  * then the setting: with STANDBY the name, with STICKY the least hash of all pairs',
  * so that nobody else moves when one joins or leaves (rendezvous hashing). */
 static int
-choose(const char *jid)
+choose(const char *jid, int lost, int loser)
 {
 	int how = relay && choice != STANDBY ? STICKY : choice;
 	int i = 0, stays = -1, enough, found = 0, ties = 0;
 	uint64_t who = 0, cost, best = UINT64_MAX;
 	struct stick *last;
 
-	for (; how == RANDOM && i < 16; i++)
+	for (; how == RANDOM && !lost && i < 16; i++)
 		if (handicap(found = (int)uniform((uint64_t)nresources)) == 0)
 			return found;
 	if (how == STICKY)
@@ -547,14 +540,16 @@ choose(const char *jid)
 		stays = findmark(last->mark);
 	found = MAX(stays, 0);
 	enough = how == STICKY && relay ? 4 : 1; /* who talks to one that drains stays */
-	for (i = stays >= 0 && handicap(stays) < enough ? nresources : 0; i < nresources; i++) {
-		cost = (uint64_t)handicap(i) << 61;
+	for (i = stays >= 0 && !lost && handicap(stays) < enough ? nresources : 0; i < nresources; i++) {
+		if (i == loser)
+			continue;
+		cost = (uint64_t)(lost && resources[i].pings > 0) << 63 | (uint64_t)handicap(i) << 60;
 		if (i == stays)
 			; /* rather than any that is no better */
 		else if (how == STANDBY)
 			cost++;
 		else if (how == STICKY)
-			cost += mix(resources[i].mark ^ who) >> 3;
+			cost += mix(resources[i].mark ^ who) >> 4;
 		else if (how == LEASTBUSY)
 			cost += (uint64_t)resources[i].open;
 		ties = cost < best ? 1 : ties + (cost == best);
@@ -563,6 +558,8 @@ choose(const char *jid)
 			found = i;
 		best = MIN(cost, best);
 	}
+	if (loser >= 0)
+		return found; /* it may have said so itself: all else stays with it */
 	if (how == STANDBY && last->mark != resources[found].mark)
 		say("in charge: %s/%.99s", target, names[found]);
 	*last = (struct stick){ who, resources[found].mark,
@@ -662,9 +659,11 @@ hasroom(void)
 	return OUTSIZE - out.len >= MAXSTANZA + RESERVE;
 }
 
-/* Put the start of a stanza, omitting attributes that are NULL. A stanza goes out whole or
- * not at all: it stays only if commit returns 1. That returns 0 if there was no
- * room or the stanza is larger than servers take. */
+/* Put the start of a stanza, omitting attributes that are NULL. A stanza goes out
+ * whole or not at all: it stays only if commit returns 1. That returns 0 if there was
+ * no room or the stanza is larger than servers take. White space follows a large tag:
+ * a server whose expat defers parsing (see newparser) looks at it again when twice as
+ * much has come, and all that follows waits with it. */
 static void
 begin(const char *name, const char *t, const char *i, const char *f,
       const char *d)
@@ -677,34 +676,32 @@ begin(const char *name, const char *t, const char *i, const char *f,
 	putattr(&out, "id", i);
 	putattr(&out, "from", f);
 	putattr(&out, "to", d);
+	tagsize = out.len - outmark;
 }
 
 static int
 commit(void)
 {
-	if (!out.full && out.len - outmark <= MAXSTANZA)
-		return 1;
-	out.len = outmark;
-	return 0;
+	if (out.full || out.len - outmark > MAXSTANZA) {
+		out.len = outmark;
+		return 0;
+	}
+	if (tagsize > LARGETAG)
+		for (; tagsize > 0 && out.len - outmark < MAXSTANZA; tagsize--)
+			put(&out, " ", 1);
+	return 1;
 }
 
-/* Put the stanza, from f, to t. 0 if it is too large. White space follows a large
- * tag: a server whose expat defers parsing (see newparser) looks at it again when
- * twice as much has come, and all that follows waits with it. */
+/* Put the stanza, from f, to t. 0 if it is too large. */
 static int
 forward(const char *f, const char *t)
 {
 	if (head.full || body.full)
 		return 0;
 	begin(kind, *type ? type : NULL, id, f, t);
-	largest += out.len - outmark;
+	tagsize += largest;
 	put(&out, body.s, body.len);
-	if (!commit())
-		return 0;
-	if (largest > LARGETAG)
-		for (; largest > 0 && out.len - outmark < MAXSTANZA; largest--)
-			put(&out, " ", 1);
-	return 1;
+	return commit();
 }
 
 /* Put an error (RFC 6120 8.3) about a stanza with this name and id, from f, to t. */
@@ -715,8 +712,8 @@ puterror(const char *name, const char *i, const char *f, const char *t, int why)
 
 	r->n++;
 	begin(name, "error", i, f, t);
-	putall(&out, "><error type='", r->type, "'><", r->condition, " xmlns='"
-	       "urn:ietf:params:xml:ns:xmpp-stanzas'/></error></", name, ">", NULL);
+	putall(&out, "><error type='", r->type, "'><", r->condition,
+	       " xmlns='" NS_STANZAS "'/></error></", name, ">", NULL);
 	if (commit())
 		return;
 	ndropped++;
@@ -865,11 +862,11 @@ static int
 findrequest(const char *requester, const char *address, int i)
 {
 	uint64_t key = makekey(requester, address);
-	int r, found = 0, fit, best = DONE;
+	int r, found = 0, fit, best = FREE;
 
-	for (r = buckets[key % MAXREQUESTS]; r; r = requests[r].chain) {
+	for (r = buckets[key % MAXREQUESTS]; r && best <= OPEN; r = requests[r].chain) {
 		fit = MIN(requests[r].list, OPEN) + (requests[r].list >= OPEN && requests[r].resource == i);
-		if (requests[r].key == key && fit >= best) {
+		if (requests[r].key == key && fit > best) {
 			best = fit;
 			found = r;
 		}
@@ -888,7 +885,7 @@ takeback(int i, int each)
 	for (r = requests[OPEN].next; r != OPEN; r = next) {
 		next = requests[r].next;
 		if (requests[r].resource >= 0 && (i < 0 || requests[r].resource == i) &&
-		    (each || requests[r].tries > 0)) {
+		    (each || (requests[r].tries > 0 && requests[r].handed < now))) {
 			requests[r].why = GONE;
 			move(r, FAILED);
 			n++;
@@ -964,22 +961,23 @@ expire(long long t)
 	}
 }
 
-/* Hand request r on to another resource, as it came to the one that has lost it;
- * when it is due stays. 0 if it must not be, or there is none. */
+/* Hand request r on to another resource than `loser', as it came to that; when it is
+ * due stays. 0 if it must not be, or there is none. */
 static int
-handon(int r, const char *requester, const char *address)
+handon(int r, const char *requester, const char *address, int loser)
 {
 	const char *i = address + strlen(address) + 1;
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
 	int w;
 
-	if (requests[r].why != GONE || requests[r].tries <= 0 || nresources == 0)
+	if (requests[r].why != GONE || requests[r].tries <= 0 || nresources <= (loser >= 0))
 		return 0;
-	w = choose(requester);
+	w = choose(requester, 1, loser);
 	standin(src, address, requester);
 	strcpy(stpcpy(stpcpy(dst, target), "/"), names[w]);
 	begin("iq", "get", requests[r].hasid ? i : NULL, src, dst);
 	putstr(&out, i + strlen(i) + 1);
+	tagsize = out.len - outmark;
 	if (!commit())
 		return 0;
 	requests[r].tries--;
@@ -987,24 +985,20 @@ handon(int r, const char *requester, const char *address)
 	return 1;
 }
 
-/* Hand on or answer what has failed, as far as there is room. What cannot be
- * answered by us is forgotten: its answer may still come. */
+/* Request r has failed, by `loser' if that is not -1: hand it on, or answer it. What
+ * cannot be answered by us is forgotten: its answer may still come. */
 static void
-answerfailed(void)
+settle(int r, int loser)
 {
-	const char *requester, *address;
-	int r;
+	const char *requester = texts[requests[r].text];
+	const char *address = requester + strlen(requester) + 1;
 
-	while ((r = requests[FAILED].next) != FAILED && hasroom()) {
-		requester = texts[requests[r].text];
-		address = requester + strlen(requester) + 1;
-		if (handon(r, requester, address))
-			continue;
-		if (*requester)
-			puterror("iq", requests[r].hasid ? address + strlen(address) + 1 : NULL,
-			         address, requester, requests[r].why);
-		move(r, *requester ? DONE : FREE);
-	}
+	if (handon(r, requester, address, loser))
+		return;
+	if (*requester)
+		puterror("iq", requests[r].hasid ? address + strlen(address) + 1 : NULL,
+		         address, requester, requests[r].why);
+	move(r, *requester ? DONE : FREE);
 }
 
 /* Who had a request and was silent for `stall' seconds at time t is pinged, after as
@@ -1123,8 +1117,9 @@ chores(void)
 	}
 	/* with STANDBY another takes over at once */
 	if (choice == STANDBY && nresources > 0)
-		choose("");
-	answerfailed();
+		choose("", 0, -1);
+	while (requests[FAILED].next != FAILED && hasroom())
+		settle(requests[FAILED].next, -1);
 }
 
 /* Our own ping is back. The server has read the probe before the first of two and we
@@ -1224,7 +1219,7 @@ targetpresence(void)
 {
 	const char *name = strchr(from, '/');
 	int i = findresource(from), leaves = same(type, "unavailable");
-	int show = child(0, "show", NULL), drains;
+	int show = child(0, "show", ""), drains;
 
 	if (!*type || leaves) {
 		heard = MAX(heard, 1);
@@ -1325,6 +1320,19 @@ handout(const char *self, const char *address, const char *dst, int i)
 	}
 }
 
+/* There is an error from resource i. Does the client say so, or its server, because it
+ * has left? Probe, once. */
+static void
+doubt(int i)
+{
+	if (!subscribed || now < resources[i].trusted ||
+	    !child(child(0, "error", NULL), "service-unavailable", NS_STANZAS))
+		return;
+	resources[i].trusted = now + refresh * 1000LL;
+	doubted = sweeptime != NEVER;
+	asktime = doubted ? asktime : now;
+}
+
 /* An answer, from src, one of our addresses, to the requester; resource i has sent
  * it, -1: nobody known. One that cannot pass still ends the request. That a get has
  * failed only who has it can say: the error of who had it before was expected; and if
@@ -1335,19 +1343,12 @@ response(const char *src, const char *requester, int i, int bounced)
 	int failed = same(type, "error");
 	int r = findrequest(requester, src, i), has = r ? requests[r].resource : -1;
 
-	/* does the client say so, or its server, because it has left? probe, once */
-	if (failed && i >= 0 && subscribed && now >= resources[i].trusted &&
-	    child(child(0, "error", NULL), "service-unavailable", NULL)) {
-		resources[i].trusted = now + refresh * 1000LL;
-		if (sweeptime == NEVER)
-			asktime = now;
-		else
-			doubted = 1;
-	}
-	if (bounced && has >= 0 && has == i && requests[r].tries > 0 && nresources > 1) {
-		resources[i].pings = 2;
+	if (bounced && i >= 0 && has == i && requests[r].tries > 0 && nresources > 1 &&
+	    choice != STANDBY) {
+		resources[i].nretried++;
 		requests[r].why = GONE;
 		move(r, FAILED);
+		settle(r, i);
 		return;
 	}
 	if (requests[r].list == DONE ||
@@ -1380,9 +1381,10 @@ totarget(const char *self)
 		refuse(iq ? NOBODY : GONE);
 		return;
 	}
-	i = choose(from);
+	i = choose(from, 0, -1);
 	/* rather with a get that others may have as well, as it is no part of a dialog */
-	get = same(type, "get") && retry && body.len < REQUESTSIZE / 2;
+	get = same(type, "get") && retry &&
+	      strlen(from) + strlen(to) + strlen(id ? id : "") + body.len + 4 <= REQUESTSIZE;
 	if (iq && trial >= 0 && (get || (!relay && choice != STICKY && resources[trial].pings > 7)))
 		i = trial;
 	strcpy(stpcpy(stpcpy(dst, target), "/"), names[i]);
@@ -1415,8 +1417,10 @@ route(void)
 	member = istarget(other) && strlen(other) > strlen(target) + 1;
 	stranger = relay && *other && !istarget(other) && !isours(other);
 	i = mine ? findresource(from) : -1;
-	bounced = error && child(child(0, "error", NULL), "recipient-unavailable", NULL);
-	if (i >= 0 && !bounced && !same(kind, "presence"))
+	bounced = error && child(child(0, "error", NULL), "recipient-unavailable", NS_STANZAS);
+	if (i >= 0 && error)
+		doubt(i);
+	if (i >= 0 && !same(kind, "presence") && (!bounced || resources[i].pings < 2))
 		recover(i);
 	if (!mine && isours(from))
 		judge(id ? id : "");

@@ -1757,6 +1757,7 @@ struct seen {
 	size_t shown;           /* bytes of `dnd' in <show> so far; over 3: it is not */
 	char cond[48];          /* of a stream error */
 	size_t fed;
+	size_t owed;            /* bytes of white space that have to follow a large tag */
 };
 static struct seen sin_, sout;
 static const char *unpair[3];
@@ -1874,6 +1875,9 @@ onstart(void *data, const char *name, const char **a)
 	if (d->stopping)
 		return;
 	head = d->depth == 2;
+	if (head && d->isout && d->owed > 0)
+		bad("white", "%zu bytes of white space lack behind a tag of %zu: Prosody's expat holds it",
+		    d->owed, s->tag);
 	if (head) {
 		memset(s, 0, sizeof(*s));
 		s->kind = copy_(unpair[1]);
@@ -2012,6 +2016,7 @@ ontext(void *data, const char *t, int n)
 	if (d->stopping)
 		return;
 	if (d->depth < 2) {
+		d->owed -= d->owed < (size_t)n ? d->owed : (size_t)n;
 		for (i = 0; i < n; i++)
 			if (!strchr(" \t\r\n", t[i]) && d->isout)
 				end_out("writes text between stanzas");
@@ -2325,6 +2330,7 @@ static struct last {
 	long long at;
 } *lasts[1024];
 static struct res *charge;      /* with STANDBY */
+static struct req *bouncing;    /* its resource is not there, as its server has just said */
 static int hashandicaps;        /* something spoke against somebody, once */
 static unsigned long chargejoined, nmoved, nleft;
 
@@ -2366,15 +2372,12 @@ resource(const char *name)
 static int
 silentone(const struct res *r)
 {
-	long long t = back1;
-
 	if (strstr(masked, "sweep")) /* as the program was before it was mended */
 		return probe2 >= 0 && r->heard < probe2 && anyheard >= probe2 &&
 		       vt >= probe2 + patience * 1000LL - 1;
 	if (probe0 >= 0 && r->heard <= probe0 && anyheard >= probe0)
 		return 1;       /* in three, the first of which is over */
-	return probe1 >= 0 && probe2 >= 0 && r->heard <= probe1 && anyheard >= probe1 &&
-	       back1 >= probe2 && vt >= t + patience * 1000LL - 1;
+	return probe1 >= 0 && probe2 >= 0 && r->heard <= probe1 && anyheard >= probe1 && back2 >= 0;
 }
 
 /* 1 if the program surely, 2 if it maybe has r. */
@@ -2952,7 +2955,7 @@ checkhandicap(struct res *r, int get)
 	}
 	if (stalled(r) && better(r, 0))
 		bad("stall", "%s is set aside and is given a request", r->name);
-	if (r->drains && known(r) == 1 && better(r, 1) && !relay)
+	if (r->drains && known(r) == 1 && better(r, 1) && !relay && get > -2)
 		bad("drain", "%s drains and is given a request", r->name);
 	if (n == 1 && get == 2 && x != r && stalled(x) && x->pings >= 7 && !x->drains && choice != STANDBY &&
 	    x->changes == njoins + nleft && ++x->passed > 3)
@@ -3162,13 +3165,16 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 			memmove(dues, dues + k + 1, ndues * sizeof(*dues));
 		}
 	if (s->from && s->to && !s->nons && ours(s->to, NULL, NULL) && oftarget(s->from) && resof(s->from) &&
-	    !eq(s->kind, "presence") && !(eq(s->type, "error") && eq(s->cond, "recipient-unavailable"))) {
+	    !eq(s->kind, "presence")) {
 		r = resource(resof(s->from));
-		if (r->pings >= 2)
-			r->wellat = vt;
-		r->pings = r->doubtful = 0;
-		r->life = vt;
 		r->lifehi = vt;
+		/* of who is set aside its server may say so */
+		if (!eq(s->type, "error") || !eq(s->cond, "recipient-unavailable") || r->pings < 2) {
+			if (r->pings >= 2)
+				r->wellat = vt;
+			r->pings = r->doubtful = 0;
+			r->life = vt;
+		}
 		r = NULL;
 	}
 	if (s->flags & KSVC && s->from && oftarget(s->from) && resof(s->from)) {
@@ -3195,7 +3201,7 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 	    (eq(s->type, "get") || eq(s->type, "set"))))) {
 		if (a->w == ARES) {
 			r = resource(resof(o->to));
-			checkchoice(e->stays, !eq(s->kind, "iq") ? -1 : e->get && retry && s->rest + 20 < REQUESTSIZE / 2 ? 2 : e->get, r);
+			checkchoice(e->stays, !eq(s->kind, "iq") ? -1 : e->fits && retry ? 1 + (s->rest + 20 < REQUESTSIZE / 2) : 0, r);
 		}
 		if (e->p) {
 			if (r && (r->open == 0 || r->pings > 1)) {
@@ -3217,9 +3223,7 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		endreq(q, q->times > 1 ? QERRED : QENDED); /* others may answer, too */
 	} else if (q && q->res && q->get && eq(s->cond, "recipient-unavailable")) {
 		q->bounced = 1;
-		q->res->pings = q->res->pings < 2 ? 2 : q->res->pings;
-		q->res->doubtful = 1;
-		charge = charge == q->res ? NULL : charge;
+		bouncing = q;
 	}
 	if (a && a->w == AFWD && eq(s->kind, "iq") && !eq(s->type, "get") && !eq(s->type, "set"))
 		total->tally[TANSWERS]++;
@@ -3240,7 +3244,7 @@ isalt(const struct alt *a, const struct stanza *o)
 		return eq(a->to, o->to);
 	if (a->w == AERR)
 		return (eq(a->id, o->id) || (!o->id && a->id && strlen(a->id) + strlen(a->from) +
-		        strlen(a->to) + 30 > MAXSTANZA)) && eq(a->to, o->to) && eq(a->cond, o->cond) &&
+		        strlen(a->to) + 60 > MAXSTANZA)) && eq(a->to, o->to) && eq(a->cond, o->cond) &&
 		       (o->flags & KERROR) && o->elements == 2;
 	if (!eq(a->id, o->id) || a->pay != o->pay)
 		return 0;
@@ -3373,6 +3377,7 @@ isretry(struct stanza *o)
 	struct res *r;
 	uint64_t k;
 	int any;
+	size_t i;
 
 	if (!eq(o->kind, "iq") || !eq(o->type, "get") || !o->to || !oftarget(o->to) || !resof(o->to) ||
 	    !ours(o->from, &self, &below) || !(f = decode(below)))
@@ -3396,10 +3401,19 @@ isretry(struct stanza *o)
 	if (!best)
 		return 0;
 	r = resource(resof(o->to));
+	if (any == 1 && !best->vague && best->bounced && r == best->res)
+		bad("retry", "a get of %s is handed on to %s, which has bounced it", f, r->name);
+	for (i = 0; any == 1 && !best->vague && r->pings > 0 && !r->doubtful && i < nres; i++)
+		if (reslist[i] != best->res && known(reslist[i]) == 1 && reslist[i]->pings == 0)
+			bad("retry", "a get of %s is handed on to %s, which is silent; %s is not", f, r->name,
+			    reslist[i]->name);
 	if (any == 1 && !best->vague && r == best->res && best->st != QFAILING && !best->bounced && known(r) == 1 && r->left < best->given &&
 	    r->wellat < r->pinged)
 		bad("retry", "a get of %s is handed on to %s, which has it", f, r->name);
-	checkchoice(relay ? bareof(f) : choice == STICKY ? f : NULL, -2, r);
+	if (best->bounced)
+		checkhandicap(r, -2);
+	else
+		checkchoice(relay ? bareof(f) : choice == STICKY ? f : NULL, -2, r);
 	for (q = any > 1 ? reqbuckets[k % COUNT(reqbuckets)] : NULL; q; q = q->chain)
 		q->vague |= q->key == k;
 	if (r->open == 0)
@@ -4035,6 +4049,8 @@ got_out(struct stanza *s)
 	if (len > MAXSTANZA)
 		bad("large", "writes a stanza of %zu bytes: Prosody closes the stream", len);
 	note("proxy: %s", describe(s));
+	/* it looks again at twice what it had, which was the tag less a byte at most */
+	sout.owed = s->tag <= 2050 ? 0 : s->tag - 2 < MAXSTANZA - len ? s->tag - 2 : MAXSTANZA - len;
 	w = newwritten(ISTANZA);
 	w->s = *s;
 	madeend = s->end;
@@ -4104,6 +4120,9 @@ peek(void)
 	memcpy(c.made + c.nmade, s + len - n, n);
 	c.nmade += n;
 	seenfeed(&sout, s + len - n, n);
+	if (sout.owed > 0)
+		bad("white", "%zu bytes of white space lack behind a tag of %zu: Prosody's expat holds it",
+		    sout.owed, sout.s.tag);
 }
 
 /* Its parser is at the end of the next thing that the server has said. */
@@ -4132,9 +4151,12 @@ taken(void)
 static void
 handled(void)
 {
+	bouncing = NULL;
 	peek();
 	while (skip())
 		;
+	if (bouncing && bouncing->st == QOPEN && !bouncing->vague)
+		bad("retry", "a get of %s bounces, and is neither handed on nor answered", bouncing->f);
 	if (ihead < iread && iq[ihead].what != IEND) {
 		bad(effect(&iq[ihead].s), "has read %s, and nothing has come of it", describe(&iq[ihead].s));
 		ihead++;
@@ -7604,6 +7626,11 @@ ugly_stanzas() {
 	# ejabberd itself falls over this, wherever it is sent
 	[ "$1" = ejabberd ] ||
 		ugly a "$(bytes 105000 "<a>")$(bytes 140000 "</a>")"
+	# an error has a large tag, too
+	tell user "<iq type='get' id='$(bytes 200000 i)' to='proxy.localhost/x'/>"
+	tell user "$(bytes 200000 " ")"
+	ask user last
+	await grep -q "id='last'" "$dir/a.out"
 	unlogged disconnected
 	fits_in 8192
 }
@@ -10014,6 +10041,20 @@ a_bounce_asks_another() {
 	passes b 1
 }
 
+# It may have said so itself: nothing else changes for it, and where one is in charge the
+# others are not asked.
+who_bounces_is_not_set_aside() {
+	scripted choice=STANDBY
+	goes_to a 1
+	joins b
+	deliver iq error service@localhost/a proxy.localhost/u@h/r "id='1'><error type='cancel'>
+		<recipient-unavailable xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq"
+	hear srv "<iq type='error' id='1' from='proxy.localhost' to='u@h/r'>"
+	goes_to a 2
+	unlogged stalled
+	unlogged "in charge: service@localhost/b"
+}
+
 # A set is never repeated: whose resource leaves gets the error, whose is stalled waits.
 a_set_is_never_repeated() {
 	scripted stall=1
@@ -10108,12 +10149,19 @@ who_shows_dnd_drains() {
 	passes a 1
 	passes a 2
 	fares a "0 open, 2 handed out, 2 answered, .*, draining"
+	# a show of somebody else's says nothing
+	tell srv "<presence from='service@localhost/a' to='proxy.localhost'><show xmlns='x'>chat</show><show>dnd</show></presence>"
+	tell srv "<presence from='service@localhost/b' to='proxy.localhost'><show xmlns='x'>dnd</show></presence>"
+	goes_to b 9
+	unlogged "draining: service@localhost/b"
+	unlogged "back: service@localhost/a"
+	passes b 9
 	leaves b
 	for i in 3 4 5 6 7 8; do
 		is_handed_to a $i
 		passes a $i
 	done
-	goes_to a 9
+	goes_to a 9 set
 	# who comes draining, too
 	shows c dnd
 	logged "joined: service@localhost/c: 2 online"
