@@ -516,12 +516,12 @@ handicap(int i)
 	       (choice != STANDBY && resources[i].open >= MAXREQUESTS - nopen);
 }
 
-/* The resource for jid; there must be one. If a request was lost before it counts most
- * that nobody else waits for a ping of this one; `loser', who has just had it, unless
- * that is -1, is not asked again. With STICKY, or relay, who was served
+/* The resource for jid; there must be one. With STICKY, or relay, who was served
  * lately stays with the same, with STANDBY all do. Else the least handicap counts,
  * then the setting: with STANDBY the name, with STICKY the least hash of all pairs',
- * so that nobody else moves when one joins or leaves (rendezvous hashing). */
+ * so that nobody else moves when one joins or leaves (rendezvous hashing). For a
+ * request that another has lost it counts most that the new one is not silent itself;
+ * `loser', if it is not -1, is not asked again. */
 static int
 choose(const char *jid, int lost, int loser)
 {
