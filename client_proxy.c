@@ -520,8 +520,9 @@ handicap(int i)
  * lately stays with the same, with STANDBY all do. Else the least handicap counts,
  * then the setting: with STANDBY the name, with STICKY the least hash of all pairs',
  * so that nobody else moves when one joins or leaves (rendezvous hashing). For a
- * request that another has lost it counts most that the new one is not silent itself;
- * `loser', if it is not -1, is not asked again. */
+ * request that another has lost, except with STANDBY, it counts most that the new one
+ * is not silent itself; `loser', if it is not -1, is not asked again. Where it goes
+ * is not remembered: the requester's others stay where they are. */
 static int
 choose(const char *jid, int lost, int loser)
 {
@@ -530,6 +531,7 @@ choose(const char *jid, int lost, int loser)
 	uint64_t who = 0, cost, best = UINT64_MAX;
 	struct stick *last;
 
+	lost = lost && how != STANDBY;
 	for (; how == RANDOM && !lost && i < 16; i++)
 		if (handicap(found = (int)uniform((uint64_t)nresources)) == 0)
 			return found;
@@ -558,8 +560,8 @@ choose(const char *jid, int lost, int loser)
 			found = i;
 		best = MIN(cost, best);
 	}
-	if (loser >= 0)
-		return found; /* it may have said so itself: all else stays with it */
+	if (lost)
+		return found;
 	if (how == STANDBY && last->mark != resources[found].mark)
 		say("in charge: %s/%.99s", target, names[found]);
 	*last = (struct stick){ who, resources[found].mark,

@@ -3158,7 +3158,13 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		return;
 	for (k = 0; eq(s->from, domain) && eq(s->to, domain) && k < ndues; k++)
 		if (eq(s->id, dues[k].id)) {
+			struct req *d;
 			duetill = dues[k].from;
+			/* these may be given up now, and be told so later in this turn */
+			for (d = openlist.next; answertime && d != &openlist && d->written + answertime * 1000LL <=
+			     duetill + (on[SLOWCALL] ? 3000 : 100); d = d->next)
+				if (d->st == QOPEN)
+					endreq(d, QDUE);
 			duejudged = dues[k].asked;
 			dueback = vt;
 			ndues -= k + 1;
@@ -3403,17 +3409,17 @@ isretry(struct stanza *o)
 	r = resource(resof(o->to));
 	if (any == 1 && !best->vague && best->bounced && r == best->res)
 		bad("retry", "a get of %s is handed on to %s, which has bounced it", f, r->name);
-	for (i = 0; any == 1 && !best->vague && r->pings > 0 && !r->doubtful && i < nres; i++)
+	for (i = 0; choice != STANDBY && any == 1 && !best->vague && r->pings > 0 && !r->doubtful && i < nres; i++)
 		if (reslist[i] != best->res && known(reslist[i]) == 1 && reslist[i]->pings == 0)
 			bad("retry", "a get of %s is handed on to %s, which is silent; %s is not", f, r->name,
 			    reslist[i]->name);
 	if (any == 1 && !best->vague && r == best->res && best->st != QFAILING && !best->bounced && known(r) == 1 && r->left < best->given &&
 	    r->wellat < r->pinged)
 		bad("retry", "a get of %s is handed on to %s, which has it", f, r->name);
-	if (best->bounced)
-		checkhandicap(r, -2);
+	if (choice != STANDBY)
+		checkhandicap(r, -2);   /* and it is not remembered */
 	else
-		checkchoice(relay ? bareof(f) : choice == STICKY ? f : NULL, -2, r);
+		checkchoice(NULL, -2, r);
 	for (q = any > 1 ? reqbuckets[k % COUNT(reqbuckets)] : NULL; q; q = q->chain)
 		q->vague |= q->key == k;
 	if (r->open == 0)
@@ -4661,7 +4667,7 @@ w_getaddrinfo(const char *h, const char *p, const struct addrinfo *hints, struct
 			low = 500;
 			high = backoffmax * 1000LL > 1000 ? backoffmax * 1000LL : 1000;
 		}
-		if (gap < low - 30)
+		if (gap < low - 30 - (on[SLOWCALL] ? 1000 : 0))
 			bad("pause", "tries again after %lld ms, not %lld", gap, low);
 		if (gap > high + 60 + (on[SLOWCALL] ? 2000 : 0))
 			bad("pause", "tries again after %lld ms, not %lld, though %s", gap, high, provedlast ?
