@@ -3422,8 +3422,12 @@ isretry(struct stanza *o)
 		checkchoice(NULL, -2, r);
 	for (q = any > 1 ? reqbuckets[k % COUNT(reqbuckets)] : NULL; q; q = q->chain)
 		q->vague |= q->key == k;
-	if (r->open == 0)
+	if (r->open == 0 || r->pings > 1)
 		r->lifehi = vt;
+	if (r->pings >= 5) {            /* so it is tried, too */
+		r->pings = 2;
+		r->doubtful = 1;
+	}
 	endreq(best, QENDED);
 	n = addreq(best->f, best->p, best->id, r);
 	n->get = n->fits = 1;
