@@ -2610,6 +2610,19 @@ findreq(const char *f, const char *p, const char *id, struct res *r, int *alike)
 	return best;
 }
 
+/* 1 if of several of this key it is not known which was answered. */
+static int
+isvague(const char *f, const char *p, const char *id)
+{
+	uint64_t k = reqkey(f, p, id);
+	struct req *q;
+
+	for (q = reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain)
+		if (q->key == k && q->vague)
+			return 1;
+	return 0;
+}
+
 /* 1 if an error took the place of this request's answer so lately that the
  * program has to know it still. */
 static int
@@ -2791,6 +2804,8 @@ leading(struct expect *e, const struct stanza *s, const char *src, const char *f
 	e->f = f;
 	e->p = src;
 	e->q = q;
+	if (isvague(f, src, s->id))
+		e->must = 0;
 	/* the error of who had it before was expected */
 	if (q && q->get && eq(s->type, "error") && (q->st == QFAILING || q->res != r) && q->st != QERRED) {
 		e->must = 0;
@@ -3327,9 +3342,9 @@ isfailure(struct stanza *o)
 		bad("retry", "a get of %s fails, and others could be asked", q->f);
 	if (late && n == 1 && !q->vague && duejudged < q->written + answertime * 1000LL - (on[SLOWCALL] ? 2000 : 100))
 		bad("judged", "a request of %s is timed out, but what may have come since %lld was not waited for", q->f, duejudged);
-	if (late && n == 1)
+	if (late && n == 1 && !q->vague)
 		for (i = ihead; i < iarr; i++)
-			if (iq[i].what == ISTANZA && iq[i].arrived < q->written + answertime * 1000LL &&
+			if (iq[i].what == ISTANZA && iq[i].arrived < q->written + answertime * 1000LL - (on[SLOWCALL] ? 3000 : 0) &&
 			    eq(iq[i].s.kind, "iq") && iq[i].s.from && q->res && oftarget(iq[i].s.from) &&
 			    eq(resof(iq[i].s.from), q->res->name) && sameid(iq[i].s.id, q->id) &&
 			    resof(iq[i].s.to) && eq(decode(resof(iq[i].s.to)), q->f) &&
