@@ -409,25 +409,26 @@ standin(char *dst, const char *self, const char *jid)
 	return end - start <= PARTMAX;
 }
 
-/* Undo that: the resource src becomes a JID in dst[PARTMAX + 1]. 0 if it is none;
- * written out as it came it could make ill-formed XML of our stream. */
-static int
-dec(char *dst, const char *src)
+/* Undo that: src, up to a character, becomes a JID, or a part of one, in
+ * dst[PARTMAX + 1]. Returns where that is; NULL if src is none: written out as it
+ * came it could make ill-formed XML of our stream. */
+static const char *
+dec(char *dst, const char *src, char stop)
 {
 	char hex[3] = "", *s = dst;
 
-	for (; *src && s < dst + PARTMAX; s++) {
+	for (; *src && *src != stop && s < dst + PARTMAX; s++) {
 		*s = *src++;
 		if (*s != '%')
 			continue;
 		if (strspn(src, "0123456789ABCDEFabcdef") < 2 || !strncmp(src, "00", 2))
-			return 0;
+			return NULL;
 		memcpy(hex, src, 2);
 		*s = (char)strtol(hex, NULL, 16);
 		src += 2;
 	}
 	*s = '\0';
-	return *dst && !*src && isutf8(dst);
+	return *dst && *src == stop && isutf8(dst) ? src : NULL;
 }
 
 /* ---- resources ---- */
@@ -441,6 +442,14 @@ findmark(uint64_t mark)
 	for (i = marks[mark % MAXRESOURCES]; i >= 0 && resources[i].mark != mark;)
 		i = resources[i].chain;
 	return i;
+}
+
+/* Write the full JID of resource i into dst[JIDMAX + 1]. */
+static char *
+fulljid(char *dst, int i)
+{
+	sprintf(dst, "%s/%s", target, names[i]);
+	return dst;
 }
 
 /* The same for the resource of this JID. */
@@ -610,7 +619,8 @@ putescaped(struct buffer *b, const char *s, size_t n, const char *special)
 {
 	static const char *const refs[UCHAR_MAX + 1] = {
 		['&'] = "&amp;", ['<'] = "&lt;", ['>'] = "&gt;", ['\r'] = "&#13;",
-		['\n'] = "&#10;", ['\t'] = "&#9;", ['\''] = "&apos;", ['"'] = "&quot;"
+		['\n'] = "&#10;", ['\t'] = "&#9;", ['\''] = "&apos;", ['"'] = "&quot;",
+		['%'] = "%25", ['/'] = "%2F" /* in ids */
 	};
 	size_t start = b->len, i;
 
@@ -694,13 +704,13 @@ commit(void)
 	return 1;
 }
 
-/* Put the stanza, from f, to t. 0 if it is too large. */
+/* Put the stanza with id i, from f, to t. 0 if it is too large. */
 static int
-forward(const char *f, const char *t)
+forward(const char *i, const char *f, const char *t)
 {
 	if (head.full || body.full)
 		return 0;
-	begin(kind, *type ? type : NULL, id, f, t);
+	begin(kind, *type ? type : NULL, i, f, t);
 	tagsize += largest;
 	put(&out, body.s, body.len);
 	return commit();
@@ -976,8 +986,7 @@ handon(int r, const char *requester, const char *address, int loser)
 		return 0;
 	w = choose(requester, 1, loser);
 	standin(src, address, requester);
-	strcpy(stpcpy(stpcpy(dst, target), "/"), names[w]);
-	begin("iq", "get", requests[r].hasid ? i : NULL, src, dst);
+	begin("iq", "get", requests[r].hasid ? i : NULL, src, fulljid(dst, w));
 	putstr(&out, i + strlen(i) + 1);
 	tagsize = out.len - outmark;
 	if (!commit())
@@ -1018,8 +1027,7 @@ checkresources(long long t)
 		if (w->open + w->pings == 0)
 			continue;
 		if (w->steptime + stall * 1000LL <= t && hasroom()) {
-			strcpy(stpcpy(stpcpy(dst, target), "/"), names[i]);
-			putping("stall", dst);
+			putping("stall", fulljid(dst, i));
 			if (++w->pings == 2)
 				say("stalled: %s/%.99s: silent for %lld s, %d open", target, names[i],
 				    (now - w->steptime) / 1000 + stall, w->open);
@@ -1299,27 +1307,51 @@ refuse(int why)
 		puterror(kind, id, to, from, why);
 }
 
-/* Hand a request, for which address is to answer, or a message to dst: resource i
- * of the target or, with -1, somebody else. */
+/* Hand a request, for which address is to answer, or a message to dst, from src and
+ * with id i: resource w of the target or, with -1, somebody else. */
 static void
-handout(const char *self, const char *address, const char *dst, int i)
+handout(const char *i, const char *src, const char *address, const char *dst, int w)
 {
-	char src[JIDMAX + 1];
 	uint64_t who = hash(salt, from, strcspn(from, "/"));
 	int iq = same(kind, "iq");
 
-	if (!standin(src, self, from)) {
-		refuse(LONGADDRESS);
-	} else if (iq && isgreedy(who)) {
+	if (iq && isgreedy(who)) {
 		refuse(BUSY);
-	} else if (!forward(src, dst)) {
+	} else if (!forward(i, src, dst)) {
 		refuse(LARGE);
 	} else if (iq) {
 		nrequests++;
-		track(address, who, i);
+		track(address, who, w);
 	} else {
 		nmessages++;
 	}
+}
+
+/* With relay the name of the resource that asks leads the id of its request, with a
+ * slash behind it: r/x. Make that, in head; what does not fit will not go out. */
+static const char *
+leadid(const char *name)
+{
+	const char *led = head.s + head.len;
+
+	putescaped(&head, name, strlen(name), "%/");
+	putall(&head, "/", id ? id : "", NULL);
+	put(&head, "", 1);
+	return led;
+}
+
+/* Of an answer from outside: who has asked, and from here on its own id. Returns where
+ * that resource is in the table, -1: nobody who is online. */
+static int
+findasker(void)
+{
+	char name[PARTMAX + 1];
+	const char *own = id ? dec(name, id, '/') : NULL;
+	int i = own ? findmark(hash(0, name, strlen(name))) : -1;
+
+	if (i >= 0)
+		id = own + 1;
+	return i;
 }
 
 /* There is an error from resource i. Does the client say so, or its server, because it
@@ -1365,7 +1397,7 @@ response(const char *src, const char *requester, int i, int bounced)
 	/* if others have had it they may answer as well */
 	if (r)
 		move(r, requests[r].tries >= 0 && requests[r].tries < (int)retry ? DONE : FREE);
-	if (forward(src, requester))
+	if (forward(id, src, requester))
 		nanswers++;
 	else
 		puterror(kind, id, src, requester, LARGE);
@@ -1376,7 +1408,7 @@ response(const char *src, const char *requester, int i, int bounced)
 static void
 totarget(const char *self)
 {
-	char dst[JIDMAX + 1];
+	char src[JIDMAX + 1], dst[JIDMAX + 1];
 	int iq = same(kind, "iq"), get, i;
 
 	if (nresources == 0) {
@@ -1389,22 +1421,24 @@ totarget(const char *self)
 	      strlen(from) + strlen(to) + strlen(id ? id : "") + body.len + 4 <= REQUESTSIZE;
 	if (iq && trial >= 0 && (get || (!relay && choice != STICKY && resources[trial].pings > 7)))
 		i = trial;
-	strcpy(stpcpy(stpcpy(dst, target), "/"), names[i]);
-	handout(self, to, dst, i);
+	if (standin(src, self, from))
+		handout(id, src, to, fulljid(dst, i), i);
+	else
+		refuse(LONGADDRESS);
 }
 
 /* Handle the stanza that has come. Below the exceptions it reads like the tables
  * of the man page: the first line that fits applies. It is mine if it is
  * from the target, by its resource i if that is known; its own server has sent what
- * bounced. It is for a member, a resource of the target, or for a stranger. */
+ * bounced. It is for a stranger if he and nobody of us is what the address encodes. */
 static void
 route(void)
 {
-	char self[BAREMAX + 1], src[JIDMAX + 1], other[PARTMAX + 1];
+	char self[BAREMAX + 1], outside[JIDMAX + 1], other[PARTMAX + 1], asker[JIDMAX + 1];
 	int iq = same(kind, "iq"), error = same(type, "error");
 	int asks = iq && (same(type, "get") || same(type, "set"));
 	int answers = iq && (error || same(type, "result"));
-	int i, mine, member, stranger, bounced;
+	int i, mine, stranger, bounced;
 	const char *below;           /* the resource of our address, from its slash on */
 
 	if (!from || !*from || !to || !isours(to)) {
@@ -1413,10 +1447,9 @@ route(void)
 	}
 	below = strchr(to, '/');
 	*stpncpy(self, to, below ? (size_t)(below - to) : strlen(to)) = '\0';
-	if (!below || !dec(other, below + 1))
+	if (!below || !dec(other, below + 1, '\0'))
 		*other = '\0';
 	mine = istarget(from);
-	member = istarget(other) && strlen(other) > strlen(target) + 1;
 	stranger = relay && *other && !istarget(other) && !isours(other);
 	i = mine ? findresource(from) : -1;
 	bounced = error && child(child(0, "error", NULL), "recipient-unavailable", NS_STANZAS);
@@ -1432,30 +1465,29 @@ route(void)
 		; /* that it is alive is all it says */
 	else if (asks && !mine && !below)
 		totarget(self);
-	else if (asks && mine && stranger && strchr(from, '/') && standin(src, self, other))
-		handout(self, src, other, -1);
+	else if (asks && i >= 0 && stranger && standin(outside, self, other))
+		handout(leadid(names[i]), self, outside, other, -1);
 	else if (asks)
 		refuse(!mine || (relay && below) ? NOBODY : UNKNOWN);
 	else if (answers && mine && strchr(from, '/') && *other)
 		response(self, other, i, bounced);
-	else if (answers && relay && !mine && member && standin(src, self, from))
-		response(src, other, -1, 0);
+	else if (answers && relay && !mine && !below && (i = findasker()) >= 0 &&
+	         standin(outside, self, from))
+		response(outside, fulljid(asker, i), -1, 0);
 	else if (iq && !answers)
 		refuse(ILLEGAL);
 	else if (iq)
-		drop(mine ? "no requester in the address" : "not from a resource of the target");
+		drop(mine ? "no requester in the address" : "to nobody who has asked");
 	else if (!relay || (mine && !below))
 		refuse(UNKNOWN);
 	else if (child(0, "sent", NS_CARBONS) || child(0, "received", NS_CARBONS))
 		drop("a carbon copy");
-	else if (mine && stranger && forward(self, other))
+	else if (mine && stranger && forward(id, self, other))
 		nmessages++;
 	else if (mine && stranger)
 		refuse(LARGE);
 	else if (!mine && !below)
 		totarget(self);
-	else if (error && !mine && member)
-		handout(self, to, other, -1);
 	else
 		refuse(NOBODY);
 }
