@@ -2748,16 +2748,19 @@ toolarge(const struct stanza *s, const char *from, const char *to)
 	return headbytes_(s->kind, s->type, s->id, from, to) + s->rest > MAXSTANZA;
 }
 
-/* A request that goes from src to a resource, or to dst if that is not NULL. */
+/* A request that goes from src, with an id, to a resource, or to dst if that is not
+ * NULL. */
 static void
-handing(struct expect *e, const struct stanza *s, const char *self, const char *src,
+handing(struct expect *e, const struct stanza *s, const char *id, const char *self, const char *src,
         const char *dst, int iq_)
 {
+	struct stanza out = *s;
 	int large, other = 0;
 	struct req *q;
 	long open_;
 	size_t i;
 
+	out.id = id;
 	if (!src) {
 		mayerr(e, s, "not-acceptable");
 		other = 1;
@@ -2769,12 +2772,12 @@ handing(struct expect *e, const struct stanza *s, const char *self, const char *
 		other |= open_ + shareof(s->from, 1) >= MAXREQUESTS;
 	}
 	if (!src) {
-		if (toolarge(s, self, dst ? dst : target))
+		if (toolarge(&out, self, dst ? dst : target))
 			mayerr(e, s, "policy-violation");
 		return;
 	}
 	if (dst) {
-		if (toolarge(s, src, dst)) {
+		if (toolarge(&out, src, dst)) {
 			mayerr(e, s, "policy-violation");
 			return;
 		}
@@ -2791,7 +2794,34 @@ handing(struct expect *e, const struct stanza *s, const char *self, const char *
 			return;
 	}
 	if (!other)
-		may(e, dst ? AFWD : ARES, s, s->type, src, dst, NULL);
+		may(e, dst ? AFWD : ARES, &out, s->type, src, dst, NULL);
+}
+
+/* The id with which a request of resource r goes out: led by its name. */
+static const char *
+lead(const char *r, const char *id)
+{
+	char *led = mem(3 * strlen(r) + 2 + (id ? strlen(id) : 0)), *n = led;
+
+	for (; *r; r++)
+		n += sprintf(n, *r == '/' || *r == '%' ? "%%%02X" : "%c", *r);
+	sprintf(n, "/%s", id ? id : "");
+	return led;
+}
+
+/* The resource that leads id, if there is one of ours; *own is the rest. */
+static struct res *
+leader(const char *id, const char **own)
+{
+	const char *end = id ? strchr(id, '/') : NULL;
+	char *led;
+
+	if (!end)
+		return NULL;
+	led = mem((size_t)(end - id) + 1);
+	memcpy(led, id, (size_t)(end - id));
+	*own = end + 1;
+	return decode(led) ? resource(decode(led)) : NULL;
 }
 
 /* An answer from src to requester f, maybe that of resource r's request. */
@@ -2839,6 +2869,8 @@ predict(struct input *i, struct expect *e)
 	const struct stanza *s = &i->s;
 	const char *self, *below, *other, *src;
 	int iqs, get, ans, err, mine, fleet;
+	struct stanza own;
+	struct res *r;
 
 	memset(e, 0, sizeof(*e));
 	if (i->what != ISTANZA)
@@ -2879,28 +2911,31 @@ predict(struct input *i, struct expect *e)
 			e->stays = relay ? bareof(s->from) : choice == STICKY ? s->from : NULL;
 			e->get = eq(s->type, "get");
 			e->fits = e->get && strlen(s->from) + strlen(s->to) + strlen(s->id ? s->id : "") + 4 + s->rest <= REQUESTSIZE;
-			handing(e, s, self, src ? under(self, src) : NULL, NULL, 1);
+			handing(e, s, s->id, self, src ? under(self, src) : NULL, NULL, 1);
 		}
 	} else if (get && !relay) {
 		mayerr(e, s, "feature-not-implemented");
 	} else if (get) {
-		src = encode(s->from);
-		if (other && encode(other) && !oftarget(other) && !ours(other, NULL, NULL) &&
-		    resof(s->from)) {
-			src = src ? under(self, src) : NULL;
+		r = resof(s->from) ? resource(resof(s->from)) : NULL;
+		mine = other && encode(other) && !oftarget(other) && !ours(other, NULL, NULL) && r ? known(r) : 0;
+		if (mine != 1)
+			mayerr(e, s, below ? "service-unavailable" : "feature-not-implemented");
+		if (mine) {
 			e->f = s->from;
 			e->p = under(self, encode(other));
-			handing(e, s, self, src, other, 1);
-		} else {
-			mayerr(e, s, below ? "service-unavailable" : "feature-not-implemented");
+			handing(e, s, lead(r->name, s->id), self, self, other, 1);
 		}
 	} else if (ans && mine) {
 		if (other && resof(s->from))
 			leading(e, s, self, other, resource(resof(s->from)));
 	} else if (ans) {
 		src = encode(s->from);
-		if (relay && src && other && oftarget(other) && resof(other) && *resof(other))
-			leading(e, s, under(self, src), other, NULL);
+		own = *s;
+		r = relay && src && !below ? leader(s->id, &own.id) : NULL;
+		if (r && known(r))
+			leading(e, &own, under(self, src), under(target, r->name), NULL);
+		if (r && known(r) != 1)
+			e->must = 0;
 	} else if (!eq(s->kind, "message")) {
 		;
 	} else if (!relay) {
@@ -2927,13 +2962,7 @@ predict(struct input *i, struct expect *e)
 		if (sure() == 0 && fleet)
 			e->must = 0;
 		if (nin + nmaybe > 0)
-			handing(e, s, self, src ? under(self, src) : NULL, NULL, 0);
-	} else if (err && !mine && other && oftarget(other) && resof(other) && *resof(other)) {
-		src = encode(s->from);
-		if (src && toolarge(s, under(self, src), other))
-			;
-		else if (src)
-			may(e, AFWD, s, s->type, under(self, src), other, NULL);
+			handing(e, s, s->id, self, src ? under(self, src) : NULL, NULL, 0);
 	} else if (!eq(s->type, "headline")) {
 		mayerr(e, s, "service-unavailable");
 	} else {
@@ -5514,8 +5543,19 @@ comeslater(void *p, long arg)
 
 struct reply {
 	struct worker *w;
-	const char *id, *to, *type, *body;
+	const char *id, *from, *to, *type, *body;
 };
+
+/* A requester answers what a worker has asked. */
+static void
+says(void *p, long arg)
+{
+	struct reply *r = p;
+
+	(void)arg;
+	tell("iq", r->type, r->id, r->from, r->to,
+	     rnd(3) ? content(0, 0) : errorbody("cancel", "item-not-found"));
+}
 
 /* A worker answers. */
 static void
@@ -5655,7 +5695,8 @@ static void
 serve(struct written *o)
 {
 	const struct stanza *s = &o->s;
-	const char *r, *how;
+	const char *r;
+	struct reply *r2;
 	struct worker *w;
 	size_t i;
 
@@ -5779,9 +5820,19 @@ serve(struct written *o)
 	} else if (eq(s->to, finaljid)) {
 		finals += eq(s->type, "result") && s->id && !strncmp(s->id, "final", 5);
 	} else if (relay && eq(s->kind, "iq") && (eq(s->type, "get") || eq(s->type, "set")) && rnd(4)) {
-		how = rnd(3) ? "result" : "error";
-		tell("iq", how, s->id, s->to, s->from,
-		     rnd(3) ? content(0, 0) : errorbody("cancel", "item-not-found"));
+		r2 = mem(sizeof(*r2));
+		r2->type = rnd(3) ? "result" : "error";
+		r2->id = s->id;
+		r2->from = s->to;
+		r2->to = s->from;
+		at(vt + (fault(SLOW, 200) ? rnd(100000) : 0), says, r2, 0, 0);
+		if (fault(TWICE, 300)) {
+			struct reply *again_ = mem(sizeof(*r2));
+			*again_ = *r2;
+			if (rnd(2))
+				again_->from = people[rnd((unsigned)npeople)];
+			at(vt + rnd(50000), says, again_, 0, 0);
+		}
 	} else if (relay && eq(s->kind, "message") && !eq(s->type, "error") && !rnd(6)) {
 		tell("message", "error", s->id, s->to, s->from, errorbody("cancel", "gone"));
 	}
@@ -5999,9 +6050,15 @@ ask1(const char *f)
 		return;
 	}
 	if (fault(STRAY, 100)) {
-		e = nworkers ? encode(fullname(workers)) : NULL;
+		static const char *const odd[] = {
+			"/", "//", "w0", "%", "%/x", "%2F/x", "w%30/x", "w0/", "w0//", "w0/a/b", "w%/x",
+			"W0/x", "w0%00/x", "%C3/x", "w0'\"<&>/'\"<&>"
+		};
 		type = rnd(2) ? "result" : "error";
-		to = rnd(2) || !e ? to : under(domain, e);
+		w = workers + rnd((unsigned)nworkers);
+		if (rnd(2) && nworkers)
+			id = rnd(2) ? odd[rnd(COUNT(odd))] : lead(w->name, rnd(2) ? fmt("r%u", rnd((unsigned)owns + 1)) : id);
+		to = rnd(4) ? to : under(domain, "x");
 		tell("iq", type, id, f, to, content(0, 0));
 		return;
 	}
