@@ -83,10 +83,10 @@ struct buffer {
 	int full;
 };
 
-/* An element of the stanza, and where in body its name and namespace lie and
- * its tag ends. */
+/* An element, and where in body its name and namespace lie and its tag ends. What
+ * is in it follows it, and is deeper. */
 struct node {
-	int up;                     /* the element around it; 0: the stanza itself */
+	int depth;
 	size_t name, len, ns, nslen, end;
 };
 
@@ -191,8 +191,9 @@ static size_t tagsize;          /* of the stanza behind outmark: its largest tag
 static struct buffer head = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
 static struct buffer body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
 static const char *kind, *from, *to, *type, *id, *ns;
-static struct node nodes[256];  /* what is beyond passes, but is not looked at */
-static int nnodes, current;
+/* The first is the stanza itself, the last any that is not looked at. */
+static struct node nodes[257] = { { .depth = 2 } };
+static int nnodes;
 static int tagopen;             /* the last tag in body has not ended yet */
 static size_t largest;          /* bytes of its largest tag */
 
@@ -1178,8 +1179,8 @@ child(int n, const char *name, const char *space)
 {
 	int i;
 
-	for (i = 1; i < nnodes; i++)
-		if (nodes[i].up == n &&
+	for (i = n + 1; i < nnodes && nodes[i].depth > nodes[n].depth; i++)
+		if (nodes[i].depth == nodes[n].depth + 1 &&
 		    matches(name, nodes[i].name, nodes[i].len) &&
 		    matches(space, nodes[i].ns, nodes[i].nslen))
 			return i;
@@ -1560,36 +1561,32 @@ endtag(void)
 	tagopen = 0;
 }
 
-/* An element in the stanza begins. */
+/* An element in the stanza begins. It is in the tree if there is room for it, and it
+ * is not too deep. */
 static void
 addelement(const char *name, const char **atts)
 {
-	struct node *n = NULL;
+	struct node *n = nodes + nnodes;
 	size_t start;
 
 	endtag();
 	start = body.len;
 	put(&body, "<", 1);
 	putstr(&body, name);
-	if (depth <= 4 && nnodes < (int)LEN(nodes) && !body.full) {
-		n = nodes + nnodes;
-		n->up = depth == 3 ? 0 : current;
-		n->name = start + 1;
-		n->len = body.len - n->name;
-		n->nslen = 0;
-		if (depth == 3)
-			current = nnodes;
-		nnodes++;
-	}
+	n->depth = depth;
+	n->name = start + 1;
+	n->len = body.len - n->name;
+	n->nslen = 0;
 	for (; *atts; atts += 2) {
 		putattr(&body, atts[0], atts[1]);
-		if (n && same(*atts, "xmlns")) {
+		if (same(*atts, "xmlns")) {
 			n->nslen = strlen(atts[1]);
 			n->ns = body.len - 1 - n->nslen;
 		}
 	}
-	if (n)
-		n->end = body.len;
+	n->end = body.len;
+	if (depth <= 4 && nnodes < (int)LEN(nodes) - 1 && !body.full)
+		nnodes++;
 	tagopen = 1;
 	largest = MAX(largest, body.len - start);
 }
