@@ -194,7 +194,7 @@ static const char *kind, *from, *to, *type, *id, *ns;
 /* The first is the stanza itself, the last any that is not looked at. */
 static struct node nodes[257] = { { .depth = 2 } };
 static int nnodes;
-static int tagopen;             /* the last tag in body has not ended yet */
+static size_t tagend;           /* where the last start tag in body has ended */
 static size_t largest;          /* bytes of its largest tag */
 
 /* the parser and its input */
@@ -1529,7 +1529,7 @@ startstanza(const char *name, const char **atts)
 {
 	head.len = body.len = 0;
 	head.full = body.full = 0;
-	nnodes = tagopen = 1;
+	nnodes = 1;
 	from = to = type = id = ns = NULL;
 	if (!(kind = keep(name)))
 		kind = "";
@@ -1550,15 +1550,8 @@ startstanza(const char *name, const char **atts)
 	if (!type)
 		type = "";
 	largest = body.len;
-}
-
-/* End the last tag in body before content. */
-static void
-endtag(void)
-{
-	if (tagopen)
-		put(&body, ">", 1);
-	tagopen = 0;
+	put(&body, ">", 1);
+	tagend = body.len;
 }
 
 /* An element in the stanza begins. It is in the tree if there is room for it, and it
@@ -1567,10 +1560,8 @@ static void
 addelement(const char *name, const char **atts)
 {
 	struct node *n = nodes + nnodes;
-	size_t start;
+	size_t start = body.len;
 
-	endtag();
-	start = body.len;
 	put(&body, "<", 1);
 	putstr(&body, name);
 	n->depth = depth;
@@ -1587,8 +1578,9 @@ addelement(const char *name, const char **atts)
 	n->end = body.len;
 	if (depth <= 4 && nnodes < (int)LEN(nodes) - 1 && !body.full)
 		nnodes++;
-	tagopen = 1;
 	largest = MAX(largest, body.len - start);
+	put(&body, ">", 1);
+	tagend = body.len;
 }
 
 /* ---- stream ---- */
@@ -1767,14 +1759,15 @@ endelement(void *data, const char *name)
 		end("the server has closed the stream", NULL);
 		return;
 	}
-	if (tagopen) {
-		put(&body, "/>", 2);
+	/* nothing has come since its start tag: make that an empty element's */
+	if (body.len == tagend) {
+		body.s[tagend - 1] = '/';
+		put(&body, ">", 1);
 	} else {
 		put(&body, "</", 2);
 		putstr(&body, name);
 		put(&body, ">", 1);
 	}
-	tagopen = 0;
 	if (depth > 1)
 		return;
 	if (state == ONLINE && isstanza())
@@ -1794,7 +1787,6 @@ characters(void *data, const char *s, int n)
 	(void)data;
 	if (depth < 2 || body.full)
 		return;
-	endtag();
 	putescaped(&body, s, (size_t)n, "&<>\r");
 }
 
