@@ -974,42 +974,35 @@ expire(long long t)
 	}
 }
 
-/* Hand request r on to another resource than `loser', as it came to that; when it is
- * due stays. 0 if it must not be, or there is none. */
-static int
-handon(int r, const char *requester, const char *address, int loser)
-{
-	const char *i = address + strlen(address) + 1;
-	char src[JIDMAX + 1], dst[JIDMAX + 1];
-	int w;
-
-	if (requests[r].why != GONE || requests[r].tries <= 0 || nresources <= (loser >= 0))
-		return 0;
-	w = choose(requester, 1, loser);
-	standin(src, address, requester);
-	begin("iq", "get", requests[r].hasid ? i : NULL, src, fulljid(dst, w));
-	putstr(&out, i + strlen(i) + 1);
-	tagsize = out.len - outmark;
-	if (!commit())
-		return 0;
-	requests[r].tries--;
-	giveto(r, w);
-	return 1;
-}
-
-/* Request r has failed, by `loser' if that is not -1: hand it on, or answer it. What
- * cannot be answered by us is forgotten: its answer may still come. */
+/* Request r has failed, by `loser' if that is not -1. A get goes to another resource
+ * than that, as it came to it, if there is one; when it is due stays. Else we answer.
+ * What cannot be answered by us is forgotten: its answer may still come. */
 static void
 settle(int r, int loser)
 {
 	const char *requester = texts[requests[r].text];
 	const char *address = requester + strlen(requester) + 1;
+	const char *i = address + strlen(address) + 1;
+	const char *content = i + strlen(i) + 1;
+	char src[JIDMAX + 1], dst[JIDMAX + 1];
+	int w;
 
-	if (handon(r, requester, address, loser))
-		return;
+	if (!requests[r].hasid)
+		i = NULL;
+	if (requests[r].why == GONE && requests[r].tries > 0 && nresources > (loser >= 0)) {
+		w = choose(requester, 1, loser);
+		standin(src, address, requester);
+		begin("iq", "get", i, src, fulljid(dst, w));
+		putstr(&out, content);
+		tagsize = out.len - outmark;
+		if (commit()) {
+			requests[r].tries--;
+			giveto(r, w);
+			return;
+		}
+	}
 	if (*requester)
-		puterror("iq", requests[r].hasid ? address + strlen(address) + 1 : NULL,
-		         address, requester, requests[r].why);
+		puterror("iq", i, address, requester, requests[r].why);
 	move(r, *requester ? DONE : FREE);
 }
 
