@@ -183,8 +183,7 @@ static int heard, unanswered;   /* presence came since, 2: of who was there befo
 
 /* the out buffer: what is behind outpos waits to be written */
 static struct buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
-static size_t outpos, outmark;
-static size_t tagsize;          /* of the stanza behind outmark: its largest tag */
+static size_t outpos;
 
 /* the stanza that is being read: what we look at in its own tag, then all else
  * as it goes out, and a tree of the elements in it, two levels deep */
@@ -672,16 +671,17 @@ hasroom(void)
 	return OUTSIZE - out.len >= MAXSTANZA + RESERVE;
 }
 
-/* Put the start of a stanza, omitting attributes that are NULL. A stanza goes out
- * whole or not at all: it stays only if commit returns 1. That returns 0 if there was
- * no room or the stanza is larger than servers take. White space follows a large tag:
+/* Put a stanza: its name, its attributes, but for those that are NULL, and the rest of
+ * it, in which the largest tag has `tag' bytes. It goes out whole or not at all: 0 if
+ * there is no room or it is larger than servers take. White space follows a large tag:
  * a server whose expat defers parsing (see newparser) looks at it again when twice as
  * much has come, and all that follows waits with it. */
-static void
-begin(const char *name, const char *t, const char *i, const char *f,
-      const char *d)
+static int
+putstanza(const char *name, const char *t, const char *i, const char *f,
+          const char *d, const char *rest, size_t len, size_t tag)
 {
-	outmark = out.len;
+	size_t start = out.len;
+
 	out.full = 0;
 	put(&out, "<", 1);
 	putstr(&out, name);
@@ -689,18 +689,14 @@ begin(const char *name, const char *t, const char *i, const char *f,
 	putattr(&out, "id", i);
 	putattr(&out, "from", f);
 	putattr(&out, "to", d);
-	tagsize = out.len - outmark;
-}
-
-static int
-commit(void)
-{
-	if (out.full || out.len - outmark > MAXSTANZA) {
-		out.len = outmark;
+	tag += out.len - start;
+	put(&out, rest, len);
+	if (out.full || out.len - start > MAXSTANZA) {
+		out.len = start;
 		return 0;
 	}
-	if (tagsize > LARGETAG)
-		for (; tagsize > 0 && out.len - outmark < MAXSTANZA; tagsize--)
+	if (tag > LARGETAG)
+		for (; tag > 0 && out.len - start < MAXSTANZA; tag--)
 			put(&out, " ", 1);
 	return 1;
 }
@@ -711,10 +707,7 @@ forward(const char *i, const char *f, const char *t)
 {
 	if (head.full || body.full)
 		return 0;
-	begin(kind, *type ? type : NULL, i, f, t);
-	tagsize += largest;
-	put(&out, body.s, body.len);
-	return commit();
+	return putstanza(kind, *type ? type : NULL, i, f, t, body.s, body.len, largest);
 }
 
 /* Put an error (RFC 6120 8.3) about a stanza with this name and id, from f, to t. */
@@ -722,12 +715,12 @@ static void
 puterror(const char *name, const char *i, const char *f, const char *t, int why)
 {
 	struct refusal *r = refusals + why;
+	char rest[256];
 
 	r->n++;
-	begin(name, "error", i, f, t);
-	putall(&out, "><error type='", r->type, "'><", r->condition,
-	       " xmlns='" NS_STANZAS "'/></error></", name, ">", NULL);
-	if (commit())
+	sprintf(rest, "><error type='%s'><%s xmlns='" NS_STANZAS "'/></error></%s>",
+	        r->type, r->condition, name);
+	if (putstanza(name, "error", i, f, t, rest, strlen(rest), 0))
 		return;
 	ndropped++;
 	if (maysay())
@@ -737,18 +730,16 @@ puterror(const char *name, const char *i, const char *f, const char *t, int why)
 static void
 putpresence(const char *t, const char *i, const char *f, const char *d)
 {
-	begin("presence", t, i, f, d);
-	put(&out, "/>", 2);
-	commit();
+	putstanza("presence", t, i, f, d, "/>", 2, 0);
 }
 
 /* Put a ping (XEP-0199) to d. One to ourselves comes back from the server. */
 static void
 putping(const char *i, const char *d)
 {
-	begin("iq", "get", i, domain, d);
-	putstr(&out, "><ping xmlns='urn:xmpp:ping'/></iq>");
-	commit();
+	const char *rest = "><ping xmlns='urn:xmpp:ping'/></iq>";
+
+	putstanza("iq", "get", i, domain, d, rest, strlen(rest), 0);
 }
 
 /* ---- requests ---- */
@@ -982,8 +973,7 @@ settle(int r, int loser)
 {
 	const char *requester = texts[requests[r].text];
 	const char *address = requester + strlen(requester) + 1;
-	const char *i = address + strlen(address) + 1;
-	const char *content = i + strlen(i) + 1;
+	const char *i = address + strlen(address) + 1, *rest = i;
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
 	int w;
 
@@ -992,10 +982,8 @@ settle(int r, int loser)
 	if (requests[r].why == GONE && requests[r].tries > 0 && nresources > (loser >= 0)) {
 		w = choose(requester, 1, loser);
 		standin(src, address, requester);
-		begin("iq", "get", i, src, fulljid(dst, w));
-		putstr(&out, content);
-		tagsize = out.len - outmark;
-		if (commit()) {
+		rest += strlen(rest) + 1;
+		if (putstanza("iq", "get", i, src, fulljid(dst, w), rest, strlen(rest), strlen(rest))) {
 			requests[r].tries--;
 			giveto(r, w);
 			return;
