@@ -827,12 +827,9 @@ track(const char *address, uint64_t who, int i)
 	int r = requests[FREE].prev, *p;
 	struct buffer text;
 
-	if (r == FREE && nused < (int)LEN(requests)) {
-		r = nused++;
-		requests[r].prev = requests[r].next = r;
-	} else if (r == FREE) {
-		r = requests[DONE].next;
-	}
+	/* a slot that was never used is all zero: alone in the list of free ones */
+	if (r == FREE)
+		r = nused < (int)LEN(requests) ? nused++ : requests[DONE].next;
 	/* it may still be in the bucket of the last request that was here */
 	for (p = buckets + requests[r].key % MAXREQUESTS; *p && *p != r;)
 		p = &requests[*p].chain;
