@@ -493,8 +493,7 @@ addresource(const char *name)
 	} else if (nresources < MAXRESOURCES) {
 		i = nresources++;
 		memcpy(names[i], name, len + 1);
-		memset(&resources[i], 0, sizeof(resources[i]));
-		resources[i].mark = mark;
+		resources[i] = (struct resource){ .mark = mark };
 		indexresources();
 		say("joined: %s/%.99s: %d online", target, name, nresources);
 	} else if (!toomany) {
