@@ -1168,14 +1168,12 @@ child(int n, const char *name, const char *space)
 static const char *
 condition(int n)
 {
-	static char name[64];
 	int i = child(n, NULL, NULL);
 
 	if (!i)
 		return "no condition given";
-	snprintf(name, sizeof(name), "%.*s", (int)nodes[i].len,
-	         body.s + nodes[i].name);
-	return name;
+	body.s[nodes[i].name + nodes[i].len] = '\0';
+	return body.s + nodes[i].name;
 }
 
 /* A presence error from the target. Servers also send them when a session dies
