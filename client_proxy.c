@@ -2315,18 +2315,6 @@ haswork(void)
 	       (isheld() || tlshas(TLSUNREAD) || requests[FAILED].next != FAILED);
 }
 
-/* The connection is ready for `events', or broken; or it has work. */
-static void
-serve(int events)
-{
-	if (state == CONNECTING)
-		finishconnect();
-	else if (isheld())
-		parse();
-	if (isreading() && ((events & ~POLLOUT) || tlshas(TLSUNREAD)))
-		receive();
-}
-
 static void
 run(void)
 {
@@ -2357,8 +2345,12 @@ run(void)
 			report();
 		if (quitting && state != CLOSING)
 			hangup("signal");
-		if (p[1].revents || haswork())
-			serve(p[1].revents);
+		if (state == CONNECTING && p[1].revents)
+			finishconnect();
+		if (isheld())
+			parse();
+		if (isreading() && ((p[1].revents & ~POLLOUT) || tlshas(TLSUNREAD)))
+			receive();
 		if (ending)
 			hangup(ending);
 		if (now >= deadline)
