@@ -1458,10 +1458,8 @@ route(void)
 		refuse(UNKNOWN);
 	else if (child(0, "sent", NS_CARBONS) || child(0, "received", NS_CARBONS))
 		drop("a carbon copy");
-	else if (mine && stranger && forward(id, self, other))
-		nmessages++;
 	else if (mine && stranger)
-		refuse(LARGE);
+		handout(id, self, self, other, -1);
 	else if (!mine && !below)
 		totarget(self);
 	else
