@@ -1642,34 +1642,32 @@ streamerror(void)
 	return why;
 }
 
-static int
-isstanza(void)
-{
-	return (same(kind, "iq") || same(kind, "presence") || same(kind, "message")) &&
-	       (!ns || same(ns, NS_COMPONENT) || same(ns, NS_CLIENT) || same(ns, NS_SERVER));
-}
-
-/* An element of the stream that is not a stanza, or one too early, has come. Once
- * the server has accepted the handshake we are online. */
+/* An element of the stream has come. Once the server has accepted the handshake we
+ * are online. */
 static void
 element(void)
 {
-	if (same(kind, "stream:error"))
-		end(streamerror(), NULL);
-	else if (state == ONLINE)
-		drop("not a stanza");
-	else if (isstanza())
+	int isstanza = (same(kind, "iq") || same(kind, "presence") || same(kind, "message")) &&
+	               (!ns || same(ns, NS_COMPONENT) || same(ns, NS_CLIENT) || same(ns, NS_SERVER));
+
+	if (isstanza && state == ONLINE) {
+		route();
+	} else if (isstanza) {
 		end("the server sends stanzas before the handshake is done", "bad-format");
-	if (state == ONLINE || !same(kind, "handshake"))
-		return;
-	state = ONLINE;
-	onlinetime = now;
-	nconnected++;
-	say("online: %s at %s port %s%s", domain, host, port,
-	    npins ? " with TLS" : "");
-	alive();
-	askpause = askmin * 1000LL;
-	ask(0);
+	} else if (same(kind, "stream:error")) {
+		end(streamerror(), NULL);
+	} else if (state == ONLINE) {
+		drop("not a stanza");
+	} else if (same(kind, "handshake")) {
+		state = ONLINE;
+		onlinetime = now;
+		nconnected++;
+		say("online: %s at %s port %s%s", domain, host, port,
+		    npins ? " with TLS" : "");
+		alive();
+		askpause = askmin * 1000LL;
+		ask(0);
+	}
 }
 
 /* ---- parsing ---- */
@@ -1743,10 +1741,7 @@ endelement(void *data, const char *name)
 	}
 	if (depth > 1)
 		return;
-	if (state == ONLINE && isstanza())
-		route();
-	else
-		element();
+	element();
 	/* worn: it remembers too much, or may soon have counted more bytes than a long
 	 * holds on 32-bit machines */
 	if (!ending && (!hasroom() || heap > PARSERSOFT || parsed > 1L << 30))
