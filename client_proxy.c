@@ -284,10 +284,13 @@ sayunsaid(void)
 	nunsaid = nunsaid > n ? n : 0;
 }
 
+/* Exit if something is bad: say what, and why, or with NULL what the system says. */
 static void
-die(const char *what, const char *why)
+check(int bad, const char *what, const char *why)
 {
-	say("%s: %s", what, why);
+	if (!bad)
+		return;
+	say("%s: %s", what, why ? why : strerror(errno));
 	exit(1);
 }
 
@@ -2379,9 +2382,8 @@ setsignals(void)
 	struct sigaction sa = { .sa_handler = onsignal };
 	size_t i;
 
-	if (pipe(wake) < 0 || fcntl(wake[0], F_SETFL, O_NONBLOCK) < 0 ||
-	    fcntl(wake[1], F_SETFL, O_NONBLOCK) < 0)
-		die("pipe", strerror(errno));
+	check(pipe(wake) < 0 || fcntl(wake[0], F_SETFL, O_NONBLOCK) < 0 ||
+	      fcntl(wake[1], F_SETFL, O_NONBLOCK) < 0, "pipe", NULL);
 	for (i = 0; i < LEN(caught); i++)
 		/* nohup has it ignored */
 		if (caught[i] != SIGHUP || signal(SIGHUP, SIG_IGN) != SIG_IGN)
@@ -2396,13 +2398,6 @@ islikeservers(const char *s)
 {
 	return isutf8(s) && !s[strcspn(s, "/ \177ABCDEFGHIJKLMNOPQRSTUVWXYZ")] &&
 	       *s && s[strlen(s) - 1] != '.';
-}
-
-static void
-check(int bad, const char *what, const char *why)
-{
-	if (bad)
-		die(what, why);
 }
 
 /* Refuse a configuration that cannot work. */
@@ -2458,16 +2453,15 @@ main(int argc, char *argv[])
 	}
 	checkconfig();
 	br_hmac_drbg_init(&rng, &br_sha256_vtable, NULL, 0);
-	if (!seeder || !seeder(&rng.vtable))
-		die("random numbers", "the system has no seed for them");
+	check(!seeder || !seeder(&rng.vtable),
+	      "random numbers", "the system has no seed for them");
 	br_hmac_drbg_generate(&rng, &salt, sizeof(salt));
 	br_hmac_drbg_generate(&rng, &seed, sizeof(seed));
 	/* closed, descriptors 0 to 2 would be a socket; a core would hold the secret */
 	do
 		n = open("/dev/null", O_RDWR);
 	while (n >= 0 && n < 3);
-	if (n < 0 || close(n) < 0 || setrlimit(RLIMIT_CORE, &none) < 0)
-		die("start", strerror(errno));
+	check(n < 0 || close(n) < 0 || setrlimit(RLIMIT_CORE, &none) < 0, "start", NULL);
 	setsignals();
 	now = milliseconds();
 	run();
