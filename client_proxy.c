@@ -1001,13 +1001,11 @@ checkresources(long long t)
 {
 	struct resource *w;
 	char dst[JIDMAX + 1];
-	int i, k;
+	int i, well = 0;
 
 	checktime = NEVER;
 	for (w = resources, i = 0; stall && i < nresources; i++, w++) {
-		if (w->open + w->pings == 0)
-			continue;
-		if (w->steptime + stall * 1000LL <= t && hasroom()) {
+		if (w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t && hasroom()) {
 			putping("stall", fulljid(dst, i));
 			if (++w->pings == 2)
 				say("stalled: %s/%.99s: silent for %lld s, %d open", target, names[i],
@@ -1016,12 +1014,12 @@ checkresources(long long t)
 		}
 		if (w->pings > 4 && !w->drains && choice != STANDBY)
 			trial = i;
-		checktime = MIN(checktime, w->steptime + stall * 1000LL);
+		if (w->open + w->pings > 0)
+			checktime = MIN(checktime, w->steptime + stall * 1000LL);
+		well += w->pings < 2;
 	}
 	/* only now it is known whether anybody is well */
-	for (k = 0; k < nresources && resources[k].pings > 1; k++)
-		;
-	for (i = 0; k < nresources && i < nresources; i++)
+	for (i = 0; well > 0 && i < nresources; i++)
 		if (resources[i].pings > 1 && resources[i].steptime == now)
 			resources[i].nretried += takeback(i, 0);
 }
