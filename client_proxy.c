@@ -136,7 +136,7 @@ static struct resource {
 } resources[MAXRESOURCES];
 static int marks[MAXRESOURCES]; /* buckets; -1: empty */
 static int nresources, toomany;
-static int trial = -1;          /* the stalled one to be tried next; -1: none */
+static int trial = MAXRESOURCES; /* the stalled one to be tried next, if it still is one */
 static long long checktime;     /* somebody may have been silent for too long */
 
 /* who was served lately, in a place by hash; by whom; how long that counts */
@@ -471,7 +471,6 @@ indexresources(void)
 	int i, *bucket;
 
 	memset(marks, -1, sizeof(marks));
-	trial = -1;
 	for (i = 0; i < nresources; i++) {
 		bucket = marks + resources[i].mark % MAXRESOURCES;
 		resources[i].chain = *bucket;
@@ -515,7 +514,6 @@ recover(int i)
 		say("recovered: %s/%.99s", target, names[i]);
 	resources[i].pings = 0;
 	resources[i].steptime = now;
-	trial = i == trial ? -1 : trial;
 }
 
 /* What speaks against resource i: it is stalled, it drains, it has as many
@@ -786,11 +784,10 @@ giveto(int r, int i)
 	requests[r].handed = now;
 	if (i >= 0) {
 		resources[i].nhanded++;
-		if (i == trial)
-			resources[i].pings = 2;
-		if (i == trial || resources[i].open + resources[i].pings == 0)
+		if (resources[i].pings > 4 || resources[i].open + resources[i].pings == 0)
 			resources[i].steptime = now;
-		trial = i == trial ? -1 : trial;
+		if (resources[i].pings > 4)
+			resources[i].pings = 2;
 		checktime = stall ? MIN(checktime, now + stall * 1000LL) : NEVER;
 	}
 	move(r, OPEN);
@@ -1220,7 +1217,6 @@ targetpresence(void)
 		drains = show && !strncmp(body.s + nodes[show].end, ">dnd<", 5);
 		if ((i = addresource(name + 1)) >= 0 && drains != resources[i].drains) {
 			resources[i].drains = drains;
-			trial = -1;
 			say("%s: %s/%.99s", drains ? "draining" : "back", target, names[i]);
 		}
 	} else if (leaves && (!name || i >= 0)) {
@@ -1386,6 +1382,7 @@ static void
 totarget(const char *self)
 {
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
+	struct resource *w = resources + trial;
 	int iq = same(kind, "iq"), get, i;
 
 	if (nresources == 0) {
@@ -1396,7 +1393,8 @@ totarget(const char *self)
 	/* rather with a get that others may have as well, as it is no part of a dialog */
 	get = same(type, "get") && retry &&
 	      strlen(from) + strlen(to) + strlen(id ? id : "") + body.len + 4 <= REQUESTSIZE;
-	if (iq && trial >= 0 && (get || (!relay && choice != STICKY && resources[trial].pings > 7)))
+	if (iq && trial < nresources && w->pings > 4 && !w->drains &&
+	    (get || (!relay && choice != STICKY && w->pings > 7)))
 		i = trial;
 	if (standin(src, self, from))
 		handout(id, src, to, fulljid(dst, i), i);
