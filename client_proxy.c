@@ -451,7 +451,7 @@ findmark(uint64_t mark)
 static char *
 fulljid(char *dst, int i)
 {
-	sprintf(dst, "%s/%s", target, names[i]);
+	stpcpy(stpcpy(stpcpy(dst, target), "/"), names[i]);
 	return dst;
 }
 
