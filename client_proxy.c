@@ -32,6 +32,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -209,7 +210,8 @@ static const char *ending;      /* why the stream has to end; NULL: it goes on *
 static struct buffer decls = { (char [1024]){ "" }, 1024, 0, 0 }; /* of its header */
 
 /* TLS, if there are pins */
-static unsigned char pins[8][br_sha256_SIZE], fingerprint[br_sha256_SIZE];
+static char pins[8 * 64];       /* hexadecimal digits */
+static unsigned char fingerprint[br_sha256_SIZE];
 static size_t npins;
 static br_ssl_client_context tls;
 static unsigned char tlsbytes[BR_SSL_BUFSIZE_BIDI];
@@ -1868,27 +1870,19 @@ parse(void)
 
 /* ---- TLS ---- */
 
-/* The settings are pins: what they allow is all the trust there is. Read them.
- * 0 if they are malformed. */
+/* The settings are pins: what they allow is all the trust there is. Read them,
+ * 64 digits each. 0 if they are malformed. */
 static int
 readpins(void)
 {
-	static const char digits[] = "0123456789abcdef0123456789ABCDEF";
-	const char *s, *d;
+	const char *s;
 	size_t n = 0;
 
-	for (s = tlspin; *s; s++) {
-		if (!(d = strchr(digits, *s))) {
-			if (n % 64 ? *s != ':' : !strchr(", \t\n", *s))
-				return 0;
-			continue;
-		}
-		if (n / 64 == LEN(pins))
+	for (s = tlspin; *s; s++)
+		if (n < sizeof(pins) && strchr("0123456789abcdefABCDEF", *s))
+			pins[n++] = *s;
+		else if (n % 64 ? *s != ':' : !strchr(", \t\n", *s))
 			return 0;
-		pins[n / 64][n % 64 / 2] <<= 4;
-		pins[n / 64][n % 64 / 2] |= (unsigned char)((d - digits) & 15);
-		n++;
-	}
 	npins = n / 64;
 	return n % 64 == 0 && (npins > 0 || !*tlspin);
 }
@@ -1917,14 +1911,17 @@ static unsigned
 endchain(const br_x509_class **ctx)
 {
 	const br_x509_pkey *key = br_x509_decoder_get_pkey(&certificate);
+	char hex[64 + 1];
 	size_t i;
 
 	(void)ctx;
 	if (key)
 		known.pkey = *key;
 	br_sha256_out(&certhash, fingerprint);
+	for (i = 0; i < sizeof(fingerprint); i++)
+		sprintf(hex + 2 * i, "%02x", fingerprint[i]);
 	for (i = 0; i < npins; i++)
-		if (!memcmp(pins[i], fingerprint, sizeof(fingerprint)))
+		if (!strncasecmp(pins + 64 * i, hex, 64))
 			return (unsigned)br_x509_decoder_last_error(&certificate);
 	return BR_ERR_X509_NOT_TRUSTED;
 }
