@@ -594,12 +594,6 @@ put(struct buffer *b, const char *s, size_t n)
 	b->len += n;
 }
 
-static void
-putstr(struct buffer *b, const char *s)
-{
-	put(b, s, strlen(s));
-}
-
 /* Put strings, up to a NULL. */
 static void
 putall(struct buffer *b, ...)
@@ -636,7 +630,7 @@ putescaped(struct buffer *b, const char *s, size_t n, const char *special)
 		    (s[i] == '>' && (b->len < 2 || memcmp(b->s + b->len - 2, "]]", 2))))
 			put(b, s + i, 1);
 		else
-			putstr(b, refs[(unsigned char)s[i]]);
+			putall(b, refs[(unsigned char)s[i]], NULL);
 }
 
 /* Put an attribute, if it has a value, in the quotes that need fewer escapes. */
@@ -657,7 +651,7 @@ putattr(struct buffer *b, const char *name, const char *value)
 		quote = "=\"";
 	}
 	put(b, " ", 1);
-	putstr(b, name);
+	put(b, name, strlen(name));
 	put(b, quote, 2);
 	if (value[n])
 		putescaped(b, value, strlen(value), special);
@@ -686,7 +680,7 @@ putstanza(const char *name, const char *t, const char *i, const char *f,
 
 	out.full = 0;
 	put(&out, "<", 1);
-	putstr(&out, name);
+	put(&out, name, strlen(name));
 	putattr(&out, "type", t);
 	putattr(&out, "id", i);
 	putattr(&out, "from", f);
@@ -841,7 +835,7 @@ track(const char *address, uint64_t who, int i)
 	text = (struct buffer){ texts[requests[r].text], REQUESTSIZE, 0, 0 };
 	put(&text, from, strlen(from) + 1);
 	put(&text, address, strlen(address) + 1);
-	putstr(&text, id ? id : "");
+	putall(&text, id ? id : "", NULL);
 	put(&text, "", 1);
 	if (text.full) {
 		memset(text.s, 0, 2);
@@ -1537,7 +1531,7 @@ addelement(const char *name, const char **atts)
 	size_t start = body.len;
 
 	put(&body, "<", 1);
-	putstr(&body, name);
+	put(&body, name, strlen(name));
 	n->depth = depth;
 	n->name = start + 1;
 	n->len = body.len - n->name;
@@ -1737,7 +1731,7 @@ endelement(void *data, const char *name)
 		put(&body, ">", 1);
 	} else {
 		put(&body, "</", 2);
-		putstr(&body, name);
+		put(&body, name, strlen(name));
 		put(&body, ">", 1);
 	}
 	if (depth > 1)
@@ -2131,7 +2125,7 @@ hangup(const char *why)
 		exit(0);
 	ending = NULL;
 	forget();
-	putstr(&out, "</stream:stream>");
+	putall(&out, "</stream:stream>", NULL);
 	freeparser();
 	inlen = 0;
 	state = CLOSING;
@@ -2237,8 +2231,8 @@ finishconnect(void)
 	deadline = now + patience * 1000LL;
 	forget();
 	judgetime = depth = subscribed = unanswered = 0;
-	putstr(&out, "<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
-	       "' xmlns:stream='" NS_STREAM "'");
+	putall(&out, "<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
+	       "' xmlns:stream='" NS_STREAM "'", NULL);
 	putattr(&out, "to", domain);
 	put(&out, ">", 1);
 	newparser();
