@@ -1040,16 +1040,14 @@ ask(int probe)
 
 	sprintf(askid, "ask%08lx", uniform(1ULL << 32));
 	putpresence(probe ? "probe" : "subscribe", askid, domain, target);
+	asktime = now + (subscribed ? refresh * 1000LL : askpause);
+	askpause = MIN(2 * askpause, askmax * 1000LL);
 	if (probe) {
 		putping(askid, domain);
 		/* one that follows another too soon only takes its place */
 		for (i = 0; sweeptime == NEVER && i < nresources; i++)
 			resources[i].missed++;
-		asktime = now + refresh * 1000LL;
 		heard = doubted = 0;
-	} else {
-		asktime = now + (subscribed ? refresh * 1000LL : askpause);
-		askpause = MIN(2 * askpause, askmax * 1000LL);
 	}
 	sweeptime = probe ? UNWRITTEN : NEVER;
 }
@@ -1221,7 +1219,6 @@ targetpresence(void)
 		if (!subscribed)
 			say("subscribed: %s", target);
 		subscribed = 1;
-		askpause = askmin * 1000LL;
 		ask(1);
 	} else if (same(type, "unsubscribed")) {
 		denied("it refuses or has withdrawn the subscription");
