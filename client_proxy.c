@@ -2388,8 +2388,7 @@ islikeservers(const char *s)
 static void
 checkconfig(void)
 {
-	size_t node = strcspn(target, "@");
-	const char *at = target + node + (target[node] == '@');
+	const char *at = strchr(target, '@');
 	const char *unlike = "is not in lower case, holds a space or slash, or ends in a dot";
 	const char *wrongtime = "is 0, over 30 days or less than another needs";
 
@@ -2397,10 +2396,10 @@ checkconfig(void)
 	check(!islikeservers(target), "target", unlike);
 	check(strchr(domain, '@') || strlen(domain) > PARTMAX,
 	      "domain", "is not the domain of a component");
-	check(!node || node > PARTMAX || !*at || strchr(at, '@') ||
-	      strlen(at) > PARTMAX,
+	check(!at || at == target || at - target > PARTMAX || !at[1] ||
+	      strchr(at + 1, '@') || strlen(at + 1) > PARTMAX,
 	      "target", "is not a bare JID, account@domain");
-	check(same(at, domain), "target", "is at our own domain");
+	check(same(at + 1, domain), "target", "is at our own domain");
 	check(!*secret, "secret", "is empty");
 	check(!*host, "host", "is empty");
 	check(!*port, "port", "is empty");
