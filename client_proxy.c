@@ -2298,13 +2298,11 @@ haswork(void)
 static void
 run(void)
 {
-	struct pollfd p[2];
+	struct pollfd p[2] = { { .fd = wake[0], .events = POLLIN } };
 	long long next;
 	int n;
 	char c;
 
-	p[0].fd = wake[0];
-	p[0].events = POLLIN;
 	for (;;) {
 		p[1].fd = fd;
 		p[1].events = isreading() ? POLLIN : 0;
