@@ -350,11 +350,10 @@ hash(uint64_t h, const char *s, size_t n)
 static int
 isours(const char *jid)
 {
-	const char *at = strchr(jid, '@');
-	const char *s = at && !memchr(jid, '/', (size_t)(at - jid)) ? at + 1 : jid;
-	size_t len = strlen(domain);
+	size_t node = strcspn(jid, "@/"), len = strlen(domain);
+	const char *s = jid[node] == '@' ? jid + node + 1 : jid;
 
-	return at != jid && s - jid <= PARTMAX + 1 && !strncmp(s, domain, len) &&
+	return s != jid + 1 && s - jid <= PARTMAX + 1 && !strncmp(s, domain, len) &&
 	       (!s[len] || (s[len] == '/' && s[len + 1]));
 }
 
