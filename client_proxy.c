@@ -157,13 +157,14 @@ static struct {
 	int list, prev, next;
 	int chain;                  /* the next in the bucket; 0: none */
 	int resource;               /* that has it, -1: none has */
-	int why, hasid;             /* it failed: one of refusals; it has an id */
+	int hasid;
 	int text;                   /* which of texts */
 	int tries;                  /* how often it may still be handed on; -1: never */
 	uint64_t key;               /* hash of requester, address asked and id */
 	uint64_t share;             /* hash of the requester's bare JID */
 	long long handed;           /* ms, to its resource */
-	long long due;              /* its answer, in ms; UNWRITTEN: still in out */
+	long long due;              /* its answer, in ms; UNWRITTEN: still in out; 0: it
+	                             * has not come in time */
 } requests[FIRST + 2 * MAXREQUESTS];
 /* requester, address, id, and content if it fits; or "" */
 static char texts[MAXREQUESTS][REQUESTSIZE];
@@ -881,7 +882,6 @@ takeback(int i, int each)
 		next = requests[r].next;
 		if (requests[r].resource >= 0 && (i < 0 || requests[r].resource == i) &&
 		    (each || (requests[r].tries > 0 && requests[r].handed < now))) {
-			requests[r].why = GONE;
 			move(r, FAILED);
 			n++;
 		}
@@ -951,7 +951,7 @@ expire(long long t)
 			    i < 0 ? "" : " at ", i < 0 ? "" : names[i]);
 		if (i >= 0)
 			resources[i].nlate++;
-		requests[r].why = LATE;
+		requests[r].due = 0;
 		move(r, FAILED);
 	}
 }
@@ -970,7 +970,7 @@ settle(int r, int loser)
 
 	if (!requests[r].hasid)
 		i = NULL;
-	if (requests[r].why == GONE && requests[r].tries > 0 && nresources > (loser >= 0)) {
+	if (requests[r].due > 0 && requests[r].tries > 0 && nresources > (loser >= 0)) {
 		w = choose(requester, 1, loser);
 		standin(src, address, requester);
 		rest += strlen(rest) + 1;
@@ -981,7 +981,7 @@ settle(int r, int loser)
 		}
 	}
 	if (*requester)
-		puterror("iq", i, address, requester, requests[r].why);
+		puterror("iq", i, address, requester, requests[r].due > 0 ? GONE : LATE);
 	move(r, *requester ? DONE : FREE);
 }
 
@@ -1345,7 +1345,6 @@ response(const char *src, const char *requester, int i, int bounced)
 	if (bounced && i >= 0 && has == i && requests[r].tries > 0 && nresources > 1 &&
 	    choice != STANDBY) {
 		resources[i].nretried++;
-		requests[r].why = GONE;
 		move(r, FAILED);
 		settle(r, i);
 		return;
