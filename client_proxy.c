@@ -492,8 +492,7 @@ addresource(const char *name)
 		heard = resources[i].missed ? 2 : heard;
 		resources[i].missed = 0;
 	} else if (len == 0 || len > PARTMAX) {
-		if (maysay())
-			say("ignored: %s/%.99s: not a legal resource", target, name);
+		say("ignored: %s/%.99s: not a legal resource", target, name);
 	} else if (nresources < MAXRESOURCES) {
 		i = nresources++;
 		memcpy(names[i], name, len + 1);
@@ -1124,8 +1123,7 @@ judge(const char *ping)
 static void
 denied(const char *why)
 {
-	if (maysay())
-		say("not subscribed: %s: %s", target, why);
+	say("not subscribed: %s: %s", target, why);
 	gone(-1);
 	if (subscribed)
 		asktime = now + (askpause = askmin * 1000LL);
