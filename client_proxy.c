@@ -268,18 +268,16 @@ static int
 maysay(void)
 {
 	linetime = MIN(linetime, now + 1000);
-	if (++nlines <= LINERATE)
-		return 1;
-	nunsaid++;
-	return 0;
+	return ++nlines <= LINERATE;
 }
 
 /* A second is over: tell how many lines are missing. */
 static void
 sayunsaid(void)
 {
-	unsigned long n = nunsaid;
+	unsigned long n = nunsaid + (unsigned long)MAX(nlines - LINERATE, 0);
 
+	nunsaid = n;
 	nlines = 0;
 	linetime = LLONG_MAX;
 	if (n > 0)
