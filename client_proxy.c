@@ -2281,14 +2281,6 @@ isreading(void)
 	       (!npins || tlshas(TLSUNREAD | BR_SSL_RECVREC));
 }
 
-/* 1 if there is work for which nothing else will wake us. */
-static int
-haswork(void)
-{
-	return state >= OPENING && hasroom() &&
-	       (isheld() || tlshas(TLSUNREAD) || requests[FAILED].next != FAILED);
-}
-
 static void
 run(void)
 {
@@ -2306,8 +2298,11 @@ run(void)
 		if (state == ONLINE && isreading())
 			next = MIN(MIN(next, sweeptime < SWEEPING ? sweeptime : asktime),
 			           MAX(judgetime, MIN(checktime, requests[requests[OPEN].next].due)));
-		next = haswork() ? now : MAX(next, now);
-		n = poll(p, 2, (int)MIN(next - now, INT_MAX));
+		/* nothing else will wake us for these */
+		if (state >= OPENING && hasroom() &&
+		    (isheld() || tlshas(TLSUNREAD) || requests[FAILED].next != FAILED))
+			next = now;
+		n = poll(p, 2, (int)MIN(MAX(next - now, 0), INT_MAX));
 		now = milliseconds();
 		if (n < 0)
 			continue; /* a signal, which has also written to the pipe */
