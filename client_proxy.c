@@ -1699,11 +1699,10 @@ static void XMLCALL
 startelement(void *data, const char *name, const char **atts)
 {
 	(void)data;
-	if (++depth > 2) {
+	if (++depth > 2)
 		addelement(name, atts);
-		return;
-	}
-	startstanza(name, atts);
+	else
+		startstanza(name, atts);
 	if (depth == 1)
 		opened(atts);
 }
@@ -1739,9 +1738,8 @@ static void XMLCALL
 characters(void *data, const char *s, int n)
 {
 	(void)data;
-	if (depth < 2 || body.full)
-		return;
-	putescaped(&body, s, (size_t)n, "&<>\r");
+	if (depth > 1 && !body.full)
+		putescaped(&body, s, (size_t)n, "&<>\r");
 }
 
 /* What no other handler is for. Document types, comments and processing
