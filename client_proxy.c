@@ -210,10 +210,9 @@ static const char *ending;      /* why the stream has to end; NULL: it goes on *
 /* the stream */
 static struct buffer decls = { (char [1024]){ "" }, 1024, 0, 0 }; /* of its header */
 
-/* TLS, if there are pins */
-static char pins[8 * 64];       /* hexadecimal digits */
+/* TLS, if tlspin is not empty */
+static char pins[8 * 64 + 1];   /* hexadecimal digits, up to a NUL */
 static unsigned char fingerprint[br_sha256_SIZE];
-static size_t npins;
 static br_ssl_client_context tls;
 static unsigned char tlsbytes[BR_SSL_BUFSIZE_BIDI];
 static br_sha256_context certhash;
@@ -1649,7 +1648,7 @@ element(void)
 		onlinetime = now;
 		nconnected++;
 		say("online: %s at %s port %s%s", domain, host, port,
-		    npins ? " with TLS" : "");
+		    *tlspin ? " with TLS" : "");
 		alive();
 		askpause = askmin * 1000LL;
 		ask(0);
@@ -1862,12 +1861,11 @@ readpins(void)
 	size_t n = 0;
 
 	for (s = tlspin; *s; s++)
-		if (n < sizeof(pins) && strchr("0123456789abcdefABCDEF", *s))
+		if (n < sizeof(pins) - 1 && strchr("0123456789abcdefABCDEF", *s))
 			pins[n++] = *s;
 		else if (n % 64 ? *s != ':' : !strchr(", \t\n", *s))
 			return 0;
-	npins = n / 64;
-	return n % 64 == 0 && (npins > 0 || !*tlspin);
+	return n % 64 == 0 && (n > 0 || !*tlspin);
 }
 
 /* BearSSL's validator that knows the server's key serves us, except that the key
@@ -1903,8 +1901,8 @@ endchain(const br_x509_class **ctx)
 	br_sha256_out(&certhash, fingerprint);
 	for (i = 0; i < sizeof(fingerprint); i++)
 		sprintf(hex + 2 * i, "%02x", fingerprint[i]);
-	for (i = 0; i < npins; i++)
-		if (!strncasecmp(pins + 64 * i, hex, 64))
+	for (i = 0; pins[i]; i += 64)
+		if (!strncasecmp(pins + i, hex, 64))
 			return (unsigned)br_x509_decoder_last_error(&certificate);
 	return BR_ERR_X509_NOT_TRUSTED;
 }
@@ -1980,7 +1978,7 @@ enum { TLSUNREAD = BR_SSL_RECVAPP | BR_SSL_CLOSED };
 static unsigned
 tlshas(unsigned what)
 {
-	return npins ? br_ssl_engine_current_state(&tls.eng) & what : 0;
+	return *tlspin ? br_ssl_engine_current_state(&tls.eng) & what : 0;
 }
 
 /* What the socket is to be given next, *s, and how many bytes of it there are. In
@@ -1994,7 +1992,7 @@ unsent(unsigned char **s)
 	size_t len = out.len - outpos;
 
 	*s = (unsigned char *)out.s + outpos;
-	if (!npins)
+	if (!*tlspin)
 		return len;
 	if (len > 0 && (*s = br_ssl_engine_sendapp_buf(e, &len))) {
 		len = MIN(len, out.len - outpos);
@@ -2136,7 +2134,7 @@ flush(void)
 	while ((len = unsent(&s)) > 0 && (n = write(fd, s, len)) > 0) {
 		if (!hasroom())
 			alive();
-		if (npins)
+		if (*tlspin)
 			br_ssl_engine_sendrec_ack(&tls.eng, (size_t)n);
 		else
 			outpos += (size_t)n;
@@ -2172,7 +2170,7 @@ receive(void)
 	size_t len = sizeof(in) - inlen, size = len;
 	ssize_t n;
 
-	if (npins)
+	if (*tlspin)
 		s = br_ssl_engine_recvrec_buf(e, &len);
 	n = s ? read(fd, s, len) : 0;
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
@@ -2183,9 +2181,9 @@ receive(void)
 	}
 	alive();
 	len = (size_t)n;
-	if (npins && s)
+	if (*tlspin && s)
 		br_ssl_engine_recvrec_ack(e, len);
-	if (npins && (s = br_ssl_engine_recvapp_buf(e, &len))) {
+	if (*tlspin && (s = br_ssl_engine_recvapp_buf(e, &len))) {
 		len = MIN(len, size);
 		memcpy(in + inlen, s, len);
 		br_ssl_engine_recvapp_ack(e, len);
@@ -2225,7 +2223,7 @@ finishconnect(void)
 	putattr(&out, "to", domain);
 	put(&out, ">", 1);
 	newparser();
-	if (npins && !starttls())
+	if (*tlspin && !starttls())
 		ending = "no random numbers for TLS";
 }
 
@@ -2276,7 +2274,7 @@ static int
 isreading(void)
 {
 	return state >= OPENING && !ending && !isheld() && hasroom() &&
-	       (!npins || tlshas(TLSUNREAD | BR_SSL_RECVREC));
+	       (!*tlspin || tlshas(TLSUNREAD | BR_SSL_RECVREC));
 }
 
 static void
@@ -2290,7 +2288,7 @@ run(void)
 	for (;;) {
 		p[1].fd = fd;
 		p[1].events = isreading() ? POLLIN : 0;
-		if (state == CONNECTING || (!npins && out.len > 0) || tlshas(BR_SSL_SENDREC))
+		if (state == CONNECTING || (!*tlspin && out.len > 0) || tlshas(BR_SSL_SENDREC))
 			p[1].events |= POLLOUT;
 		next = MIN(deadline, linetime);
 		if (state == ONLINE && isreading())
