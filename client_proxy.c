@@ -2424,9 +2424,8 @@ main(int argc, char *argv[])
 	br_hmac_drbg_generate(&rng, &salt, sizeof(salt));
 	br_hmac_drbg_generate(&rng, &seed, sizeof(seed));
 	/* closed, descriptors 0 to 2 would be a socket; a core would hold the secret */
-	do
-		n = open("/dev/null", O_RDWR);
-	while (n >= 0 && n < 3);
+	while ((n = open("/dev/null", O_RDWR)) >= 0 && n < 3)
+		;
 	check(n < 0 || close(n) < 0 || setrlimit(RLIMIT_CORE, &none) < 0, "start", NULL);
 	setsignals();
 	now = milliseconds();
