@@ -910,8 +910,8 @@ gone(int i)
 	indexresources();
 }
 
-/* Forget requests and resources: without the connection that they were handed
- * out on, nobody can answer them any more. */
+/* Forget requests and resources, and what the stream has said: without the connection
+ * that they were handed out on, nobody can answer them any more. */
 static void
 forget(void)
 {
@@ -920,7 +920,7 @@ forget(void)
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(buckets, 0, sizeof(buckets));
 	memset(shares, 0, sizeof(shares));
-	nopen = shedding = 0;
+	judgetime = nopen = shedding = depth = subscribed = unanswered = 0;
 	checktime = NEVER;
 	for (r = 0; r < FIRST; r++)
 		requests[r].prev = requests[r].next = r;
@@ -2216,8 +2216,6 @@ finishconnect(void)
 	nrounds = 0;
 	state = OPENING;
 	deadline = now + patience * 1000LL;
-	forget();
-	judgetime = depth = subscribed = unanswered = 0;
 	putall(&out, "<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
 	       "' xmlns:stream='" NS_STREAM "'", NULL);
 	putattr(&out, "to", domain);
@@ -2429,6 +2427,7 @@ main(int argc, char *argv[])
 	check(n < 0 || close(n) < 0 || setrlimit(RLIMIT_CORE, &none) < 0, "start", NULL);
 	setsignals();
 	now = milliseconds();
+	forget();
 	run();
 }
 
