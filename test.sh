@@ -1143,6 +1143,144 @@ def twisted_worker():
 twisted_worker() if kind == "twisted" else slixmpp_worker()
 END
 
+# Workers and a requester that use slixmpp talk on a real Prosody, with relay: what
+# they do is in this function of talk.py.
+talk() {
+	need prosody prosody
+	need python3 python3
+	python3 -c "import slixmpp" || need - python3-slixmpp
+	prosody
+	proxy relay=1
+	sed -n '/^: <<.*talk.py/,/^END/p' test.sh | sed '1d;$d' >"$dir/talk.py"
+	python3 "$dir/talk.py" "$c2s" "$log" "$1"
+	unlogged dropped
+}
+
+: <<\END # talk.py
+import asyncio
+import os
+import sys
+
+import slixmpp
+from slixmpp.xmlstream.handler import Callback
+from slixmpp.xmlstream.matcher import MatchXPath
+
+port, log, what = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+proxy, user_jid, there = "proxy.localhost", "user@localhost/x", "proxy.localhost/user@localhost/x"
+
+
+async def login(jid):
+    client = slixmpp.ClientXMPP(jid, "pw", sasl_mech="PLAIN")
+    client["feature_mechanisms"].unencrypted_plain = True
+    for plugin in "xep_0030", "xep_0085", "xep_0092", "xep_0184":
+        client.register_plugin(plugin)
+    client.register_plugin("xep_0047", {"auto_accept": True})
+    client.connect(("127.0.0.1", port), force_starttls=False, disable_starttls=True)
+    await client.wait_until("session_start")
+    client.send_presence()
+    return client
+
+
+async def worker(name):
+    client = await login("service@localhost/" + name)
+    while "joined: service@localhost/%s:" % name not in open(log).read():
+        await asyncio.sleep(0.05)
+    return client
+
+
+# The requester: whatever he gets, nothing tells him who is behind the address.
+async def user():
+    def look(stanza):
+        if isinstance(stanza, (slixmpp.Message, slixmpp.Iq, slixmpp.Presence)):
+            assert "service@" not in str(stanza), stanza
+            assert stanza["from"].domain == "localhost" or stanza["from"] == proxy, stanza
+        return stanza
+
+    client = await login(user_jid)
+    client.add_filter("in", look)
+    return client
+
+
+# 30,000 bytes each way, at the same time, over the session that the requester opens.
+async def bytestream():
+    a, u = await worker("a"), await user()
+    opened = asyncio.ensure_future(a.wait_until("ibb_stream_start"))
+    closed = asyncio.ensure_future(a.wait_until("ibb_stream_end"))
+    mine = await u["xep_0047"].open_stream(proxy)
+    its = await opened
+    assert its.peer_jid == there and mine.peer_jid == proxy
+    up, down = os.urandom(30000), os.urandom(30000)
+    got = await asyncio.gather(its.gather(29999), mine.gather(29999), mine.sendall(up), its.sendall(down))
+    assert got[0] == up and got[1] == down
+    await mine.close()
+    await closed
+
+
+# The worker asks for the requester's version and features, and for what he has not.
+async def questions():
+    a, u = await worker("a"), await user()
+    u["xep_0092"].software_name = "it's & me"
+    version = await a["xep_0092"].get_version(there)
+    assert version["from"] == there and version["software_version"]["name"] == "it's & me", version
+    info = await a["xep_0030"].get_info(there)
+    assert info["from"] == there and "jabber:iq:version" in info["disco_info"]["features"], info
+    try:
+        await a.make_iq_get(ito=there, queryxmlns="test").send()
+        raise AssertionError("an answer")
+    except slixmpp.exceptions.IqError as e:
+        assert e.condition == "feature-not-implemented" and e.iq["from"] == there
+
+
+# Both ways: text, thread, chat states, and receipts that come by themselves.
+async def chat():
+    a, u = await worker("a"), await user()
+    for me, it, to, name in (u, a, proxy, there), (a, u, there, proxy):
+        message = me.make_message(to, "hi & <bye>", mtype="chat")
+        message["thread"] = "t1"
+        message["chat_state"] = "active"
+        message["request_receipt"] = True
+        receipt = asyncio.ensure_future(me.wait_until("receipt_received"))
+        heard = asyncio.ensure_future(it.wait_until("message"))
+        message.send()
+        heard, receipt = await heard, await receipt
+        assert heard["from"] == name and heard["id"] == message["id"], heard
+        assert heard["body"] == "hi & <bye>" and heard["thread"] == "t1", heard
+        assert heard["chat_state"] == "active" and heard["type"] == "chat", heard
+        assert receipt["from"] == to and receipt["receipt"] == message["id"], receipt
+        state = me.make_message(to, mtype="chat")
+        state["chat_state"] = "composing"
+        seen = asyncio.ensure_future(it.wait_until("chatstate_composing"))
+        state.send()
+        assert (await seen)["from"] == name
+
+
+# Two workers ask at once with the same id; he answers the later one first.
+async def equal_ids():
+    a, b, u = await worker("a"), await worker("b"), await user()
+    asked = []
+
+    def hear(iq):
+        asked.append(iq)
+        for iq in reversed(asked if len(asked) == 2 else []):
+            reply = iq.reply()
+            reply.append(slixmpp.ET.Element("{test}query", {"to": iq["id"]}))
+            reply.send()
+
+    u.register_handler(Callback("test", MatchXPath("{jabber:client}iq/{test}query"), hear))
+
+    async def ask(client):
+        iq = client.make_iq_get(ito=there, queryxmlns="test")
+        iq["id"] = "same"
+        answer = await iq.send()
+        assert answer["from"] == there and answer["id"] == "same", answer
+        return answer.xml.find("{test}query").get("to")
+
+    assert await asyncio.gather(ask(a), ask(b)) == ["a/same", "b/same"]
+
+
+asyncio.get_event_loop().run_until_complete(asyncio.wait_for(globals()[what](), 60))
+END
+
 # The simulated world around client_proxy.c. Its first part is the config.h. The
 # sizes are one of three: small, the defaults, in between; the seed says which.
 #	world SECONDS SEED STEP
@@ -7283,8 +7421,8 @@ chat() {
 	r=${r%.out}
 	# the service asks
 	tell "$r" "<iq type='get' id='version' to='proxy.localhost/user@localhost/x'><query xmlns='jabber:iq:version'/></iq>"
-	hear user "<iq" "id='version'" "type='get'" "from='proxy.localhost/service@localhost/$r'"
-	tell user "<iq type='result' id='version' to='proxy.localhost/service@localhost/$r'>
+	hear user "<iq" "id='$r/version'" "type='get'" "from='proxy.localhost'"
+	tell user "<iq type='result' id='$r/version' to='proxy.localhost'>
 		<query xmlns='jabber:iq:version'><name>Tester</name></query></iq>"
 	hear "$r" "<iq" "id='version'" "type='result'" "from='proxy.localhost/user@localhost/x'" "<name>Tester</name>"
 	tell "$r" "<iq type='get' id='nobody' to='proxy.localhost/user@localhost/nobody'><query xmlns='test'/></iq>"
@@ -8225,6 +8363,26 @@ chat_on_ejabberd() {
 	chat ejabberd
 }
 
+# An in-band bytestream (XEP-0047) goes both ways over one session.
+a_bytestream_goes_both_ways() {
+	talk bytestream
+}
+
+# A worker learns a requester's version (XEP-0092) and features (XEP-0030).
+workers_ask_questions() {
+	talk questions
+}
+
+# Text, thread, receipts (XEP-0184) and chat states (XEP-0085) pass both ways.
+chat_with_receipts_and_states() {
+	talk chat
+}
+
+# Two workers use equal ids towards one requester.
+two_workers_ask_at_once() {
+	talk equal_ids
+}
+
 # Where mod_client_proxy was: the subscription in the roster of the target is kept
 # as Jitsi's installation made it, so nobody has to do anything; what a requester
 # and the client see is as it was.
@@ -8626,30 +8784,28 @@ relayed_as_the_table_says() {
 		deliver message chat $a $at/u@h/r "id='4'/"
 		deliver message error $a $at/u@h/%C3%A9 "id='5'/"
 		deliver iq get $a $at/u@h/r "id='6'/"
-		deliver iq result u@h/r $at/$a "id='6'/"
+		deliver iq result u@h/r $at "id='a/6'/"
 		deliver iq set $a $at/u@h/é "id='7'/"
-		deliver iq error u@h/é $at/$a "id='7'/"
-		deliver message error u@h/r $at/$a "id='8'/"
-		deliver iq get u@h/r $at "id='9'/"
-		deliver iq result $a $at/u@h/r "id='9'/"
-		hear srv "id='9' from='$at' to='u@h/r'"
+		deliver iq error u@h/é $at "id='a/7'/"
+		deliver iq get u@h/r $at "id='8'/"
+		deliver iq result $a $at/u@h/r "id='8'/"
+		hear srv "id='8' from='$at' to='u@h/r'"
 		news
 		[ "$news" = "<message type='chat' id='1' from='$at/u@h/r' to='$a'><body>x</body></message>
 <message id='2' from='$at/u@h' to='$a'/>
 <message type='error' id='3' from='$at/u@h/r' to='$a'/>
 <message type='chat' id='4' from='$at' to='u@h/r'/>
 <message type='error' id='5' from='$at' to='u@h/é'/>
-<iq type='get' id='6' from='$at/$a' to='u@h/r'/>
+<iq type='get' id='a/6' from='$at' to='u@h/r'/>
 <iq type='result' id='6' from='$at/u@h/r' to='$a'/>
-<iq type='set' id='7' from='$at/$a' to='u@h/é'/>
+<iq type='set' id='a/7' from='$at' to='u@h/é'/>
 <iq type='error' id='7' from='$at/u@h/%C3%A9' to='$a'/>
-<message type='error' id='8' from='$at/u@h/r' to='$a'/>
-<iq type='get' id='9' from='$at/u@h/r' to='$a'/>
-<iq type='result' id='9' from='$at' to='u@h/r'/>" ]
+<iq type='get' id='8' from='$at/u@h/r' to='$a'/>
+<iq type='result' id='8' from='$at' to='u@h/r'/>" ]
 	done
 	unlogged dropped
 	kill -USR1 "$proxypid"
-	logged "counted: 6 requests, 0 untracked, 6 answers, 0 late, 12 messages.* 0 open"
+	logged "counted: 6 requests, 0 untracked, 6 answers, 0 late, 10 messages.* 0 open"
 }
 
 # Strangers reach nobody but the target, and only as the table says; the target's
@@ -8663,8 +8819,11 @@ no_way_around_the_table() {
 			deliver message chat $from "proxy.localhost/$y"
 			deliver message error $from "proxy.localhost/$y"
 			deliver message groupchat $from "proxy.localhost/$y"
-			for type in get set result error; do
+			for type in get set; do
 				deliver iq $type $from "proxy.localhost/$y"
+			done
+			for type in result error; do
+				deliver iq $type $from "proxy.localhost/$y" "id='a/1'/"
 			done
 			deliver presence "" $from "proxy.localhost/$y" /
 		done
@@ -8682,6 +8841,8 @@ no_way_around_the_table() {
 	done
 	deliver message chat service@localhost/a proxy.localhost
 	deliver iq get service@localhost/a proxy.localhost
+	deliver iq result service@localhost/a proxy.localhost "id='a/1'/"
+	deliver iq error service@localhost proxy.localhost "id='a/1'/"
 	deliver iq get service@localhost proxy.localhost/victim@h
 	deliver iq get u@h/r proxy.localhost "id='end'/"
 	hear srv "id='end'.*to='service@localhost/a'"
@@ -8743,7 +8904,7 @@ messages_for_nobody() {
 the_clients_requests_get_an_answer() {
 	scripted relay=1 answertime=2
 	deliver iq get service@localhost/a proxy.localhost/u@h/r "id='1'/"
-	hear srv "<iq type='get' id='1' from='proxy.localhost/service@localhost/a' to='u@h/r'/>"
+	hear srv "<iq type='get' id='a/1' from='proxy.localhost' to='u@h/r'/>"
 	online b
 	tell srv "<presence type='unavailable' from='service@localhost/b' to='proxy.localhost'/>"
 	tell srv "<presence type='unavailable' from='service@localhost' to='proxy.localhost'/>"
@@ -8751,10 +8912,191 @@ the_clients_requests_get_an_answer() {
 	is_due
 	hear srv "<iq type='error' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'><error type='wait'><remote-server-timeout"
 	logged "timed out: request of service@localhost/a to proxy.localhost/u@h/r, and"
-	deliver iq result u@h/r proxy.localhost/service@localhost/a
+	joins a
+	deliver iq result u@h/r proxy.localhost "id='a/1'/"
 	hush srv "<iq type='result'"
 	kill -USR1 "$proxypid"
 	logged " 1 late.* 0 open"
+}
+
+# An answer reaches nobody unless its id begins with the name of a resource that is
+# online and a slash. It is counted.
+answers_to_nobody_known_are_dropped() {
+	scripted relay=1 prefix='"a"'
+	online b
+	joins ab
+	leaves ab
+	news
+	long=$(bytes 10240 x)
+	n=1
+	deliver iq result u@h/r proxy.localhost /
+	for i in "" a / // % %2 %2F %2f a%2F1 a%2f1 a% a%/1 a%2/1 a%zz/1 a%00/1 a%0A/1 a%FF/1 \
+	    %00/1 %C3/1 /1 /a/1 //a/1 %2Fa/1 %/a/1 A/1 %41/1 b/1 ab/1 aa/1 'a /1' ' a/1' é/1 \
+	    a%C3%A9/1 "a&apos;/1" '&quot;a&quot;/1' service@localhost/a/1 "$long" "$long/1" "a$long/1"; do
+		deliver iq result u@h/r proxy.localhost "id='$i'/"
+		deliver iq error u@h/r room@proxy.localhost "id='$i'/"
+		n=$((n + 2))
+	done
+	news
+	[ -z "$news" ]
+	kill -USR1 "$proxypid"
+	logged "counted: 0 requests.* 0 answers, 0 late.* $n dropped"
+}
+
+# What follows the first slash is the worker's own id, whatever is in it.
+own_ids_of_every_shape() {
+	scripted relay=1
+	for i in 1 / % %2F %2f b/1 /a/1 "it&apos;s" '&quot;x&quot;' '&lt;&amp;' é🙂 'a b' "$(bytes 10240 x)"; do
+		news
+		deliver iq get service@localhost/a proxy.localhost/u@h/r "id='$i'/"
+		deliver iq result u@h/r proxy.localhost "id='a/$i'/"
+		news
+		i=$(echo "$i" | sed "s/&apos;/'/;s/&quot;/\"/g")
+		q=\'
+		[ "$i" != "it's" ] || q=\"
+		[ "$news" = "<iq type='get' id=${q}a/$i$q from='proxy.localhost' to='u@h/r'/>
+<iq type='result' id=$q$i$q from='proxy.localhost/u@h/r' to='service@localhost/a'/>" ]
+	done
+	kill -USR1 "$proxypid"
+	logged "counted: 13 requests, 1 untracked, 13 answers.* 0 dropped.* 0 open"
+}
+
+# A request without an id, or with an empty one, gets one answer, too.
+own_ids_that_are_empty() {
+	scripted relay=1 answertime=2
+	for i in / "id=''/"; do
+		deliver iq get service@localhost/a proxy.localhost/u@h/r "$i"
+		hear srv "<iq type='get' id='a/' from='proxy.localhost' to='u@h/r'/>"
+		deliver iq result u@h/r proxy.localhost "id='a/'/"
+		hear srv "<iq type='result'.* from='proxy.localhost/u@h/r' to='service@localhost/a'/>"
+	done
+	kill -USR1 "$proxypid"
+	logged "counted: 2 requests.* 2 answers.* 0 open"
+}
+
+# A resource of any name asks and gets its answer.
+names_of_any_spelling_ask() {
+	scripted relay=1
+	for r in / % %2F x/y%2Fz 100% é🙂 'a b' "it&apos;s" '&amp;&lt;&quot;' "$(bytes 1023 /)" "$(bytes 1023 %)"; do
+		news
+		online "$r"
+		deliver iq set "service@localhost/$r" proxy.localhost/u@h/r
+		name=$(echo "$r" | sed 's/%/%25/g;s|/|%2F|g')
+		deliver iq result u@h/r proxy.localhost "id='$name/1'/"
+		deliver iq error u@h/r proxy.localhost "id='$(echo "$name" | sed 's/%2F/%2f/g')/2'/"
+		news
+		r=$(echo "$r" | sed "s/&apos;/'/;s/&quot;/\"/")
+		name=$(echo "$name" | sed "s/&apos;/'/;s/&quot;/\"/")
+		q=\'
+		[ "$r" != "it's" ] || q=\"
+		[ "$news" = "<iq type='set' id=$q$name/1$q from='proxy.localhost' to='u@h/r'/>
+<iq type='result' id='1' from='proxy.localhost/u@h/r' to=${q}service@localhost/$r$q/>
+<iq type='error' id='2' from='proxy.localhost/u@h/r' to=${q}service@localhost/$r$q/>" ]
+	done
+	unlogged dropped
+}
+
+# An answer comes from who has sent it, at the address that he has sent it to. Only
+# that of who was asked ends the request, and no other's.
+answers_of_others_end_nothing() {
+	scripted relay=1
+	goes_to a 1
+	deliver iq get service@localhost/a proxy.localhost/u@h/r
+	hear srv "id='a/1'" "to='u@h/r'"
+	for f in u@h u@h/other u@h/r/ U@h/r v@h/r h; do
+		deliver iq result $f proxy.localhost "id='a/1'/"
+		hear srv "^<iq type='result' id='1' from='proxy.localhost/$f' to='service@localhost/a'/>$"
+	done
+	deliver iq error u@h/r room@proxy.localhost "id='a/1'/"
+	hear srv "^<iq type='error' id='1' from='room@proxy.localhost/u@h/r' to='service@localhost/a'/>$"
+	kill -USR1 "$proxypid"
+	logged "counted.* 2 open"
+	deliver iq error u@h/r proxy.localhost "id='a/1'/"
+	hear srv "^<iq type='error' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>$"
+	kill -USR1 "$proxypid"
+	logged "counted.* 1 open"
+	passes a 1
+}
+
+# Two workers ask one user with the same id: each gets its own answer.
+equal_ids_meet_their_own_answers() {
+	scripted relay=1
+	joins b
+	for r in a b; do
+		deliver iq get service@localhost/$r proxy.localhost/u@h/r
+		hear srv "^<iq type='get' id='$r/1' from='proxy.localhost' to='u@h/r'/>$"
+	done
+	for r in b a; do
+		deliver iq result u@h/r proxy.localhost "id='$r/1'><for-$r xmlns='test'/></iq"
+		hear srv "^<iq type='result' id='1' from='proxy.localhost/u@h/r' to='service@localhost/$r'><for-$r "
+	done
+	kill -USR1 "$proxypid"
+	logged "counted: 2 requests.* 2 answers.* 0 open"
+}
+
+# What a user says once more after his answer passes, as it would unasked; but not
+# after the error for a request that he has not answered in time.
+the_users_second_answers() {
+	scripted relay=1 answertime=2
+	for i in 1 2; do
+		deliver iq get service@localhost/a proxy.localhost/u@h/r "id='$i'/"
+		hear srv "id='a/$i'"
+	done
+	for type in result error; do
+		deliver iq $type u@h/r proxy.localhost "id='a/1'/"
+		hear srv "^<iq type='$type' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>$"
+	done
+	is_due
+	hear srv "^<iq type='error' id='2' from='proxy.localhost/u@h/r' to='service@localhost/a'>.*<remote-server-timeout"
+	news
+	for type in result error; do
+		deliver iq $type u@h/r proxy.localhost "id='a/2'/"
+	done
+	news
+	[ -z "$news" ]
+	kill -USR1 "$proxypid"
+	logged "counted.* 2 answers, 2 late.* 0 open"
+}
+
+# Who is not online for us, or has left, asks nobody.
+who_is_not_online_asks_nobody() {
+	scripted relay=1 prefix='"a"'
+	online b
+	joins ab
+	leaves ab
+	news
+	for r in "" / /b /ab /A /a/; do
+		deliver iq get "service@localhost$r" proxy.localhost/u@h/r
+		hear srv "^<iq type='error' id='1' from='proxy.localhost/u@h/r' to='service@localhost$r'><error type='cancel'><service-unavailable "
+		deliver message chat "service@localhost$r" proxy.localhost/u@h/r "id='m'/"
+		hear srv "^<message type='chat' id='m' from='proxy.localhost' to='u@h/r'/>$"
+	done
+	unsent "<iq .*to='u@h/r'"
+}
+
+# Workers, too, leave half of the places to others, and get an error for what is too
+# large, in each direction.
+the_clients_requests_have_limits() {
+	scripted relay=1 MAXREQUESTS=64
+	for i in $(seq 40); do
+		deliver iq get service@localhost/a "proxy.localhost/u$i@h/r" "id='$i'/"
+	done
+	news
+	[ "$(echo "$news" | grep -c "type='get' id='a/")" = 32 ]
+	[ "$(echo "$news" | grep -c "^<iq type='error' id='[34].' from='proxy.localhost/u[34].@h/r' to='service@localhost/a'>.*<resource-constraint")" = 8 ]
+	goes_to a 1
+	{
+		printf %s "<iq type='result' id='a/1' from='u1@h/r' to='proxy.localhost'>"
+		bytes 524288 x
+		printf %s "</iq><iq type='set' id='big' from='service@localhost/a' to='proxy.localhost/v@h/r'>"
+		bytes 524288 x
+		printf %s "</iq>"
+	} >"$dir/srv.in"
+	for i in u1@h/r:1 v@h/r:big; do
+		hear srv "<iq type='error' id='${i#*:}' from='proxy.localhost/${i%:*}' to='service@localhost/a'>.*<policy-violation"
+	done
+	kill -USR1 "$proxypid"
+	logged "counted.* 32 open"
 }
 
 requests_of_who_leaves_are_answered() {
@@ -10435,7 +10777,7 @@ who_was_served_stays() {
 	    END { print moved + 0 " moved"; exit moved < 750 || moved > 1250 }'
 }
 
-# With relay, messages and requests of one bare JID meet the same resource.
+# With relay, messages, their errors and requests of one bare JID meet the same resource.
 messages_and_requests_meet() {
 	scripted relay=1
 	online b c d e f
@@ -10450,6 +10792,8 @@ messages_and_requests_meet() {
 		goes_to "$r" "s$u" set u$u@h
 		deliver message "" u$u@h/y room@proxy.localhost "id='n$u'><body>hi</body></message"
 		hear srv "id='n$u'" "to='service@localhost/$r'"
+		deliver message error u$u@h/z proxy.localhost "id='e$u'/"
+		hear srv "id='e$u' from='proxy.localhost/u$u@h/z' to='service@localhost/$r'"
 	done
 	# all at one: a chance of one in 6 to the seventh
 	[ "$(sort -u "$dir/met" | wc -l)" -gt 1 ]
