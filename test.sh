@@ -8963,7 +8963,7 @@ own_ids_of_every_shape() {
 
 # A request without an id, or with an empty one, gets one answer, too.
 own_ids_that_are_empty() {
-	scripted relay=1 answertime=2
+	scripted relay=1
 	for i in / "id=''/"; do
 		deliver iq get service@localhost/a proxy.localhost/u@h/r "$i"
 		hear srv "<iq type='get' id='a/' from='proxy.localhost' to='u@h/r'/>"
@@ -11548,6 +11548,7 @@ portable)
 	for t in exchange each_resource_gets_its_share jitsi_meet the_server_restarts \
 	    $(tests | grep ^tls_) nothing_else_is_rewritten resources_of_any_spelling \
 	    relayed_as_the_table_says no_way_around_the_table messages_for_nobody \
+	    own_ids_of_every_shape names_of_any_spelling_ask the_clients_requests_have_limits \
 	    requests_of_who_leaves_are_answered a_full_table_sheds_load presence_errors \
 	    gets_are_handed_on the_first_answer_counts one_is_in_charge \
 	    silent_departures_are_found strangers_do_not_fill_the_log too_large full_table \
