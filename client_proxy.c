@@ -792,7 +792,7 @@ makekey(const char *requester, const char *address)
 	uint64_t h = hash(salt, requester, strlen(requester));
 
 	h = hash(h, address, strlen(address));
-	return id ? hash(h, id, strlen(id)) : h;
+	return id && *id ? hash(h, id, strlen(id)) : h;
 }
 
 /* 1 if a requester has as many open requests as there are places left: so who floods
@@ -890,11 +890,18 @@ static void
 gone(int i)
 {
 	unsigned n = takeback(i, 1);
-	int r;
+	char asker[JIDMAX + 1];
+	int r, next;
 
 	if (n > 0)
 		say("failed: %u requests held by resources that left", n);
 	toomany = 0;
+	/* nor does anybody wait for what it has asked itself */
+	for (r = requests[OPEN].next; i >= 0 && r != OPEN; r = next) {
+		next = requests[r].next;
+		if (requests[r].resource < 0 && same(texts[requests[r].text], fulljid(asker, i)))
+			move(r, FREE);
+	}
 	if (i >= 0) {
 		/* the last one takes its place: there are no holes */
 		say("left: %s/%.99s: %d online", target, names[i], --nresources);

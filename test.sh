@@ -2588,6 +2588,21 @@ due(void)
 			endreq(q, QDUE);
 }
 
+/* What r has asked itself may have been forgotten with it. */
+static void
+forgetown(const struct res *r)
+{
+	const char *self = under(target, r->name);
+	struct req *q;
+
+	for (q = openlist.next; relay && q != &openlist; q = q->next)
+		if (!q->res && eq(q->f, self)) {
+			q->islong = 1;
+			if (q->st == QOPEN)
+				endreq(q, QDUE);
+		}
+}
+
 /* r may have been taken out: so may its requests. */
 static void
 unsure(struct res *r)
@@ -2598,6 +2613,7 @@ unsure(struct res *r)
 	for (q = openlist.next; q != &openlist; q = q->next)
 		if (q->res == r && q->st == QOPEN)
 			endreq(q, QDUE);
+	forgetown(r);
 }
 
 /* Who has been silent in two probes may have been taken out. */
@@ -2623,6 +2639,7 @@ leave(struct res *r, int surely)
 		return;
 	if (!surely)
 		unsure(r);
+	forgetown(r);
 	setres(r, surely ? OUT : MAYBE);
 	if (surely)
 		for (q = openlist.next; q != &openlist; q = next) {
@@ -8972,6 +8989,23 @@ own_ids_that_are_empty() {
 	done
 	kill -USR1 "$proxypid"
 	logged "counted: 2 requests.* 2 answers.* 0 open"
+}
+
+# What a resource has asked is forgotten when it leaves: under the same name it begins anew.
+who_comes_back_asks_anew() {
+	scripted relay=1 answertime=2
+	deliver iq get service@localhost/a proxy.localhost/u@h/r "id='1'/"
+	hear srv "id='a/1'"
+	leaves a
+	kill -USR1 "$proxypid"
+	logged "counted: 1 requests.* 0 open"
+	joins a
+	deliver iq get service@localhost/a proxy.localhost/u@h/r "id='1'/"
+	hear srv "id='a/1'"
+	deliver iq result u@h/r proxy.localhost "id='a/1'/"
+	hear srv "^<iq type='result' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>$"
+	kill -USR1 "$proxypid"
+	logged "counted: 2 requests.* 1 answers.* 0 open"
 }
 
 # A resource of any name asks and gets its answer.
