@@ -193,7 +193,7 @@ static struct buffer head = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
 static struct buffer body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
 static const char *kind, *from, *to, *type, *id, *ns;
 /* The first is the stanza itself, the last any that is not looked at. */
-static struct node nodes[257] = { { .depth = 2 } };
+static struct node nodes[257];
 static int nnodes;
 static size_t tagend;           /* where the last start tag in body has ended */
 static size_t largest;          /* bytes of its largest tag */
@@ -1495,6 +1495,7 @@ startstanza(const char *name, const char **atts)
 	head.len = body.len = 0;
 	head.full = body.full = 0;
 	nnodes = 1;
+	nodes[0].depth = depth;
 	from = to = type = id = ns = NULL;
 	if (!(kind = keep(name)))
 		kind = "";
