@@ -2394,6 +2394,7 @@ struct req {
 	struct res *res;
 	int st, islong, vague;  /* vague: which of several alike was answered? */
 	int get, fits, times;   /* it may be handed on; given so often */
+	int lost;               /* who has asked has left: it may have been forgotten */
 	int bounced;            /* an error has come that says that its resource is not there */
 	uint64_t pay;
 	long long given;        /* last */
@@ -2584,7 +2585,7 @@ due(void)
 
 	for (q = openlist.next; answertime && q != &openlist &&
 	     vt + 100 >= q->written + answertime * 1000LL; q = q->next)
-		if (q->st == QOPEN && (q->islong || q->vague))
+		if (q->st == QOPEN && (q->islong || q->vague || q->lost))
 			endreq(q, QDUE);
 }
 
@@ -2597,7 +2598,7 @@ forgetown(const struct res *r)
 
 	for (q = openlist.next; relay && q != &openlist; q = q->next)
 		if (!q->res && eq(q->f, self)) {
-			q->islong = 1;
+			q->lost = 1;
 			if (q->st == QOPEN)
 				endreq(q, QDUE);
 		}
@@ -2623,7 +2624,7 @@ doubtsilent(void)
 	size_t i;
 
 	for (i = 0; i < nres; i++)
-		if (reslist[i]->st == IN && silentone(reslist[i])) {
+		if (reslist[i]->st != OUT && silentone(reslist[i])) {
 			unsure(reslist[i]);
 			setres(reslist[i], MAYBE);
 		}
@@ -2989,7 +2990,7 @@ leading(struct expect *e, const struct stanza *s, const char *src, const char *f
 	e->f = f;
 	e->p = src;
 	e->q = q;
-	if (isvague(f, src, s->id))
+	if (isvague(f, src, s->id) || (q && q->lost))
 		e->must = 0;
 	/* the error of who had it before was expected */
 	if (q && q->get && eq(s->type, "error") && (q->st == QFAILING || q->res != r) && q->st != QERRED) {
@@ -3002,7 +3003,7 @@ leading(struct expect *e, const struct stanza *s, const char *src, const char *f
 	           eq(s->cond, "recipient-unavailable"))) {
 		e->must = 0;
 	}
-	if (q && remembered(q) && !q->islong && !q->vague) {
+	if (q && remembered(q) && !q->islong && !q->vague && !q->lost) {
 		e->must = 0;    /* it has had its answer */
 		return;
 	}
@@ -3079,6 +3080,10 @@ predict(struct input *i, struct expect *e)
 			e->f = s->from;
 			e->p = under(self, encode(other));
 			handing(e, s, lead(r->name, s->id), self, self, other, 1);
+			/* all that it looks at has to fit */
+			if (strlen(s->from) + strlen(s->to) + strlen(s->id ? s->id : "") +
+			    strlen(lead(r->name, s->id)) + 30 > MAXSTANZA)
+				mayerr(e, s, "policy-violation");
 		}
 	} else if (ans && mine) {
 		if (other && resof(s->from))
@@ -5132,11 +5137,11 @@ quiesce(void)
 	/* a ping to itself that is back says that what has not come will not */
 	while ((q = openlist.next) != &openlist && answertime && q->drained >= 0) {
 		late = vt > q->drained + answertime * 1000LL + 1000 + (on[SLOWCALL] ? 2000 : 0);
-		if (late && !q->islong && !q->vague && isidle())
+		if (late && !q->islong && !q->vague && !q->lost && isidle())
 			bad("late", "does not look for the answer to request %s of %s after %lld ms", shorten(q->id), q->f, vt - q->written);
-		if ((q->drained + answertime * 1000LL > duetill || q->given >= duetill) && !(late && (q->islong || q->vague) && isidle()))
+		if ((q->drained + answertime * 1000LL > duetill || q->given >= duetill) && !(late && (q->islong || q->vague || q->lost) && isidle()))
 			break;
-		if (!q->islong && !q->vague)
+		if (!q->islong && !q->vague && !q->lost)
 			bad("late", "a request of %s has no answer after %lld ms", q->f, vt - q->written);
 		endreq(q, QERRED);
 	}
