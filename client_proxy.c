@@ -153,10 +153,11 @@ static struct stick {
  * lists' heads. All that were ever used are in the bucket of their key. Those without
  * an answer, MAXREQUESTS at most, have a text each, from the stack of spare ones. */
 enum { FREE, DONE, OPEN, FAILED, FIRST };
+#define ASKEDBY(i)    (-2 - (i)) /* in the place of a resource: what i has asked a user */
 static struct {
 	int list, prev, next;
 	int chain;                  /* the next in the bucket; 0: none */
-	int resource;               /* that has it, -1: none has */
+	int resource;               /* that has it, or ASKEDBY one; -1: none has */
 	int hasid;
 	int text;                   /* which of texts */
 	int tries;                  /* how often it may still be handed on; -1: never */
@@ -179,7 +180,9 @@ static char askid[16];          /* the id of what we have asked last */
 static long long asktime, askpause; /* to ask next */
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
-static long long judgetime;     /* to ask whether what is due has come */
+static char dueid[16];          /* the id of our last ping for what is due, */
+static long long duetime;       /* when it was sent, and when to send the next */
+static long long judgetime;
 static int heard, unanswered;   /* presence came since, 2: of who was there before; so
                                  * many probes before it brought none */
 
@@ -544,7 +547,7 @@ choose(const char *jid, int lost, int loser)
 			return found;
 	if (how == STICKY)
 		who = hash(0, jid, strcspn(jid, relay ? "/" : ""));
-	last = sticks + who % MAXREQUESTS;
+	last = sticks + mix(who ^ salt) % MAXREQUESTS;
 	if ((how == STICKY || how == STANDBY) && last->who == who && now < last->until)
 		stays = findmark(last->mark);
 	found = MAX(stays, 0);
@@ -798,13 +801,13 @@ makekey(const char *requester, const char *address)
 /* 1 if a requester has as many open requests as there are places left: so who floods
  * leaves half of them to others. It is said once, until most are free. */
 static int
-isgreedy(uint64_t who)
+isgreedy(const char *user, uint64_t who)
 {
 	int n = MIN(shares[0][who % SHARES], shares[1][(who >> 32) % SHARES]);
 	int greedy = n >= MAXREQUESTS - nopen;
 
 	if (greedy && !shedding && maysay())
-		say("busy: %d requests are open, %d of %.99s: refusing more", nopen, n, from);
+		say("busy: %d requests are open, %d of %.99s: refusing more", nopen, n, user);
 	shedding = greedy || (shedding && nopen > MAXREQUESTS / 4);
 	return greedy;
 }
@@ -890,16 +893,17 @@ static void
 gone(int i)
 {
 	unsigned n = takeback(i, 1);
-	char asker[JIDMAX + 1];
 	int r, next;
 
 	if (n > 0)
 		say("failed: %u requests held by resources that left", n);
 	toomany = 0;
 	/* nor does anybody wait for what it has asked itself */
-	for (r = requests[OPEN].next; i >= 0 && r != OPEN; r = next) {
+	for (r = requests[OPEN].next; r != OPEN; r = next) {
 		next = requests[r].next;
-		if (requests[r].resource < 0 && same(texts[requests[r].text], fulljid(asker, i)))
+		if (i < 0)
+			requests[r].resource = -1;
+		else if (requests[r].resource == ASKEDBY(i))
 			move(r, FREE);
 	}
 	if (i >= 0) {
@@ -910,6 +914,8 @@ gone(int i)
 		for (r = requests[OPEN].next; r != OPEN; r = requests[r].next)
 			if (requests[r].resource == nresources)
 				requests[r].resource = i;
+			else if (requests[r].resource == ASKEDBY(nresources))
+				requests[r].resource = ASKEDBY(i);
 	} else if (nresources > 0) {
 		say("left: %s, all of its resources: 0 online", target);
 		nresources = 0;
@@ -1082,8 +1088,6 @@ sweep(void)
 static void
 chores(void)
 {
-	char i[32];
-
 	if (now >= sweeptime) {
 		putping(askid, domain);
 		sweeptime = SWEEPING;
@@ -1093,8 +1097,9 @@ chores(void)
 		ask(subscribed && !unanswered);
 	if (now >= MAX(judgetime, MIN(checktime, requests[requests[OPEN].next].due)) &&
 	    hasroom()) {
-		sprintf(i, "due%lld", now);
-		putping(i, domain);
+		sprintf(dueid, "due%08lx", uniform(1ULL << 32));
+		putping(dueid, domain);
+		duetime = now;
 		judgetime = now + refresh * 1000LL; /* unless it is back before */
 	}
 	/* with STANDBY another takes over at once */
@@ -1104,18 +1109,16 @@ chores(void)
 		settle(requests[FAILED].next, -1);
 }
 
-/* Our own ping is back. The server has read the probe before the first of two and we
- * all that came before the second; or all that came before something was due. */
+/* A ping to ourselves is back, if it has the id of one. The server has read the probe
+ * before the first of two and we all that came before the second; or all that came
+ * before something was due. */
 static void
 judge(const char *ping)
 {
-	long long t;
-
-	if (!strncmp(ping, "due", 3)) {
+	if (same(ping, dueid) && *ping) {
 		judgetime = now + 100; /* so that this is not all we do */
-		t = strtoll(ping + 3, NULL, 10);
-		expire(t);
-		checkresources(t);
+		expire(duetime);
+		checkresources(duetime);
 	} else if (same(ping, askid) && sweeptime == UNWRITTEN) {
 		sweeptime = now + patience * 1000LL;
 	} else if (same(ping, askid) && sweeptime == SWEEPING) {
@@ -1275,14 +1278,16 @@ refuse(int why)
 }
 
 /* Hand a request, for which address is to answer, or a message to dst, from src and
- * with id i: resource w of the target or, with -1, somebody else. */
+ * with id i: resource w of the target, or for w ASKEDBY one a user. Either way it is
+ * the user whose share counts: he could keep requests of others open. */
 static void
 handout(const char *i, const char *src, const char *address, const char *dst, int w)
 {
-	uint64_t who = hash(salt, from, strcspn(from, "/"));
+	const char *user = w >= 0 ? from : dst;
+	uint64_t who = hash(salt, user, strcspn(user, "/"));
 	int iq = same(kind, "iq");
 
-	if (iq && isgreedy(who)) {
+	if (iq && isgreedy(user, who)) {
 		refuse(BUSY);
 	} else if (!forward(i, src, dst)) {
 		refuse(LARGE);
@@ -1307,8 +1312,8 @@ leadid(const char *name)
 	return led;
 }
 
-/* Of an answer from outside: who has asked, and from here on its own id. Returns where
- * that resource is in the table, -1: nobody who is online. */
+/* Who has asked for an answer that comes from outside; `id' becomes the asker's own.
+ * Returns where it is in the table, -1: it is not online. */
 static int
 findasker(void)
 {
@@ -1398,7 +1403,7 @@ totarget(const char *self)
 /* Handle the stanza that has come. Below the exceptions it reads like the tables
  * of the man page: the first line that fits applies. It is mine if it is
  * from the target, by its resource i if that is known; its own server has sent what
- * bounced. It is for a stranger if he and nobody of us is what the address encodes. */
+ * bounced. The address encodes a stranger if that is neither the target nor one of us. */
 static void
 route(void)
 {
@@ -1418,7 +1423,7 @@ route(void)
 	if (!below || !dec(other, below + 1, '\0'))
 		*other = '\0';
 	mine = istarget(from);
-	stranger = relay && *other && !istarget(other) && !isours(other);
+	stranger = *other && !istarget(other) && !isours(other);
 	i = mine ? findresource(from) : -1;
 	bounced = error && child(child(0, "error", NULL), "recipient-unavailable", NS_STANZAS);
 	if (i >= 0 && error)
@@ -1433,15 +1438,15 @@ route(void)
 		; /* that it is alive is all it says */
 	else if (asks && !mine && !below)
 		totarget(self);
-	else if (asks && i >= 0 && stranger && standin(outside, self, other))
-		handout(leadid(names[i]), self, outside, other, -1);
+	else if (asks && relay && i >= 0 && stranger && standin(outside, self, other))
+		handout(leadid(names[i]), self, outside, other, ASKEDBY(i));
 	else if (asks)
 		refuse(!mine || (relay && below) ? NOBODY : UNKNOWN);
-	else if (answers && mine && strchr(from, '/') && *other)
+	else if (answers && mine && strchr(from, '/') && stranger)
 		response(self, other, i, bounced);
 	else if (answers && relay && !mine && !below && (i = findasker()) >= 0 &&
 	         standin(outside, self, from))
-		response(outside, fulljid(asker, i), -1, 0);
+		response(outside, fulljid(asker, i), ASKEDBY(i), 0);
 	else if (iq && !answers)
 		refuse(ILLEGAL);
 	else if (iq)
@@ -1451,7 +1456,7 @@ route(void)
 	else if (child(0, "sent", NS_CARBONS) || child(0, "received", NS_CARBONS))
 		drop("a carbon copy");
 	else if (mine && stranger)
-		handout(id, self, self, other, -1);
+		handout(id, self, self, other, ASKEDBY(i));
 	else if (!mine && !below)
 		totarget(self);
 	else
