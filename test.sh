@@ -7665,7 +7665,7 @@ probe_is_read() {
 
 # When something is due a ping goes out, which is back after all that has come.
 is_due() {
-	hear srv "<iq type='get' id='due[0-9]*' from='proxy.localhost' to='proxy.localhost'>"
+	hear srv "<iq type='get' id='due[0-9a-f]*' from='proxy.localhost' to='proxy.localhost'>"
 	tell srv "$heard"
 }
 
