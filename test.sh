@@ -3431,7 +3431,7 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 			q->given = vt;
 			total->tally[THANDED]++;
 		}
-	} else if (q && eq(s->kind, "iq") && q->st != QERRED && (a || !q->get || !eq(s->type, "error"))) {
+	} else if (q && eq(s->kind, "iq") && q->st != QERRED && (a || (q->res && (!q->get || !eq(s->type, "error"))))) {
 		endreq(q, q->times > 1 ? QERRED : QENDED); /* others may answer, too */
 	} else if (q && q->res && q->get && eq(s->cond, "recipient-unavailable")) {
 		q->bounced = 1;
