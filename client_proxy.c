@@ -503,6 +503,8 @@ addresource(const char *name)
 		say("ignored: %s/%.99s and any more: %d online is the limit",
 		    target, name, nresources);
 		toomany = 1;
+	} else {
+		heard = 2; /* it was there before, and the dead may fill the table */
 	}
 	return i;
 }

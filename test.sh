@@ -9731,6 +9731,24 @@ full_table() {
 	logged "ignored: service@localhost/f"
 }
 
+# Those who have left without a word do not keep the table full: who has no place in it
+# says, too, that a probe is answered.
+the_dead_do_not_fill_the_table() {
+	scripted MAXRESOURCES=2 patience=1
+	online b c
+	logged "ignored: service@localhost/c"
+	probed
+	online c
+	probe_is_over
+	probe_is_read
+	online c
+	probe_is_over
+	logged "left: service@localhost/b: 1 online"
+	logged "left: service@localhost/a: 0 online"
+	online c
+	logged "joined: service@localhost/c: 1 online"
+}
+
 # More than is written, of any kind: an error each, and the next stanza passes.
 too_large() {
 	scripted
