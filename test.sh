@@ -8429,6 +8429,30 @@ two_workers_ask_at_once() {
 	talk equal_ids
 }
 
+# The worker of the man page, as it stands there, but for who and where it is.
+the_worker_of_the_man_page_answers() {
+	need python3 python3
+	python3 -c "import slixmpp" || need - python3-slixmpp
+	prosody
+	proxy
+	sed -n '/^import slixmpp/,/^\.Ed/p' client_proxy.1 | sed '$d' >"$dir/worker.py"
+	[ "$(wc -l <"$dir/worker.py")" -eq 15 ]
+	background python3 -c "
+import slixmpp
+class Here(slixmpp.ClientXMPP):
+    def __init__(self, jid, password):
+        super().__init__('service@localhost/a', 'pw', sasl_mech='PLAIN')
+        self['feature_mechanisms'].unencrypted_plain = True
+    def connect(self):
+        super().connect(('127.0.0.1', $c2s), force_starttls=False, disable_starttls=True)
+slixmpp.ClientXMPP = Here
+exec(open('$dir/worker.py').read())" >"$dir/python" 2>&1
+	logged "joined: service@localhost/a:"
+	login user x
+	tell user "<iq type='get' id='1' to='proxy.localhost'><hello xmlns='urn:example'/></iq>"
+	hear user "<iq" "id='1'" "type='result'" ">Hello user@localhost/x</hello>"
+}
+
 # Where mod_client_proxy was: the subscription in the roster of the target is kept
 # as Jitsi's installation made it, so nobody has to do anything; what a requester
 # and the client see is as it was.
