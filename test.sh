@@ -3002,6 +3002,7 @@ leading(struct expect *e, const struct stanza *s, const char *src, const char *f
 		if (!q->vague && alike == 1)
 			return;
 	} else if (q && q->get && eq(s->type, "error") && (q->st != QOPEN || q->vague || known(q->res) != 1 ||
+	           q->res->pings >= 2 || (q->res->wellat >= q->given && q->res->pinged >= q->given) ||
 	           eq(s->cond, "recipient-unavailable"))) {
 		e->must = 0;
 	}
@@ -3384,8 +3385,10 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		r->lifehi = vt;
 		/* of who is set aside its server may say so */
 		if (!eq(s->type, "error") || !eq(s->cond, "recipient-unavailable") || r->pings < 2) {
-			if (r->pings >= 2)
+			if (r->pings >= 2) {
 				r->wellat = vt;
+				nleft++;        /* who is to be tried may be found anew */
+			}
 			r->pings = r->doubtful = 0;
 			r->life = vt;
 		}
@@ -4203,7 +4206,7 @@ reason(void)
 	if (c.badpin || c.quiet || (c.blind && (c.took == c.sent || !c.hsread)))
 		return "TLS";
 	if (keepalive && vt - c.lastread >= 2000LL * keepalive - (on[SLOWCALL] ? 1000 : 2)) {
-		if (c.came > c.took && vt > slept && c.rpending == 0 && c.blockedat < 0)
+		if (c.came > c.took && vt > slept && c.rpending == 0 && c.blockedat < 0 && !on[SLOWCALL])
 			bad("silence", "gives up a silent server with %lld bytes unread", c.came - c.took);
 		return "silence";
 	}
