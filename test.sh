@@ -2512,9 +2512,6 @@ resource(const char *name)
 static int
 silentone(const struct res *r)
 {
-	if (strstr(masked, "sweep")) /* as the program was before it was mended */
-		return probe2 >= 0 && r->heard < probe2 && anyheard >= probe2 &&
-		       vt >= probe2 + patience * 1000LL - 1;
 	if (probe0 >= 0 && r->heard <= probe0 && anyheard >= probe0)
 		return 1;       /* in three, the first of which is over */
 	return probe1 >= 0 && probe2 >= 0 && r->heard <= probe1 && anyheard >= probe1 && back2 >= 0;
@@ -11197,7 +11194,7 @@ fuzz() {
 	for i in 0 1 2; do
 		mkdir -p "$world.corpus.$i"
 		(cd "$world.corpus.$i" && "$world.$i" -max_total_time=$((($1 + 2) / 3)) -max_len=4096 \
-		    -timeout=60 -rss_limit_mb=4096 -print_final_stats=1 . >"$world.log" 2>&1) || {
+		    -timeout=300 -rss_limit_mb=4096 -print_final_stats=1 . >"$world.log" 2>&1) || {
 			tail -n 80 "$world.log"
 			for f in "$world.corpus.$i"/crash-* "$world.corpus.$i"/timeout-*; do
 				[ ! -f "$f" ] || { echo "$f, as base64:"; openssl base64 -in "$f"; }
