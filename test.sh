@@ -6962,7 +6962,9 @@ world(uint64_t seed_)
 	if (verbose)
 		fprintf(stderr, "seed %llu, build %d, wild %d: %s\n", (unsigned long long)seed_, BUILD, wild, settings);
 	running = 1;
+#ifndef FUZZ                            /* libFuzzer has a limit of its own */
 	setitimer(ITIMER_PROF, &(struct itimerval){ .it_value = { 90, 0 } }, NULL);
+#endif
 	if (!setjmp(ending))
 		client_proxy(1, argv);
 	running = 0;
@@ -11194,7 +11196,7 @@ fuzz() {
 	for i in 0 1 2; do
 		mkdir -p "$world.corpus.$i"
 		(cd "$world.corpus.$i" && "$world.$i" -max_total_time=$((($1 + 2) / 3)) -max_len=4096 \
-		    -timeout=300 -rss_limit_mb=4096 -print_final_stats=1 . >"$world.log" 2>&1) || {
+		    -timeout=600 -rss_limit_mb=4096 -print_final_stats=1 . >"$world.log" 2>&1) || {
 			tail -n 80 "$world.log"
 			for f in "$world.corpus.$i"/crash-* "$world.corpus.$i"/timeout-*; do
 				[ ! -f "$f" ] || { echo "$f, as base64:"; openssl base64 -in "$f"; }
