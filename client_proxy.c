@@ -449,14 +449,6 @@ findmark(uint64_t mark)
 	return i;
 }
 
-/* Write the full JID of resource i into dst[JIDMAX + 1]. */
-static char *
-fulljid(char *dst, int i)
-{
-	stpcpy(stpcpy(stpcpy(dst, target), "/"), names[i]);
-	return dst;
-}
-
 /* The same for the resource of this JID. */
 static int
 findresource(const char *jid)
@@ -464,6 +456,14 @@ findresource(const char *jid)
 	const char *s = strchr(jid, '/');
 
 	return s ? findmark(hash(0, s + 1, strlen(s + 1))) : -1;
+}
+
+/* Write the full JID of resource i into dst[JIDMAX + 1]. */
+static char *
+fulljid(char *dst, int i)
+{
+	stpcpy(stpcpy(stpcpy(dst, target), "/"), names[i]);
+	return dst;
 }
 
 /* The table has changed: find everybody where he is now. */
@@ -772,8 +772,8 @@ move(int r, int list)
 		requests[r].resource = -1;
 }
 
-/* Request r is in the hands of resource i; -1: of somebody who cannot be seen to
- * leave. */
+/* Request r is in the hands of resource i, or for i ASKEDBY one in a user's, who
+ * cannot be seen to leave. */
 static void
 giveto(int r, int i)
 {
@@ -814,7 +814,7 @@ isgreedy(const char *user, uint64_t who)
 	return greedy;
 }
 
-/* Remember the request that resource i was handed. If its addresses and id are too
+/* Remember the request that resource i, or for i ASKEDBY one a user, was handed. If its addresses and id are too
  * long it counts, but cannot be answered by us; a get with its content can be
  * handed on. */
 static void
@@ -895,29 +895,29 @@ static void
 gone(int i)
 {
 	unsigned n = takeback(i, 1);
-	int r, next;
+	int r, next, last = nresources - 1;
 
 	if (n > 0)
 		say("failed: %u requests held by resources that left", n);
 	toomany = 0;
-	/* nor does anybody wait for what it has asked itself */
+	/* nobody waits for what it has asked itself; the last one takes its place in the
+	 * table, so that there are no holes */
 	for (r = requests[OPEN].next; r != OPEN; r = next) {
 		next = requests[r].next;
 		if (i < 0)
 			requests[r].resource = -1;
 		else if (requests[r].resource == ASKEDBY(i))
 			move(r, FREE);
+		else if (requests[r].resource == last)
+			requests[r].resource = i;
+		else if (requests[r].resource == ASKEDBY(last))
+			requests[r].resource = ASKEDBY(i);
 	}
 	if (i >= 0) {
-		/* the last one takes its place: there are no holes */
-		say("left: %s/%.99s: %d online", target, names[i], --nresources);
-		memmove(names[i], names[nresources], sizeof(names[i]));
-		resources[i] = resources[nresources];
-		for (r = requests[OPEN].next; r != OPEN; r = requests[r].next)
-			if (requests[r].resource == nresources)
-				requests[r].resource = i;
-			else if (requests[r].resource == ASKEDBY(nresources))
-				requests[r].resource = ASKEDBY(i);
+		nresources = last;
+		say("left: %s/%.99s: %d online", target, names[i], nresources);
+		memmove(names[i], names[last], sizeof(names[i]));
+		resources[i] = resources[last];
 	} else if (nresources > 0) {
 		say("left: %s, all of its resources: 0 online", target);
 		nresources = 0;
@@ -1349,9 +1349,10 @@ static void
 response(const char *src, const char *requester, int i, int bounced)
 {
 	int failed = same(type, "error");
-	int r = findrequest(requester, src, i), has = r ? requests[r].resource : -1;
+	int r = findrequest(requester, src, i);
+	int holds = r && i >= 0 && requests[r].resource == i;
 
-	if (bounced && i >= 0 && has == i && requests[r].tries > 0 && nresources > 1 &&
+	if (bounced && holds && requests[r].tries > 0 && nresources > 1 &&
 	    choice != STANDBY) {
 		resources[i].nretried++;
 		move(r, FAILED);
@@ -1359,11 +1360,11 @@ response(const char *src, const char *requester, int i, int bounced)
 		return;
 	}
 	if (requests[r].list == DONE ||
-	    (failed && r && requests[r].tries >= 0 && (has < 0 || has != i))) {
+	    (failed && r && requests[r].tries >= 0 && !holds)) {
 		nlate++;
 		return;
 	}
-	if (has >= 0 && has == i) {
+	if (holds) {
 		resources[i].nanswered++;
 		resources[i].waited += (unsigned long long)(now - requests[r].handed);
 	}
