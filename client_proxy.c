@@ -157,7 +157,8 @@ enum { FREE, DONE, OPEN, FAILED, FIRST };
 static struct {
 	int list, prev, next;
 	int chain;                  /* the next in the bucket; 0: none */
-	int resource;               /* that has it, or ASKEDBY one; -1: none has */
+	int resource;               /* that has it or has failed it, or ASKEDBY one;
+	                             * -1: none */
 	int hasid;
 	int text;                   /* which of texts */
 	int tries;                  /* how often it may still be handed on; -1: never */
@@ -745,12 +746,14 @@ putping(const char *i, const char *d)
  * has it, then an error from us. Answers need none of this to find their way. */
 
 /* Put request r into a list: of open ones by when it is due, of others at the end.
- * Only an open one is in somebody's hands. */
+ * Only what is without an answer remembers who has had it last. */
 static void
 move(int r, int list)
 {
 	int prev = requests[list].prev, n = (list >= OPEN) - (requests[r].list >= OPEN);
 
+	if (requests[r].resource >= 0)
+		resources[requests[r].resource].open += (list == OPEN) - (requests[r].list == OPEN);
 	requests[requests[r].prev].next = requests[r].next;
 	requests[requests[r].next].prev = requests[r].prev;
 	while (list == OPEN && prev != OPEN && requests[prev].due > requests[r].due)
@@ -766,9 +769,7 @@ move(int r, int list)
 		spare[nopen] = requests[r].text;
 	shares[0][requests[r].share % SHARES] += n;
 	shares[1][(requests[r].share >> 32) % SHARES] += n;
-	if (requests[r].resource >= 0)
-		resources[requests[r].resource].open += list == OPEN ? 1 : -1;
-	if (list != OPEN)
+	if (list < OPEN)
 		requests[r].resource = -1;
 }
 
@@ -895,16 +896,15 @@ static void
 gone(int i)
 {
 	unsigned n = takeback(i, 1);
-	int r, next, last = nresources - 1;
+	int r, last = nresources - 1;
 
 	if (n > 0)
 		say("failed: %u requests held by resources that left", n);
 	toomany = 0;
 	/* nobody waits for what it has asked itself; the last one takes its place in the
 	 * table, so that there are no holes */
-	for (r = requests[OPEN].next; r != OPEN; r = next) {
-		next = requests[r].next;
-		if (i < 0)
+	for (r = FIRST; r < nused; r++) {
+		if (i < 0 || requests[r].resource == i)
 			requests[r].resource = -1;
 		else if (requests[r].resource == ASKEDBY(i))
 			move(r, FREE);
@@ -967,17 +967,17 @@ expire(long long t)
 	}
 }
 
-/* Request r has failed, by `loser' if that is not -1. A get goes to another resource
- * than that, as it came to it, if there is one; when it is due stays. Else we answer.
- * What cannot be answered by us is forgotten: its answer may still come. */
+/* Request r has failed. A get goes to another resource than the one that had it, as
+ * it came to it, if there is one; when it is due stays. Else we answer. What cannot be
+ * answered by us is forgotten: its answer may still come. */
 static void
-settle(int r, int loser)
+settle(int r)
 {
 	const char *requester = texts[requests[r].text];
 	const char *address = requester + strlen(requester) + 1;
 	const char *i = address + strlen(address) + 1, *rest = i;
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
-	int w;
+	int w, loser = requests[r].resource;
 
 	if (!requests[r].hasid)
 		i = NULL;
@@ -1108,7 +1108,7 @@ chores(void)
 	if (choice == STANDBY && nresources > 0)
 		choose("", 0, -1);
 	while (requests[FAILED].next != FAILED && hasroom())
-		settle(requests[FAILED].next, -1);
+		settle(requests[FAILED].next);
 }
 
 /* A ping to ourselves is back, if it has the id of one. The server has read the probe
@@ -1356,7 +1356,7 @@ response(const char *src, const char *requester, int i, int bounced)
 	    choice != STANDBY) {
 		resources[i].nretried++;
 		move(r, FAILED);
-		settle(r, i);
+		settle(r);
 		return;
 	}
 	if (requests[r].list == DONE ||

@@ -10822,7 +10822,7 @@ who_floods_leaves_half() {
 			passes a "${x}f1-$i" result "${x}f1@h/r$i"
 		done
 		goes_to a again set "${x}f1@h/r"
-		flood 500 4 o
+		flood 50 40 o # few, so that none of them shares both places with g
 		flood 1 3000 "${x}g"
 		await grep -q "g1-3000'" "$dir/srv.out"
 		news
