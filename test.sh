@@ -1318,58 +1318,23 @@ build_world() {
  */
 #ifdef WORLDCONFIG
 /* This part is the program's config.h: settings vary with the seed, sizes with
- * the build. A new setting has its place here and in settle(). The names are
- * others to the linker, so that the program's and the world's do not meet. */
-#ifdef PROGRAM
-#define SETTING
-#else
-#define SETTING extern
-#endif
-#define domain     set_domain
-#define secret     set_secret
-#define target     set_target
-#define host       set_host
-#define port       set_port
-#define tlspin     set_tlspin
-#define prefix     set_prefix
-#define choice     set_choice
-#define relay      set_relay
-#define keepalive  set_keepalive
-#define backoffmax set_backoffmax
-#define patience   set_patience
-#define askmin     set_askmin
-#define askmax     set_askmax
-#define refresh    set_refresh
-#define answertime set_answertime
-#define stall      set_stall
-#define retry      set_retry
-#define sticktime  set_sticktime
-SETTING const char *domain, *secret, *target, *host, *port, *tlspin, *prefix;
-SETTING int choice, relay;
-SETTING unsigned int keepalive, backoffmax, patience, askmin, askmax, refresh, answertime;
-SETTING unsigned int stall, retry, sticktime;
-#ifndef OUTEXTRA
-#define OUTEXTRA 8192
-#endif
-#if BUILD == 0
+ * the build. A new setting has its place here and in settle(). */
+extern const char *domain, *secret, *target, *host, *port, *tlspin, *prefix;
+extern int choice, relay;
+extern unsigned int keepalive, backoffmax, patience, askmin, askmax, refresh;
+extern unsigned int answertime, stall, retry, sticktime;
+
+#define SIZE(small, usual, middle) (BUILD == 0 ? small : BUILD == 1 ? usual : middle)
 enum {
-	MAXRESOURCES = 4, MAXREQUESTS = 6, REQUESTSIZE = 200, MAXSTANZA = 4096,
-	OUTSIZE = 4096 + 8192 + OUTEXTRA, INSIZE = 300, PARSERSOFT = 24576,
-	PARSERHARD = 28 * 8192
+	MAXRESOURCES = SIZE(4, 1024, 40),
+	MAXREQUESTS  = SIZE(6, 4096, 64),
+	REQUESTSIZE  = SIZE(200, 1024, 1024),
+	MAXSTANZA    = SIZE(4096, 524288, 65536),
+	OUTSIZE      = SIZE(20480, 1048576, 85536),
+	INSIZE       = SIZE(300, 131072, 4096),
+	PARSERSOFT   = SIZE(24576, 1048576, 131072),
+	PARSERHARD   = SIZE(28 * 8192, 7340032, 28 * 65536)
 };
-#elif BUILD == 1
-enum {
-	MAXRESOURCES = 1024, MAXREQUESTS = 4096, REQUESTSIZE = 1024,
-	MAXSTANZA = 524288, OUTSIZE = 1048576, INSIZE = 131072,
-	PARSERSOFT = 1048576, PARSERHARD = 7340032
-};
-#else
-enum {
-	MAXRESOURCES = 40, MAXREQUESTS = 64, REQUESTSIZE = 1024,
-	MAXSTANZA = 65536, OUTSIZE = 65536 + 20000, INSIZE = 4096,
-	PARSERSOFT = 131072, PARSERHARD = 28 * 65536
-};
-#endif
 #else
 
 #define _POSIX_C_SOURCE 200809L
@@ -1377,14 +1342,11 @@ enum {
 #define _DEFAULT_SOURCE                 /* MAP_ANONYMOUS */
 #endif
 
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/time.h>
-#include <sys/types.h>
-#include <sys/mman.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -1396,7 +1358,6 @@ enum {
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -1406,10 +1367,6 @@ enum {
 
 #include <bearssl.h>
 #include <expat.h>
-
-#ifndef BUILD
-#define BUILD 1
-#endif
 
 int w_socket(int, int, int), w_connect(int, const struct sockaddr *, socklen_t);
 int w_getsockopt(int, int, int, void *, socklen_t *);
@@ -1471,7 +1428,7 @@ long w_forbidden(const char *);
 #ifdef INPROCESS
 #pragma clang section bss = "cpbss" data = "cpdata"
 #endif
-#include CLIENT_PROXY
+#include "client_proxy.c"
 
 /* What it has put into its buffer and not all written: *len bytes, and how many
  * before them. */
@@ -1488,6 +1445,10 @@ w_made(unsigned long long *before, size_t *len)
 #include "world.c"
 #undef WORLDCONFIG
 
+const char *domain, *secret, *target, *host, *port, *tlspin, *prefix;
+int choice, relay;
+unsigned int keepalive, backoffmax, patience, askmin, askmax, refresh;
+unsigned int answertime, stall, retry, sticktime;
 enum { RANDOM, STICKY, LEASTBUSY, STANDBY };
 
 extern char __start_cpbss[], __stop_cpbss[], __start_cpdata[], __stop_cpdata[];
@@ -1498,83 +1459,78 @@ int client_proxy(int, char **);
 #define STANZASNS   "urn:ietf:params:xml:ns:xmpp-stanzas"
 #define FOREVER     LLONG_MAX
 #define COUNT(x)    (sizeof(x) / sizeof((x)[0]))
+#define MIN(a, b)   ((a) < (b) ? (a) : (b))
+#define MAX(a, b)   ((a) > (b) ? (a) : (b))
 
 /* ---- chance ---- */
 
-/* What a world can have in it; each seed picks some. `rare' ones hurt all else
- * that happens in a world, so few worlds have them. */
-enum {
-	TLS, SPLIT, SHORT, AGAIN, SLOWLINK, STALL, SMALLBUF, CUT, RESET, LOSS, REFUSE,
-	SILENT, NORESOLVE, SLOWRESOLVE, ASLEEP, SLOWCALL, STREAMERR, BADSHAKE, RESTART,
-	PRERROR, ROSTERLOST, UNSUB, UNREACH, NOPROBE, LATEPROBE, PARTPROBE, DECLS, ODDNS,
-	WHITE, HUGE, BROKEN, HUNG, SLOW, DIE, HIBERNATE, REPLACE, TWICE, WRONG, ERRORS,
-	FLOOD, ODDID, ODDJID, ODDTYPE, MESSAGE, PRESENCE, STRAY, USR1, LOGBLOCK, LOGFULL,
-	LOGCLOSED, ALLOC, ASKED, MANY, SIGNALS, TRICKLE, KICK, TLSBAD, DENY, FOREIGN,
-	OVERFLOW, BOUNCE, BIGPRES, NOTHING, BEHAVIOURS
-};
+/* What a world can have in it; each seed picks some: in percent of what the
+ * wildness gives. Those that hurt all else that happens in a world are rare. */
+#define EACHBEHAVIOUR(X) \
+	X(TLS, 100) X(SPLIT, 150) X(SHORT, 100) X(AGAIN, 100) X(SLOWLINK, 60) \
+	X(STALL, 100) X(SMALLBUF, 100) X(CUT, 80) X(RESET, 60) X(LOSS, 60) \
+	X(REFUSE, 80) X(SILENT, 60) X(NORESOLVE, 50) X(SLOWRESOLVE, 40) X(ASLEEP, 60) \
+	X(SLOWCALL, 40) X(STREAMERR, 60) X(BADSHAKE, 60) X(RESTART, 80) X(PRERROR, 80) \
+	X(ROSTERLOST, 50) X(UNSUB, 60) X(UNREACH, 60) X(NOPROBE, 40) X(LATEPROBE, 60) \
+	X(PARTPROBE, 60) X(DECLS, 100) X(ODDNS, 80) X(WHITE, 80) X(HUGE, 60) \
+	X(BROKEN, 50) X(HUNG, 100) X(SLOW, 100) X(DIE, 120) X(HIBERNATE, 80) \
+	X(REPLACE, 60) X(TWICE, 60) X(WRONG, 80) X(ERRORS, 80) X(FLOOD, 80) \
+	X(ODDID, 100) X(ODDJID, 100) X(ODDTYPE, 80) X(MESSAGE, 100) X(PRESENCE, 80) \
+	X(STRAY, 80) X(USR1, 80) X(LOGBLOCK, 40) X(LOGFULL, 20) X(LOGCLOSED, 20) \
+	X(ALLOC, 30) X(ASKED, 80) X(MANY, 20) X(SIGNALS, 80) X(TRICKLE, 30) X(KICK, 40) \
+	X(TLSBAD, 20) X(DENY, 40) X(FOREIGN, 80) X(OVERFLOW, 60) X(BOUNCE, 80) \
+	X(BIGPRES, 40) X(NOTHING, 0)
+#define NAME(name, weight) name,
+#define ENTRY(name, weight) { #name, weight },
+enum { EACHBEHAVIOUR(NAME) BEHAVIOURS };
 static const struct {
 	const char *name;
-	int weight;             /* in percent of what the wildness gives */
-} behaviours[BEHAVIOURS] = {
-	[TLS] = { "tls", 100 }, [SPLIT] = { "split", 150 }, [SHORT] = { "short", 100 },
-	[AGAIN] = { "again", 100 }, [SLOWLINK] = { "slowlink", 60 },
-	[STALL] = { "stall", 100 }, [SMALLBUF] = { "smallbuf", 100 },
-	[CUT] = { "cut", 80 }, [RESET] = { "reset", 60 }, [LOSS] = { "loss", 60 },
-	[REFUSE] = { "refuse", 80 }, [SILENT] = { "silent", 60 },
-	[NORESOLVE] = { "noresolve", 50 }, [SLOWRESOLVE] = { "slowresolve", 40 },
-	[ASLEEP] = { "asleep", 60 }, [SLOWCALL] = { "slowcall", 40 },
-	[STREAMERR] = { "streamerr", 60 }, [BADSHAKE] = { "badshake", 60 },
-	[RESTART] = { "restart", 80 }, [PRERROR] = { "prerror", 80 },
-	[ROSTERLOST] = { "rosterlost", 50 }, [UNSUB] = { "unsub", 60 },
-	[UNREACH] = { "unreach", 60 }, [NOPROBE] = { "noprobe", 40 },
-	[LATEPROBE] = { "lateprobe", 60 }, [PARTPROBE] = { "partprobe", 60 },
-	[DECLS] = { "decls", 100 }, [ODDNS] = { "oddns", 80 }, [WHITE] = { "white", 80 },
-	[HUGE] = { "huge", 60 }, [BROKEN] = { "broken", 50 }, [HUNG] = { "hung", 100 },
-	[SLOW] = { "slow", 100 }, [DIE] = { "die", 120 },
-	[HIBERNATE] = { "hibernate", 80 }, [REPLACE] = { "replace", 60 },
-	[TWICE] = { "twice", 60 }, [WRONG] = { "wrong", 80 }, [ERRORS] = { "errors", 80 },
-	[FLOOD] = { "flood", 80 }, [ODDID] = { "oddid", 100 }, [ODDJID] = { "oddjid", 100 },
-	[ODDTYPE] = { "oddtype", 80 }, [MESSAGE] = { "message", 100 },
-	[PRESENCE] = { "presence", 80 }, [STRAY] = { "stray", 80 }, [USR1] = { "usr1", 80 },
-	[LOGBLOCK] = { "logblock", 40 }, [LOGFULL] = { "logfull", 20 },
-	[LOGCLOSED] = { "logclosed", 20 }, [ALLOC] = { "alloc", 30 },
-	[ASKED] = { "asked", 80 }, [MANY] = { "many", 20 }, [SIGNALS] = { "signals", 80 },
-	[TRICKLE] = { "trickle", 30 }, [KICK] = { "kick", 40 }, [TLSBAD] = { "tlsbad", 20 },
-	[DENY] = { "deny", 40 }, [FOREIGN] = { "foreign", 80 },
-	[OVERFLOW] = { "overflow", 60 }, [BOUNCE] = { "bounce", 80 },
-	[BIGPRES] = { "bigpres", 40 }, [NOTHING] = { "nothing", 0 }
-};
+	unsigned weight;
+} behaviours[] = { EACHBEHAVIOUR(ENTRY) };
+
 /* What is told of all worlds at the end. */
-enum { TWORLDS, TCONNS, TREQS, THANDED, TANSWERS, TMESSAGES, TTLS, TSERVED, TLATE, TGONE,
-       TBUSY, TLARGE, TASKS, TLINES, TALLIES };
 static struct total {
-	long long tally[TALLIES];
-	long had[BEHAVIOURS];
-	struct { const char *cond; long n; } errors[24];
-	double hours;
-	double stayed;          /* so many should have moved to who joined, who have not */
-	long moved;             /* and so many have */
+	struct {
+		const char *what;
+		long n;
+	} counts[160];
+	long worlds, moved;     /* so many have moved to who joined */
+	double hours, stayed;   /* and so many should have, who have not */
 	uint64_t hash;
 } *total;
 static const char *without = "", *with = "", *masked = ""; /* for hunting */
 static int verbose;
 static jmp_buf ending;
-static const unsigned char *fuzzbytes, *fuzzstart;
-static size_t nfuzzbytes, fuzzsize;
+static const unsigned char *fuzzbytes;
+static size_t nfuzzbytes;
 
 #ifdef INPROCESS
 static char *saved;             /* what the program's data were at first */
-#endif
-
 /* Everything that follows begins anew with each world. */
-#ifdef INPROCESS
 #pragma clang section bss = "wbss"
 extern char __start_wbss[], __stop_wbss[];
 #endif
 static char on[BEHAVIOURS];
 static int wild, healed;
-
 static uint64_t chance, theseed, tracehash, entropy;
+
+static int
+eq(const char *a, const char *b)
+{
+	return a == b || (a && b && !strcmp(a, b));
+}
+
+static void
+count(const char *what)
+{
+	size_t i;
+
+	for (i = 0; total->counts[i].what && !eq(total->counts[i].what, what); i++)
+		;
+	total->counts[i].what = what;
+	total->counts[i].n++;
+}
+
 static uint64_t
 scramble(uint64_t h)
 {
@@ -1614,8 +1570,8 @@ spread(unsigned lo, unsigned hi)
 	unsigned top = lo + 1;
 
 	while (top < hi && rnd(4))
-		top = top * 2 < hi ? top * 2 : hi;
-	return lo + rnd(top - lo + 1 < hi - lo + 1 ? top - lo + 1 : hi - lo + 1);
+		top = MIN(top * 2, hi);
+	return lo + rnd(MIN(top, hi) - lo + 1);
 }
 
 /* 1 if it is in this world, before its faults stop, and now. */
@@ -1624,7 +1580,7 @@ fault(int behaviour, unsigned permille)
 {
 	if (!on[behaviour] || healed || !often(permille))
 		return 0;
-	total->had[behaviour]++;
+	count(behaviours[behaviour].name);
 	return 1;
 }
 
@@ -1640,16 +1596,14 @@ static void *
 mem(size_t n)
 {
 	struct chunk *k = chunks;
-	size_t size = 1 << 18;
+	size_t size;
 
 	n = (n + 15) & ~(size_t)15;
 	if (!k || k->size - k->used < n) {
-		size = n > size ? n : size;
+		size = MAX(n, 1 << 18);
 		if (!(k = malloc(sizeof(*k) + size)))
 			abort();
-		k->size = size;
-		k->used = 0;
-		k->next = chunks;
+		*k = (struct chunk){ chunks, size, 0 };
 		chunks = k;
 	}
 	k->used += n;
@@ -1657,62 +1611,53 @@ mem(size_t n)
 }
 
 static char *
-copy_(const char *s)
+copy(const char *s)
 {
-	size_t n;
-
-	if (!s)
-		return NULL;
-	n = strlen(s) + 1;
-	return memcpy(mem(n), s, n);
+	return s ? strcpy(mem(strlen(s) + 1), s) : NULL;
 }
 
 static char *
 fmt(const char *f, ...)
 {
-	static char b[8192];
 	va_list ap;
+	char *s;
 
 	va_start(ap, f);
-	vsnprintf(b, sizeof(b), f, ap);
+	s = mem((size_t)vsnprintf(NULL, 0, f, ap) + 1);
 	va_end(ap);
-	return copy_(b);
+	va_start(ap, f);
+	vsprintf(s, f, ap);
+	va_end(ap);
+	return s;
 }
 
-/* Make room in a growing array. */
+/* A string of n bytes c. */
+static char *
+repeat(int c, size_t n)
+{
+	return memset(mem(n + 1), c, n);
+}
+
+/* Make room in an array of *cap elements, of which so many are used, for more. */
 static void *
-grow(void *old, size_t n, size_t *cap, size_t each)
+room(void *old, size_t used, size_t more, size_t *cap, size_t each)
 {
 	void *p;
 
-	if (n < *cap)
+	if (used + more <= *cap)
 		return old;
-	p = mem((*cap * 2 + 64) * each);
-	if (n)
-		memcpy(p, old, n * each);
-	*cap = *cap * 2 + 64;
-	return p;
+	*cap = (used + more) * 2 + 64;
+	p = mem(*cap * each);
+	return used ? memcpy(p, old, used * each) : p;
 }
 
-/* Make room for n bytes, of which so many are used. */
-static void *
-room(void *old, size_t used, size_t n, size_t *cap)
-{
-	void *p;
-
-	if (n <= *cap)
-		return old;
-	*cap = n * 2 + 64;
-	p = mem(*cap);
-	if (used)
-		memcpy(p, old, used);
-	return p;
-}
-
+/* 1 if name is in a list with commas. */
 static int
-eq(const char *a, const char *b)
+listed(const char *list, const char *name)
 {
-	return a == b || (a && b && !strcmp(a, b));
+	const char *s = strstr(list, name);
+
+	return s && (s == list || s[-1] == ',') && strchr(",", s[strlen(name)]);
 }
 
 static uint64_t
@@ -1725,17 +1670,21 @@ fnv(uint64_t h, const void *s, size_t n)
 	return h;
 }
 
+static uint64_t
+hashstring(uint64_t h, const char *s)
+{
+	return fnv(h, s, strlen(s) + 1);
+}
+
 /* ---- what has happened, for the reader of a failure ---- */
 
 enum { RING = 60, LINE = 240 };
 static char ring[RING][LINE];
 static unsigned long nring;
 static long long vt, slept;     /* virtual ms; when the program last was asleep */
-static long long sleptfor;
 static long long paused;        /* when it last did not read, or was asleep */
-static unsigned long owns;      /* requests of the workers' own */
 static int running, spoilt;
-static char settings[2048];
+static const char *settings;
 
 static void
 note(const char *f, ...)
@@ -1757,24 +1706,19 @@ note(const char *f, ...)
 static void
 bad(const char *what, const char *f, ...)
 {
-	char why[1024];
-	const char *m = strstr(masked, what);
-	va_list ap;
 	unsigned long i;
+	va_list ap;
 
-	if (m && (m[strlen(what)] == ',' || !m[strlen(what)]))
+	if (listed(masked, what))
 		return;
+	for (i = nring > RING ? nring - RING : 0; !verbose && i < nring; i++)
+		fprintf(stderr, "%s\n", ring[i % RING]);
+	fprintf(stderr, "FAILED [%s] at %lld.%03lld: ", what, vt / 1000, vt % 1000);
 	va_start(ap, f);
-	vsnprintf(why, sizeof(why), f, ap);
+	vfprintf(stderr, f, ap);
 	va_end(ap);
-	fflush(stdout);
-	if (!verbose)
-		for (i = nring > RING ? nring - RING : 0; i < nring; i++)
-			fprintf(stderr, "%s\n", ring[i % RING]);
-	fprintf(stderr, "FAILED [%s] at %lld.%03lld: %s\n", what, vt / 1000, vt % 1000, why);
-	fprintf(stderr, "seed %llu, build %d, wild %d: %s\n",
+	fprintf(stderr, "\nseed %llu, build %d, wild %d: %s\n",
 	        (unsigned long long)theseed, BUILD, wild, settings);
-	fflush(stderr);
 #ifdef FUZZ
 	abort();
 #endif
@@ -1798,7 +1742,7 @@ struct event {
 	long arg;
 	unsigned gen;           /* of the connection; 0: of any */
 };
-static struct event *heap_;
+static struct event *heap;
 static size_t nheap, heapcap;
 static unsigned long norder;
 static unsigned generation;
@@ -1812,19 +1756,19 @@ sooner(const struct event *a, const struct event *b)
 static void
 at(long long when, void (*what)(void *, long), void *ptr, long arg, unsigned gen)
 {
-	struct event e = { when < vt ? vt : when, norder++, what, ptr, arg, gen };
+	struct event e = { MAX(when, vt), norder++, what, ptr, arg, gen };
 	size_t i, up;
 
-	heap_ = grow(heap_, nheap, &heapcap, sizeof(*heap_));
-	for (i = nheap++; i > 0 && sooner(&e, heap_ + (up = (i - 1) / 2)); i = up)
-		heap_[i] = heap_[up];
-	heap_[i] = e;
+	heap = room(heap, nheap, 1, &heapcap, sizeof(*heap));
+	for (i = nheap++; i > 0 && sooner(&e, heap + (up = (i - 1) / 2)); i = up)
+		heap[i] = heap[up];
+	heap[i] = e;
 }
 
 static long long
 nextevent(void)
 {
-	return nheap ? heap_[0].when : FOREVER;
+	return nheap ? heap[0].when : FOREVER;
 }
 
 static void speak(void);
@@ -1833,19 +1777,18 @@ static void speak(void);
 static void
 happen(void)
 {
-	struct event e = heap_[0], last = heap_[--nheap];
+	struct event e = heap[0], last = heap[--nheap];
 	size_t i, down;
 
 	for (i = 0; (down = 2 * i + 1) < nheap; i = down) {
-		if (down + 1 < nheap && sooner(heap_ + down + 1, heap_ + down))
+		if (down + 1 < nheap && sooner(heap + down + 1, heap + down))
 			down++;
-		if (!sooner(heap_ + down, &last))
+		if (!sooner(heap + down, &last))
 			break;
-		heap_[i] = heap_[down];
+		heap[i] = heap[down];
 	}
-	heap_[i] = last;
-	if (e.when > vt)
-		vt = e.when;
+	heap[i] = last;
+	vt = MAX(vt, e.when);
 	if (!e.gen || e.gen == generation)
 		e.what(e.ptr, e.arg);
 	speak();
@@ -1857,8 +1800,14 @@ pass(long long t)
 {
 	while (nextevent() <= t)
 		happen();
-	if (t > vt)
-		vt = t;
+	vt = MAX(vt, t);
+}
+
+/* An event: a variable gets a value. */
+static void
+set(void *variable, long value)
+{
+	*(int *)variable = (int)value;
 }
 
 /* ---- stanzas, as both directions are seen ---- */
@@ -1866,8 +1815,19 @@ pass(long long t)
 XML_Bool XML_SetReparseDeferralEnabled(XML_Parser, XML_Bool);
 #pragma weak XML_SetReparseDeferralEnabled
 
-enum { KERROR = 1, KSVC = 2, KCARBON = 4, KBODY = 8, KFLEET = 16, KPING = 32, KWAIT = 64,
-       KREMOTE = 128, KMANY = 256, KSERVER = 512, KDND = 1024, KSHOW = 2048 };
+enum { KCARBON = 1, KBODY = 2, KFLEET = 4, KPING = 8 };
+static const struct {
+	const char *local, *space;      /* NULL: any */
+	unsigned flag;
+} children[] = {
+	{ "sent", "urn:xmpp:carbons:2", KCARBON },
+	{ "received", "urn:xmpp:carbons:2", KCARBON },
+	{ "body", NULL, KBODY },
+	{ "ping", NULL, KPING },
+	{ NULL, "http://jabber.org/protocol/chatstates", KFLEET },
+	{ NULL, "urn:xmpp:receipts", KFLEET },
+	{ NULL, "urn:xmpp:chat-markers:0", KFLEET }
+};
 
 struct stanza {
 	const char *kind, *type, *id, *from, *to;
@@ -1875,34 +1835,28 @@ struct stanza {
 	uint64_t pay;           /* hash of all content and other attributes */
 	size_t rest;            /* bytes of that, written as sparely as can be */
 	size_t tag;             /* bytes of its largest tag, as it came */
+	size_t elements;        /* in it */
 	unsigned flags;
-	size_t elements;
-	char cond[48], etype[16];
+	char cond[48], etype[16], show[8]; /* of an error, of presence */
 	long long end;          /* where it ends, in bytes of the connection */
 };
 
 /* One direction of a stream. */
 struct seen {
 	XML_Parser p;
+	void (*opened)(const char **, int), (*got)(struct stanza *), (*end)(const char *);
 	int depth, rootns, open, dead, isout, stopping;
 	struct stanza s;
+	int inerror, inshow;
 	uint64_t h;             /* of the content so far */
-	char last[2];           /* bytes of text written last */
+	int brackets;           /* ] in a row were written last */
 	size_t declbytes;       /* of the namespace declarations of the next tag */
-	const char *decl[16][2], *redecl[16];
-	size_t ndecl, nredecl, nelements;
-	int inerror;
-	size_t shown;           /* bytes of `dnd' in <show> so far; over 3: it is not */
-	char cond[48];          /* of a stream error */
+	struct { const char *name, *uri; int again; } decl[16]; /* in the header */
+	size_t ndecl;
 	size_t fed;
 	size_t owed;            /* bytes of white space that have to follow a large tag */
 };
 static struct seen sin_, sout;
-static const char *unpair[3];
-
-static void opened_in(const char *, const char *, int), got_in(const char *, struct stanza *);
-static void end_in(const char *), opened_out(const char *, int), got_out(struct stanza *);
-static void end_out(const char *);
 
 /* What s takes as the value of an attribute, with name, space, = and quotes. */
 static size_t
@@ -1911,200 +1865,198 @@ attrbytes(const char *name, const char *s)
 	size_t n = strlen(name) + 4, apos = 0, quot = 0;
 
 	for (; *s; s++) {
-		n += *s == '&' ? 5 : *s == '<' ? 4 : *s == '\t' ? 4 :
-		     *s == '\n' || *s == '\r' ? 5 : 1;
+		n += *s == '&' || *s == '\n' || *s == '\r' ? 5 : *s == '<' || *s == '\t' ? 4 : 1;
 		apos += *s == '\'';
 		quot += *s == '"';
 	}
-	return n + 5 * (apos < quot ? apos : quot);
+	return n + 5 * MIN(apos, quot);
 }
 
-/* Split what expat calls a name, "space local prefix", by line feeds. */
+/* Bytes of a stanza's start. */
+static size_t
+headbytes(const char *kind, const char *type, const char *id, const char *from, const char *to)
+{
+	return 1 + strlen(kind) + (type ? attrbytes("type", type) : 0) +
+	       (id ? attrbytes("id", id) : 0) + attrbytes("from", from) + attrbytes("to", to);
+}
+
+static const char *space, *local, *nsprefix; /* of the name that was split last */
+
+/* Split what expat calls a name: "space local prefix", by line feeds. */
 static void
-names(const char *name)
+split(const char *name)
 {
 	static char b[4096];
 	char *s;
 
-	unpair[0] = unpair[2] = "";
-	if (strlen(name) >= sizeof(b)) {
-		unpair[1] = name;
-		return;
-	}
-	unpair[1] = strcpy(b, name);
+	snprintf(b, sizeof(b), "%s", name);
+	space = nsprefix = "";
+	local = b;
 	if (!(s = strchr(b, '\n')))
 		return;
 	*s++ = '\0';
-	unpair[0] = b;
-	unpair[1] = s;
+	space = b;
+	local = s;
 	if ((s = strchr(s, '\n'))) {
 		*s++ = '\0';
-		unpair[2] = s;
+		nsprefix = s;
 	}
+}
+
+/* 1 if the name is in the namespace of stanzas, by any of its names. */
+static int
+isstanzas(void)
+{
+	return eq(space, COMPONENTNS) || eq(space, "jabber:client") || eq(space, "jabber:server");
 }
 
 static uint64_t
 hashname(uint64_t h)
 {
-	const char *space = unpair[0];
-
-	if (eq(space, COMPONENTNS) || eq(space, "jabber:server"))
-		space = "jabber:client";
-	h = fnv(h, space, strlen(space) + 1);
-	return fnv(h, unpair[1], strlen(unpair[1]) + 1);
+	return hashstring(hashstring(h, isstanzas() ? "jabber:client" : space), local);
 }
 
 static size_t
-qname(void)
+namebytes(void)
 {
-	return strlen(unpair[1]) + (*unpair[2] ? strlen(unpair[2]) + 1 : 0);
+	return strlen(local) + (*nsprefix ? strlen(nsprefix) + 1 : 0);
+}
+
+static const char *
+attribute(const char **a, const char *name)
+{
+	for (; *a; a += 2)
+		if (eq(*a, name))
+			return a[1];
+	return NULL;
+}
+
+/* The stream ends, as it should (NULL) or why. */
+static void
+stop(struct seen *d, const char *why)
+{
+	if (!d->stopping)
+		d->end(why);
+	d->stopping = 1;
 }
 
 static void XMLCALL
 onns(void *data, const char *prefix, const char *uri)
 {
 	struct seen *d = data;
-	char name[300];
+	const char *name = prefix ? fmt("xmlns:%s", prefix) : "xmlns";
+	size_t i;
 
-	if (!uri)
-		uri = "";
-	snprintf(name, sizeof(name), prefix ? "xmlns:%s" : "xmlns", prefix);
-	if (d->depth == 0) {
-		if (!prefix)
-			d->rootns = eq(uri, COMPONENTNS);
-		if (prefix && strcmp(prefix, "stream") && d->ndecl < COUNT(d->decl)) {
-			d->decl[d->ndecl][0] = copy_(name);
-			d->decl[d->ndecl++][1] = copy_(uri);
+	uri = uri ? uri : "";
+	if (d->depth == 0 && !prefix) {
+		d->rootns = eq(uri, COMPONENTNS);
+	} else if (d->depth == 0) {
+		if (!eq(prefix, "stream") && d->ndecl < COUNT(d->decl)) {
+			d->decl[d->ndecl].name = name;
+			d->decl[d->ndecl++].uri = copy(uri);
 		}
-		return;
+	} else if (d->depth > 1 || prefix) { /* the stanza's own does not go out */
+		d->declbytes += attrbytes(name, uri);
+		for (i = 0; d->depth == 1 && i < d->ndecl; i++)
+			d->decl[i].again |= eq(d->decl[i].name, name);
 	}
-	if (d->depth == 1 && !prefix)
-		return;         /* the stanza's own namespace does not go out */
-	d->declbytes += attrbytes(name, uri);
-	if (d->depth == 1 && d->nredecl < COUNT(d->redecl))
-		d->redecl[d->nredecl++] = copy_(name);
+}
+
+/* What is owed of white space behind a large tag has to be there by now. */
+static void
+checkwhite(const struct seen *d)
+{
+	if (d->isout && d->owed > 0)
+		bad("white", "%zu bytes of white space lack behind a tag of %zu: Prosody's expat holds it",
+		    d->owed, d->s.tag);
+}
+
+/* A stanza begins. */
+static void
+onstanza(struct seen *d)
+{
+	struct stanza *s = &d->s;
+	size_t i;
+
+	checkwhite(d);
+	memset(s, 0, sizeof(*s));
+	s->kind = copy(local);
+	s->nons = !isstanzas();
+	if (eq(space, STREAMSNS))
+		s->kind = eq(local, "error") ? "stream:error" : "stream:other";
+	d->h = 0xcbf29ce484222325;
+	d->inerror = d->inshow = 0;
+	/* what the header declares is declared on it */
+	for (i = 0; i < d->ndecl; i++) {
+		if (!d->decl[i].again)
+			s->rest += attrbytes(d->decl[i].name, d->decl[i].uri);
+		d->decl[i].again = 0;
+	}
+}
+
+/* An element in a stanza begins. */
+static void
+onelement(struct seen *d, const char **a)
+{
+	struct stanza *s = &d->s;
+	size_t i;
+
+	s->rest += (size_t)d->open + 1 + namebytes();
+	s->elements++;
+	d->h = hashname(fnv(d->h, "\1", 1));
+	if (d->depth == 3) {
+		d->inerror = eq(local, "error");
+		d->inshow = eq(local, "show");
+		if (d->inerror && attribute(a, "type"))
+			snprintf(s->etype, sizeof(s->etype), "%s", attribute(a, "type"));
+		for (i = 0; i < COUNT(children); i++)
+			if ((!children[i].local || eq(local, children[i].local)) &&
+			    (!children[i].space || eq(space, children[i].space)))
+				s->flags |= children[i].flag;
+	}
+	if (!*s->cond && (d->depth == 3 ? eq(s->kind, "stream:error") : d->depth == 4 && d->inerror))
+		snprintf(s->cond, sizeof(s->cond), "%s", local);
 }
 
 static void XMLCALL
 onstart(void *data, const char *name, const char **a)
 {
+	static const char *const names[] = { "from", "to", "type", "id" };
 	struct seen *d = data;
 	struct stanza *s = &d->s;
-	const char *id = NULL, *to = NULL;
+	const char **own[] = { &s->from, &s->to, &s->type, &s->id };
 	uint64_t sum = 0;
-	size_t i, j, tag;
-	int head;
+	size_t i, tag = (size_t)XML_GetCurrentByteCount(d->p);
 
-	names(name);
+	split(name);
 	if (d->depth++ == 0) {
-		for (i = 0; a[i]; i += 2) {
-			if (eq(a[i], "id"))
-				id = a[i + 1];
-			if (eq(a[i], "to"))
-				to = a[i + 1];
-		}
-		i = eq(unpair[0], STREAMSNS) && eq(unpair[1], "stream") && eq(unpair[2], "stream") && d->rootns;
-		if (d->isout)
-			opened_out(to, (int)i);
-		else
-			opened_in(id, to, (int)i);
+		d->opened(a, eq(space, STREAMSNS) && eq(local, "stream") && eq(nsprefix, "stream") &&
+		          d->rootns);
 		return;
 	}
 	if (d->stopping)
 		return;
-	head = d->depth == 2;
-	if (head && d->isout && d->owed > 0)
-		bad("white", "%zu bytes of white space lack behind a tag of %zu: Prosody's expat holds it",
-		    d->owed, s->tag);
-	if (head) {
-		memset(s, 0, sizeof(*s));
-		s->kind = copy_(unpair[1]);
-		s->nons = !eq(unpair[0], COMPONENTNS) && !eq(unpair[0], "jabber:client") &&
-		          !eq(unpair[0], "jabber:server");
-		if (eq(unpair[0], "jabber:server"))
-			s->flags |= KSERVER;
-		if (eq(unpair[0], STREAMSNS))
-			s->kind = eq(unpair[1], "error") ? "stream:error" : "stream:other";
-		d->h = 0xcbf29ce484222325;
-		d->nelements = 0;
-		d->inerror = 0;
-		s->rest = 0;
-		for (i = 0; i < d->ndecl; i++) {
-			for (j = 0; j < d->nredecl && !eq(d->redecl[j], d->decl[i][0]); j++)
-				;
-			if (j == d->nredecl)
-				s->rest += attrbytes(d->decl[i][0], d->decl[i][1]);
-		}
-		d->nredecl = 0;
-	} else {
-		if (d->open)
-			s->rest += 1;
-		s->rest += 1 + qname();
-		d->h = hashname(fnv(d->h, "\1", 1));
-		d->nelements++;
-		if (d->depth == 3) {
-			if (eq(unpair[1], "error")) {
-				s->flags |= KERROR;
-				d->inerror = 1;
-				for (i = 0; a[i]; i += 2)
-					if (eq(a[i], "type")) {
-						snprintf(s->etype, sizeof(s->etype), "%s", a[i + 1]);
-						if (eq(a[i + 1], "wait"))
-							s->flags |= KWAIT;
-					}
-			} else {
-				d->inerror = 0;
-			}
-			d->shown = 9;
-			if (eq(unpair[1], "show") && !(s->flags & KSHOW)) {
-				s->flags |= KSHOW;
-				d->shown = 0;
-			}
-			if ((eq(unpair[1], "sent") || eq(unpair[1], "received")) &&
-			    eq(unpair[0], "urn:xmpp:carbons:2"))
-				s->flags |= KCARBON;
-			else if (eq(unpair[1], "body"))
-				s->flags |= KBODY;
-			else if (eq(unpair[1], "ping"))
-				s->flags |= KPING;
-			if (eq(unpair[0], "http://jabber.org/protocol/chatstates") ||
-			    eq(unpair[0], "urn:xmpp:receipts") ||
-			    eq(unpair[0], "urn:xmpp:chat-markers:0"))
-				s->flags |= KFLEET;
-			if (!*s->cond && eq(s->kind, "stream:error"))
-				snprintf(s->cond, sizeof(s->cond), "%s", unpair[1]);
-		} else if (d->depth == 4 && d->inerror) {
-			if (!*s->cond)
-				snprintf(s->cond, sizeof(s->cond), "%s", unpair[1]);
-			if (eq(unpair[1], "service-unavailable"))
-				s->flags |= KSVC;
-			if (!strncmp(unpair[1], "remote-server", 13))
-				s->flags |= KREMOTE;
-		}
-		if (d->nelements > 200)
-			s->flags |= KMANY;
-	}
-	tag = (size_t)XML_GetCurrentByteCount(d->p);
-	if (tag > s->tag)
-		s->tag = tag;
+	if (d->depth == 2)
+		onstanza(d);
+	else
+		onelement(d, a);
+	s->tag = MAX(s->tag, tag);
 	s->rest += d->declbytes;
 	d->declbytes = 0;
-	for (i = 0; a[i]; i += 2) {
-		names(a[i]);
-		if (head && !*unpair[0]) {
-			const char **own = eq(a[i], "from") ? &s->from : eq(a[i], "to") ? &s->to :
-			                   eq(a[i], "type") ? &s->type : eq(a[i], "id") ? &s->id : NULL;
-			if (own) {
-				*own = copy_(a[i + 1]);
-				continue;
-			}
+	for (; *a; a += 2) {
+		split(*a);
+		for (i = 0; i < COUNT(names) && !eq(*a, names[i]); i++)
+			;
+		if (d->depth == 2 && i < COUNT(names)) {
+			*own[i] = copy(a[1]);
+			continue;
 		}
-		s->rest += attrbytes("", a[i + 1]) + qname();
-		sum += scramble(fnv(hashname(0x9ae16a3b2f90404f), a[i + 1], strlen(a[i + 1]) + 1));
+		s->rest += attrbytes("", a[1]) + namebytes();
+		sum += scramble(hashstring(hashname(0x9ae16a3b2f90404f), a[1]));
 	}
 	d->h = fnv(d->h, &sum, sizeof(sum));
 	d->open = 1;
-	d->last[0] = d->last[1] = 0;
+	d->brackets = 0;
 }
 
 static void XMLCALL
@@ -2113,106 +2065,85 @@ onend(void *data, const char *name)
 	struct seen *d = data;
 	struct stanza *s = &d->s;
 
-	names(name);
+	split(name);
 	if (--d->depth == 0) {
-		if (!d->stopping && d->isout)
-			end_out("");
-		else if (!d->stopping)
-			end_in("the server closes the stream");
-		d->stopping = 1;
+		stop(d, NULL);
 		return;
 	}
 	if (d->stopping)
 		return;
-	if (d->depth == 2 && d->shown == 3)
-		s->flags |= KDND;
 	if (d->depth == 2)
-		d->shown = 9;
-	s->rest += d->open ? 2 : 3 + qname();
+		d->inshow = 0;
+	s->rest += d->open ? 2 : 3 + namebytes();
 	d->open = 0;
-	d->last[0] = d->last[1] = 0;
+	d->brackets = 0;
 	d->h = fnv(d->h, "\2", 1);
 	if (d->depth > 1)
 		return;
 	s->pay = d->h;
-	s->elements = d->nelements;
 	if (eq(s->type, ""))
 		s->type = NULL;
 	s->end = XML_GetCurrentByteIndex(d->p) + XML_GetCurrentByteCount(d->p);
-	if (d->isout)
-		got_out(s);
-	else
-		got_in(d->cond, s);
+	d->got(s);
 }
 
 static void XMLCALL
 ontext(void *data, const char *t, int n)
 {
 	struct seen *d = data;
-	int i;
+	struct stanza *s = &d->s;
+	int i, large;
 
 	if (d->stopping)
 		return;
 	if (d->depth < 2) {
-		d->owed -= d->owed < (size_t)n ? d->owed : (size_t)n;
+		d->owed -= MIN(d->owed, (size_t)n);
 		for (i = 0; i < n; i++)
 			if (!strchr(" \t\r\n", t[i]) && d->isout)
-				end_out("writes text between stanzas");
+				stop(d, "text between stanzas");
 		return;
 	}
-	d->s.rest += (size_t)d->open;
+	s->rest += (size_t)d->open;
 	d->open = 0;
-	for (i = 0; i < n; i++)
-		d->shown += d->shown < 3 && t[i] == "dnd"[d->shown] ? 1 : 9;
+	if (d->inshow && strlen(s->show) + (size_t)n < sizeof(s->show))
+		strncat(s->show, t, (size_t)n);
 	for (i = 0; i < n; i++) {
-		int esc = t[i] == '>' && d->last[0] == ']' && d->last[1] == ']';
-		d->s.rest += t[i] == '&' ? 5 : t[i] == '<' ? 4 : t[i] == '\r' ? 5 : esc ? 4 : 1;
-		d->last[0] = d->last[1];
-		d->last[1] = esc || t[i] == '&' || t[i] == '<' || t[i] == '\r' ? ';' : t[i];
+		large = t[i] == '<' || (t[i] == '>' && d->brackets > 1);
+		s->rest += t[i] == '&' || t[i] == '\r' ? 5 : large ? 4 : 1;
+		d->brackets = t[i] == ']' ? d->brackets + 1 : 0;
 	}
 	d->h = fnv(d->h, t, (size_t)n);
-}
-
-static void
-restricted(struct seen *d)
-{
-	if (d->stopping)
-		return;
-	if (d->isout)
-		end_out("writes what XMPP forbids");
-	else
-		end_in("what XMPP forbids");
-	d->stopping = 1;
 }
 
 static void XMLCALL
 oncomment(void *data, const char *s)
 {
-	(void)s;
-	restricted(data);
+	stop(data, "what XMPP forbids");
 }
 
 static void XMLCALL
 onpi(void *data, const char *a, const char *b)
 {
-	(void)a, (void)b;
-	restricted(data);
+	stop(data, "what XMPP forbids");
 }
 
 static void XMLCALL
 ondoctype(void *data, const char *a, const char *b, const char *c, int d)
 {
-	(void)a, (void)b, (void)c, (void)d;
-	restricted(data);
+	stop(data, "what XMPP forbids");
 }
 
 static void
-seenopen(struct seen *d, int isout)
+seenopen(struct seen *d, int isout, void (*opened)(const char **, int),
+         void (*got)(struct stanza *), void (*end)(const char *))
 {
 	if (d->p)
 		XML_ParserFree(d->p);
 	memset(d, 0, sizeof(*d));
 	d->isout = isout;
+	d->opened = opened;
+	d->got = got;
+	d->end = end;
 	d->p = XML_ParserCreateNS("UTF-8", '\n');
 	XML_SetReturnNSTriplet(d->p, 1);
 	XML_SetHashSalt(d->p, 1);
@@ -2230,22 +2161,12 @@ seenopen(struct seen *d, int isout)
 static void
 seenfeed(struct seen *d, const char *s, size_t n)
 {
-	static char why[200];
-
 	if (d->dead)
 		return;
 	d->fed += n;
-	if (XML_Parse(d->p, s, (int)n, 0) == XML_STATUS_OK)
-		return;
-	d->dead = 1;
-	if (d->stopping)
-		return;
-	snprintf(why, sizeof(why), "%s", XML_ErrorString(XML_GetErrorCode(d->p)));
-	if (d->isout)
-		end_out(why);
-	else
-		end_in(why);
-	d->stopping = 1;
+	d->dead = XML_Parse(d->p, s, (int)n, 0) != XML_STATUS_OK;
+	if (d->dead)
+		stop(d, XML_ErrorString(XML_GetErrorCode(d->p)));
 }
 
 /* ---- JIDs, the model's own ---- */
@@ -2255,21 +2176,21 @@ seenfeed(struct seen *d, const char *s, size_t n)
 static int
 ours(const char *jid, const char **self, const char **below)
 {
-	const char *slash = strchr(jid, '/'), *atsign;
-	size_t n = slash ? (size_t)(slash - jid) : strlen(jid);
-	char *bare = mem(n + 1);
+	size_t n = strcspn(jid, "/");
+	const char *bare = fmt("%.*s", (int)n, jid), *atsign = strchr(bare, '@');
 
-	memcpy(bare, jid, n);
 	if (self)
 		*self = bare;
 	if (below)
-		*below = slash ? slash + 1 : NULL;
-	if (slash && !slash[1])
-		return 0;
-	atsign = strchr(bare, '@');
-	if (atsign && (atsign == bare || atsign - bare > 1023))
-		return 0;
-	return eq(atsign ? atsign + 1 : bare, domain);
+		*below = jid[n] ? jid + n + 1 : NULL;
+	return !(jid[n] && !jid[n + 1]) && !(atsign && (atsign == bare || atsign - bare > 1023)) &&
+	       eq(atsign ? atsign + 1 : bare, domain);
+}
+
+static int
+isours(const char *jid)
+{
+	return ours(jid, NULL, NULL);
 }
 
 static const char *
@@ -2280,52 +2201,56 @@ resof(const char *jid)
 	return s ? s + 1 : NULL;
 }
 
+static const char *
+bareof(const char *jid)
+{
+	return fmt("%.*s", (int)strcspn(jid, "/"), jid);
+}
+
+/* 1 if two JIDs have the same bare one. */
+static int
+samebare(const char *a, const char *b)
+{
+	size_t n = strcspn(a, "/");
+
+	return n == strcspn(b, "/") && !memcmp(a, b, n);
+}
+
 static int
 oftarget(const char *jid)
 {
-	size_t n = strlen(target);
-
-	return !strncmp(jid, target, n) && (!jid[n] || jid[n] == '/');
-}
-
-static char *
-bareof(const char *jid)
-{
-	char *s = copy_(jid);
-
-	s[strcspn(s, "/")] = '\0';
-	return s;
+	return samebare(jid, target);
 }
 
 /* The JID that resource x of ours encodes, or NULL. */
 static const char *
 decode(const char *x)
 {
-	char *d, *n;
+	static const unsigned least[] = { 0, 0x80, 0x800, 0x10000 };
+	char *d, *n, hex[3] = "";
 	const unsigned char *s;
-	unsigned long c;
+	unsigned c;
 	int more, i;
 
 	if (!x)
 		return NULL;
 	for (d = n = mem(strlen(x) + 1); *x; n++) {
-		if (*x != '%') {
-			*n = *x++;
+		*n = *x++;
+		if (*n != '%')
 			continue;
-		}
-		if (!x[1] || !strchr("0123456789abcdefABCDEF", x[1]) || !x[2] ||
-		    !strchr("0123456789abcdefABCDEF", x[2]))
+		if (strspn(x, "0123456789abcdefABCDEF") < 2)
 			return NULL;
-		*n = (char)strtol(fmt("%.2s", x + 1), NULL, 16);
+		memcpy(hex, x, 2);
+		*n = (char)strtol(hex, NULL, 16);
+		x += 2;
 		if (!*n)
 			return NULL;
-		x += 3;
 	}
 	if (n == d || n - d > 1023)
 		return NULL;
 	for (s = (unsigned char *)d; (c = *s++);) {
-		more = c < 0x80 ? 0 : c < 0xc2 ? -1 : c < 0xe0 ? 1 : c < 0xf0 ? 2 : c < 0xf5 ? 3 : -1;
-		if (more < 0 || c < ' ')
+		more = c < 0x80 ? 0 : c < 0xe0 ? 1 : c < 0xf0 ? 2 : 3;
+		if (c < ' ' || c > 0xf7 || (c >= 0x80 && c < 0xc0))
 			return NULL;
 		c &= more ? 0x3fu >> more : 0x7fu;
 		for (i = 0; i < more; i++, s++) {
@@ -2333,8 +2258,8 @@ decode(const char *x)
 				return NULL;
 			c = c << 6 | (*s & 0x3f);
 		}
-		if ((more == 2 && c < 0x800) || (more == 3 && c < 0x10000) || c > 0x10ffff ||
-		    (c >= 0xd800 && c < 0xe000) || c == 0xfffe || c == 0xffff)
+		if (c < least[more] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000) || c == 0xfffe ||
+		    c == 0xffff)
 			return NULL;
 	}
 	return d;
@@ -2346,133 +2271,64 @@ encode(const char *jid)
 {
 	char *d = mem(3 * strlen(jid) + 1), *n = d;
 
-	for (; *jid; jid++) {
-		if (*jid >= ' ' && *jid <= '~' && *jid != '%')
-			*n++ = *jid;
-		else
-			n += sprintf(n, "%%%02X", (unsigned char)*jid);
-	}
+	for (; *jid; jid++)
+		n += sprintf(n, *jid >= ' ' && *jid <= '~' && *jid != '%' ? "%c" : "%%%02X",
+		             (unsigned char)*jid);
 	return n - d > 1023 ? NULL : d;
 }
 
-static char *
+static const char *
 under(const char *bare, const char *res)
 {
-	char *s = mem(strlen(bare) + strlen(res) + 2);
-
-	sprintf(s, "%s/%s", bare, res);
-	return s;
+	return fmt("%s/%s", bare, res);
 }
 
-/* ---- the model ---- */
+/* ---- the model: who is online ---- */
 
 enum { OUT, IN, MAYBE };        /* whether the program knows a resource */
 struct res {
-	struct res *chain;
+	struct res *chain, *next;
 	const char *name;
-	int st, open, risky;    /* requests surely, and maybe, in its hands */
-	long long joinedat;
-	long long heard, left;  /* by its presence; it may have been taken out */
+	int st;
+	int open, risky;        /* requests surely, and maybe, in its hands */
+	long long joinedat, left; /* left: it may have been taken out */
 	unsigned long joined;   /* number of its joining */
+	long long heard;        /* by its presence */
+	long long toldgone;     /* the log has said that it left */
+	long long claimed;      /* the same, if that is to be checked, and 2; or 0 */
+	long long svcat, svctime; /* service-unavailable came, and was a reason to probe */
 	uint64_t share;         /* of all choices, when last chosen */
-	long long svctime, svcat, toldgone; /* when the log said that it left */
-	long long claimed;      /* when the log said that it left, and 1; or 0 */
 	int drains;             /* it shows dnd */
 	int pings, doubtful;    /* since it was heard of; it may have been heard of since */
-	long long life, lifehi; /* it was surely, and maybe, heard of, or given its first request */
-	long long owes;         /* a request that it had has timed out */
+	long long life, lifehi; /* surely, and maybe, heard of, or given its first request */
 	long long pinged, wellat; /* its last ping; since then it has not been set aside */
-	unsigned long passed, changes; /* gets given to others since the last ping; who has come or gone before */
+	unsigned long passed, changes; /* gets given to others since the last ping; who has
+	                                * come or gone before */
 };
-
-#define UNWRITTEN (FOREVER / 4)
-enum { QOPEN, QFAILING, QDUE, QERRED, QENDED };
-struct req {
-	struct req *chain, *prev, *next;
-	const char *f, *p, *id;
-	const char *user;       /* whose share it counts in */
-	uint64_t key;
-	struct res *res;
-	int st, islong, vague;  /* vague: which of several alike was answered? */
-	int get, fits, times;   /* it may be handed on; given so often */
-	int lost;               /* who has asked has left: it may have been forgotten */
-	int bounced;            /* an error has come that says that its resource is not there */
-	uint64_t pay;
-	long long given;        /* last */
-	long long outend;       /* byte of what the program makes that it ends with */
-	long long written, drained; /* given to the socket; all was */
-	unsigned long nth;
-};
-
-enum { IHEADER, IHANDSHAKE, ISTANZA, IOTHER, IEND };
-struct input {
-	int what, step, isend;
-	struct stanza s;
-	const char *why;
-	long long end, arrived; /* byte of the connection; time */
-	long long said;         /* byte of what the server says */
-};
-
-enum { AFWD, ARES, AERR, APLAIN };
-struct alt {
-	int w;
-	const char *kind, *type, *id, *from, *to, *cond;
-	uint64_t pay;
-};
-struct expect {
-	struct alt a[10];
-	int n, must;
-	const char *f, *p;      /* of the request that is handed out or answered */
-	struct req *q;          /* that an answer ends */
-	const char *stays;      /* whose choice has to stay, or NULL */
-	int get, fits;          /* it is a get; it may be handed on */
-};
-
-static struct input *iq;
-/* How many inputs there are, have had their effect, have arrived, were read, and were
- * taken in by the program's parser. */
-static size_t niq, iqcap, ihead, iarr, inread, iread;
-static struct res *resbuckets[4096], **reslist;
-static size_t nres, rescap;
-static struct req *reqbuckets[4096], openlist;
-static long nopenlo, nopenhi, nin, nmaybe;
-static size_t loglost;          /* lines that the log did not take */
-static long nmistaken;          /* of several alike another may have been answered */
-static long long madeend;       /* where the stanza ends that the program has just made */
-static unsigned long njoins, nerrs;
+static struct res *resbuckets[4096], *resources;
+static size_t nres;
+static long nin, nmaybe;        /* of them */
+static unsigned long njoins, nleft;
 static uint64_t shares;
-static long long probe0, probe1, probe2, anyheard, lastask, deniedat;
-static const char *askids[64];
+
+/* The subscription, and what the program has asked. Times are -1 for never. */
+static const char *askids[4];   /* the last ones */
 static unsigned long nasks;
-static int msub, monline, mended, nasked_since, sawpres;
+static int msub, monline, sawpres;
+static long long probe0, probe1, probe2, anyheard, lastask, deniedat;
 static int lastprobe, npings;   /* the last ask was a probe; pings that went with it */
-static int probeend;            /* it is over: 1 denied, 2 unreachable */
-static int doubted_, unans;     /* one has left, maybe; a probe was unanswered, maybe */
+static enum { OPEN, DENIED, UNREACHED } probeend; /* how it is over */
+static int doubted, unans;      /* one has left, maybe; a probe was unanswered, maybe */
 static int mayask;              /* there is a reason to ask again */
 static int counts, clean1;      /* of the last probe, who is silent; of the one before surely */
 static long long back1, back2, pingat; /* its pings were read again; the second was written */
 static long long wantask;       /* at the latest */
-static long long sawtype, prestook; /* presence of the target with a type was read, without one taken */
+static long long sawtype, prestook; /* presence of the target with a type was read, without
+                                     * one taken */
 static long long lastheld;      /* it had to wait before it could write or read, or slept */
-static long long onlineat, credits, creditat;
-static long long turnedat;      /* this turn of the loop began */
-static struct {                 /* pings to itself with which it asks whether what is due has come */
-	const char *id;
-	long long asked, from;  /* written; due before that is meant */
-} *dues;
-static size_t ndues, duescap;
-static long long duetill, duejudged, dueback; /* of the last that was back */
-static struct last {
-	struct last *chain;
-	const char *who;
-	struct res *res;
-	unsigned long joined, seq, seq0; /* how many had joined, and when it was free to choose */
-	long long at;
-} *lasts[1024];
-static struct res *charge;      /* with STANDBY */
-static struct req *bouncing;    /* its resource is not there, as its server has just said */
-static int hashandicaps;        /* something spoke against somebody, once */
-static unsigned long chargejoined, nmoved, nleft;
+static long long onlineat, turnedat; /* this turn of the loop began */
+static long long credits, creditat; /* thousandths of an ask */
+static size_t loglost;          /* lines that the log did not take */
 
 static const char *
 shorten(const char *s)
@@ -2489,22 +2345,34 @@ describe(const struct stanza *s)
 	           shorten(s->from), shorten(s->to), s->cond);
 }
 
+/* What the real time that a system call may take adds to a tolerance. */
+static long long
+slack(long long ms)
+{
+	return on[SLOWCALL] ? MAX(ms, 3000) : ms;
+}
+
 static struct res *
 resource(const char *name)
 {
-	unsigned b = (unsigned)(fnv(7, name, strlen(name)) % COUNT(resbuckets));
-	struct res *r;
+	struct res **r = resbuckets + hashstring(7, name) % COUNT(resbuckets);
 
-	for (r = resbuckets[b]; r; r = r->chain)
-		if (!strcmp(r->name, name))
-			return r;
-	r = mem(sizeof(*r));
-	r->name = copy_(name);
-	r->chain = resbuckets[b];
-	resbuckets[b] = r;
-	r->heard = r->left = -1;
-	reslist = grow(reslist, nres, &rescap, sizeof(*reslist));
-	return reslist[nres++] = r;
+	for (; *r; r = &(*r)->chain)
+		if (eq((*r)->name, name))
+			return *r;
+	*r = mem(sizeof(**r));
+	(*r)->name = copy(name);
+	(*r)->heard = (*r)->left = -1;
+	(*r)->next = resources;
+	nres++;
+	return resources = *r;
+}
+
+/* The resource of the target that jid names, or NULL. */
+static struct res *
+resourceof(const char *jid)
+{
+	return oftarget(jid) && resof(jid) ? resource(resof(jid)) : NULL;
 }
 
 /* 1 if it may have been taken out by now as one that was silent in two probes
@@ -2519,21 +2387,20 @@ silentone(const struct res *r)
 
 /* 1 if the program surely, 2 if it maybe has r. */
 static int
-known(struct res *r)
+known(const struct res *r)
 {
 	return r->st == OUT ? 0 : r->st == MAYBE || r->left > r->joinedat || silentone(r) ? 2 : 1;
 }
 
-/* How many it surely has. */
-static long
-sure(void)
+/* 1 if it surely has one. */
+static int
+anyknown(void)
 {
-	long n = 0;
-	size_t i;
+	struct res *r;
 
-	for (i = 0; i < nres; i++)
-		n += known(reslist[i]) == 1;
-	return n;
+	for (r = resources; r && known(r) != 1; r = r->next)
+		;
+	return r != NULL;
 }
 
 static void
@@ -2546,6 +2413,91 @@ setres(struct res *r, int st)
 		nleft++;
 	}
 	r->st = st;
+}
+
+/* 1 if resource r is surely set aside, or surely is not. */
+static int
+stalled(const struct res *r)
+{
+	return r->pings >= 2 && !r->doubtful;
+}
+
+static int
+well(const struct res *r)
+{
+	return known(r) == 1 && r->pings < 2;
+}
+
+/* 1 if another than r surely is not set aside, and does not drain. */
+static int
+better(const struct res *r, int drains)
+{
+	struct res *x;
+
+	for (x = resources; x; x = x->next)
+		if (x != r && well(x) && !(drains && x->drains))
+			return 1;
+	return 0;
+}
+
+/* ---- the model: which requests are open ---- */
+
+#define UNWRITTEN (FOREVER / 4)
+/* Requests of one requester to one address with the same id, an empty one and none
+ * being the same. Which of several was answered cannot be known: they are vague. */
+struct key {
+	struct key *chain;
+	const char *f, *p, *id;
+	struct req *reqs;       /* the newest first */
+	int vague;
+};
+
+/* QDUE: it may have failed by now, for which there may be no error. */
+enum { QOPEN, QFAILING, QDUE, QERRED, QENDED };
+struct req {
+	struct req *alike, *prev, *next;
+	struct key *key;
+	const char *id;
+	const char *user;       /* whose share it counts in */
+	struct res *res;        /* NULL: a user has it */
+	int st, islong;         /* islong: there is no error for it */
+	int get, times;         /* it may be handed on; given so often */
+	int lost;               /* who has asked has left: it may have been forgotten */
+	int bounced;            /* an error has come that says that its resource is not there */
+	uint64_t pay;
+	long long given;        /* last */
+	long long outend;       /* byte of what the program makes that it ends with */
+	long long written, drained; /* given to the socket; all was */
+	unsigned long nth;
+};
+static struct key *keys[4096];
+static struct req openlist;
+static long nopenlo, nopenhi;   /* open ones, surely and maybe */
+static long nmistaken;          /* of several alike another may have been answered */
+static unsigned long nerrs;
+static long long madeend;       /* where the stanza ends that the program has just made */
+static struct req *bouncing;    /* its resource is not there, as its server has just said */
+static struct {                 /* a ping to itself, whether what is due has come */
+	const char *id;
+	long long asked, from;  /* written; due before that is meant */
+} dueping;
+static long long duetill, duejudged, dueback; /* of the last that was back */
+
+#define EACHOPEN(q) (q = openlist.next; q != &openlist; q = q->next)
+
+static struct key *
+findkey(const char *f, const char *p, const char *id)
+{
+	struct key **k;
+
+	id = id ? id : "";
+	k = keys + hashstring(hashstring(hashstring(3, f), p), id) % COUNT(keys);
+	for (; *k; k = &(*k)->chain)
+		if (eq((*k)->f, f) && eq((*k)->p, p) && eq((*k)->id, id))
+			return *k;
+	*k = mem(sizeof(**k));
+	**k = (struct key){ .f = f, .p = p, .id = id };
+	return *k;
 }
 
 static void
@@ -2562,29 +2514,78 @@ endreq(struct req *q, int st)
 	if (was && !is) {
 		q->prev->next = q->next;
 		q->next->prev = q->prev;
+		nmistaken += q->key->vague;
 	}
 	q->st = st;
-	nmistaken += was && !is && q->vague;
 	if (st == QERRED)
 		q->nth = ++nerrs;
 }
 
-static int
-overdue(const struct req *q)
+/* It may have failed. */
+static void
+doubt(struct req *q)
 {
-	return answertime && vt >= q->written + answertime * 1000LL;
+	if (q->st == QOPEN)
+		endreq(q, QDUE);
 }
 
-/* Requests that are too long for an error may have timed out unseen. */
+/* Put q, which is in no list, behind those that were written before. */
+static void
+list(struct req *q)
+{
+	q->prev = openlist.prev;
+	while (q->prev != &openlist && q->prev->written > q->written)
+		q->prev = q->prev->prev;
+	q->next = q->prev->next;
+	q->prev->next = q->next->prev = q;
+}
+
+static struct req *
+addreq(struct key *k, const char *id, struct res *r)
+{
+	struct req *q = mem(sizeof(*q));
+
+	q->key = k;
+	q->id = id;
+	q->res = r;
+	q->user = r || !decode(resof(k->p)) ? k->f : decode(resof(k->p));
+	q->given = vt;
+	q->times = 1;
+	q->written = UNWRITTEN;
+	q->outend = madeend;
+	q->drained = -1;
+	q->islong = strlen(k->f) + strlen(k->p) + strlen(k->id) + 3 > REQUESTSIZE;
+	q->alike = k->reqs;
+	k->reqs = q;
+	q->st = QENDED;
+	list(q);
+	endreq(q, QOPEN);
+	return q;
+}
+
+/* When it has to be answered. */
+static long long
+deadline(const struct req *q)
+{
+	return q->written + answertime * 1000LL;
+}
+
+/* 1 if it is sure what becomes of q. */
+static int
+plain(const struct req *q)
+{
+	return !q->islong && !q->key->vague && !q->lost;
+}
+
+/* Requests that are not plain may have timed out unseen. */
 static void
 due(void)
 {
 	struct req *q;
 
-	for (q = openlist.next; answertime && q != &openlist &&
-	     vt + 100 >= q->written + answertime * 1000LL; q = q->next)
-		if (q->st == QOPEN && (q->islong || q->vague || q->lost))
-			endreq(q, QDUE);
+	for (q = openlist.next; answertime && q != &openlist && vt + 100 >= deadline(q); q = q->next)
+		if (!plain(q))
+			doubt(q);
 }
 
 /* What r has asked itself may have been forgotten with it. */
@@ -2594,11 +2595,10 @@ forgetown(const struct res *r)
 	const char *self = under(target, r->name);
 	struct req *q;
 
-	for (q = openlist.next; relay && q != &openlist; q = q->next)
-		if (!q->res && eq(q->f, self)) {
+	for EACHOPEN(q)
+		if (!q->res && eq(q->key->f, self)) {
 			q->lost = 1;
-			if (q->st == QOPEN)
-				endreq(q, QDUE);
+			doubt(q);
 		}
 }
 
@@ -2609,9 +2609,9 @@ unsure(struct res *r)
 	struct req *q;
 
 	r->left = vt;
-	for (q = openlist.next; q != &openlist; q = q->next)
-		if (q->res == r && q->st == QOPEN)
-			endreq(q, QDUE);
+	for EACHOPEN(q)
+		if (q->res == r)
+			doubt(q);
 	forgetown(r);
 }
 
@@ -2619,162 +2619,89 @@ unsure(struct res *r)
 static void
 doubtsilent(void)
 {
-	size_t i;
+	struct res *r;
 
-	for (i = 0; i < nres; i++)
-		if (reslist[i]->st != OUT && silentone(reslist[i])) {
-			unsure(reslist[i]);
-			setres(reslist[i], MAYBE);
+	for (r = resources; r; r = r->next)
+		if (r->st != OUT && silentone(r)) {
+			unsure(r);
+			setres(r, MAYBE);
 		}
 }
 
-/* r leaves, surely: so fail its requests. */
+/* r leaves: so fail its requests. */
 static void
-leave(struct res *r, int surely)
+leave(struct res *r)
 {
-	struct req *q, *next;
+	struct req *q;
 
 	if (r->st == OUT)
 		return;
-	if (!surely)
-		unsure(r);
 	forgetown(r);
-	setres(r, surely ? OUT : MAYBE);
-	if (surely)
-		for (q = openlist.next; q != &openlist; q = next) {
-			next = q->next;
-			if (q->res == r && (q->st == QOPEN || q->st == QDUE))
-				endreq(q, QFAILING);
-		}
+	setres(r, OUT);
+	for EACHOPEN(q)
+		if (q->res == r)
+			endreq(q, QFAILING);
 }
 
 static void
-leaveall(int surely)
-{
-	size_t i;
-
-	for (i = 0; i < nres; i++)
-		leave(reslist[i], surely);
-}
-
-static void
-joins(const char *name)
+leaveall(void)
 {
 	struct res *r;
-	size_t n = strlen(name);
 
-	if (strncmp(name, prefix, strlen(prefix)) || n == 0 || n > 1023)
+	for (r = resources; r; r = r->next)
+		leave(r);
+}
+
+static void
+joins(struct res *r)
+{
+	size_t n = strlen(r->name);
+
+	if (strncmp(r->name, prefix, strlen(prefix)) || n == 0 || n > 1023)
 		return;
-	r = resource(name);
 	/* while a probe is out it says nothing */
 	r->doubtful |= r->pings > 0;
 	r->lifehi = vt;
 	if (r->st == IN && r->left <= r->joinedat)
 		return;
-	if (r->st == OUT || r->st == MAYBE) {
-		/* if they are too many one may have left unseen */
-		if (r->st == OUT) {
-			r->pings = r->doubtful = r->drains = 0;
-			r->lifehi = r->wellat = vt;
-			r->life = -FOREVER / 4; /* it may have joined before */
-			r->pinged = -1;
-			r->passed = 0;
-		}
-		if (nin + nmaybe < MAXRESOURCES || (r->st == MAYBE && nin + nmaybe <= MAXRESOURCES))
-			setres(r, IN);
-		else
-			setres(r, MAYBE);
+	if (r->st == OUT) {
+		r->pings = r->doubtful = r->drains = 0;
+		r->wellat = vt;
+		r->life = -FOREVER / 4; /* it may have joined before */
+		r->pinged = -1;
+		r->passed = 0;
 	}
+	/* if they are too many one may have left unseen */
+	if (r->st != IN)
+		setres(r, nin + nmaybe < MAXRESOURCES + (r->st == MAYBE) ? IN : MAYBE);
 	r->joined = ++njoins;
 	r->joinedat = vt;
 	r->share = shares;
 }
 
-/* Forget all, for a new connection. */
-static void
-forgetmodel(void)
-{
-	struct req *q;
-
-	for (q = openlist.next; q && q != &openlist; q = q->next)
-		q->st = QENDED;
-	openlist.prev = openlist.next = &openlist;
-	memset(reqbuckets, 0, sizeof(reqbuckets));
-	memset(resbuckets, 0, sizeof(resbuckets));
-	memset(lasts, 0, sizeof(lasts));
-	nres = 0;
-	nin = nmaybe = nopenlo = nopenhi = nmistaken = 0;
-	niq = ihead = iarr = iread = inread = 0;
-	probe0 = probe1 = probe2 = anyheard = -1;
-	lastask = deniedat = back1 = back2 = sawtype = prestook = lastheld = -1;
-	wantask = FOREVER;
-	nasks = 0;
-	lastprobe = npings = probeend = doubted_ = unans = mayask = counts = clean1 = 0;
-	msub = monline = mended = sawpres = 0;
-	shares = nmoved = hashandicaps = 0;
-	charge = NULL;
-	onlineat = dueback = duejudged = duetill = -1;
-	ndues = 0;
-	credits = 3000;
-	creditat = vt;
-}
-
-static uint64_t
-reqkey(const char *f, const char *p, const char *id)
-{
-	uint64_t h = fnv(3, f, strlen(f) + 1);
-
-	h = fnv(h, p, strlen(p) + 1);
-	return id ? fnv(h, id, strlen(id) + 1) : fnv(h, "", 1);
-}
-
-static int
-sameid(const char *a, const char *b)
-{
-	return eq(a ? a : "", b ? b : "");
-}
-
 /* The request that an answer from resource r, or NULL, belongs to. *alike: how
  * many open ones of the key. */
 static struct req *
-findreq(const char *f, const char *p, const char *id, struct res *r, int *alike)
+findreq(struct key *k, struct res *r, int *alike)
 {
-	uint64_t k = reqkey(f, p, id);
 	struct req *q, *best = NULL;
-	int score = 0, n = 0, all = 0, s;
+	int score = 0, all = 0, s;
 
-	for (q = reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain) {
-		if (q->key != k || q->st == QENDED || !eq(q->f, f) || !eq(q->p, p) ||
-		    !sameid(q->id, id))
+	*alike = 0;
+	for (q = k->reqs; q; q = q->alike) {
+		if (q->st == QENDED)
 			continue;
-		n += q->st != QERRED;
 		all++;
+		*alike += q->st != QERRED;
 		s = q->st == QERRED ? 1 : q->st != QOPEN ? 2 : 3;
-		if (q->res == r && s > 1)
-			s += 3;
-		if (s >= score) { /* the oldest: chains have the newest first */
+		s += q->res == r && s > 1 ? 3 : 0;
+		if (s >= score) { /* the oldest */
 			score = s;
 			best = q;
 		}
 	}
-	for (q = all > 1 ? reqbuckets[k % COUNT(reqbuckets)] : NULL; q; q = q->chain)
-		q->vague |= q->key == k;
-	if (alike)
-		*alike = n;
+	k->vague |= all > 1;
 	return best;
-}
-
-/* 1 if of several of this key it is not known which was answered. */
-static int
-isvague(const char *f, const char *p, const char *id)
-{
-	uint64_t k = reqkey(f, p, id);
-	struct req *q;
-
-	for (q = reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain)
-		if (q->key == k && q->vague)
-			return 1;
-	return 0;
 }
 
 /* 1 if an error took the place of this request's answer so lately that the
@@ -2785,170 +2712,137 @@ remembered(const struct req *q)
 	return q->st == QERRED && (long)(nerrs - q->nth) + nopenhi - nopenlo < MAXREQUESTS;
 }
 
-static struct req *
-addreq(const char *f, const char *p, const char *id, struct res *r)
-{
-	struct req *q = mem(sizeof(*q)), *alike;
-
-	q->f = f;
-	q->p = p;
-	q->id = id;
-	q->key = reqkey(f, p, id);
-	q->res = r;
-	q->user = r || !decode(resof(p)) ? f : decode(resof(p));
-	q->written = UNWRITTEN;
-	q->outend = madeend;
-	q->drained = -1;
-	for (alike = reqbuckets[q->key % COUNT(reqbuckets)]; alike; alike = alike->chain)
-		q->vague |= alike->key == q->key && alike->vague;
-	q->islong = strlen(f) + strlen(p) + strlen(id ? id : "") + 3 > REQUESTSIZE;
-	q->chain = reqbuckets[q->key % COUNT(reqbuckets)];
-	reqbuckets[q->key % COUNT(reqbuckets)] = q;
-	q->st = QENDED;
-	q->prev = openlist.prev;
-	q->next = &openlist;
-	q->prev->next = q->next->prev = q;
-	endreq(q, QOPEN);
-	return q;
-}
-
-/* How many of the open requests are a requester's, by its bare JID: surely, or maybe. */
+/* How many of the open requests are a requester's, by its bare JID, or with NULL
+ * anybody's: surely, or maybe. */
 static long
 shareof(const char *f, int surely)
 {
 	struct req *q;
-	size_t n = strcspn(f, "/");
-	long k = 0;
+	long n = 0;
 
-	for (q = openlist.next; q != &openlist; q = q->next)
-		k += !strncmp(q->user, f, n) && (!q->user[n] || q->user[n] == '/') && (!surely ||
-		     (q->st == QOPEN && !q->vague && (!q->res || known(q->res) == 1)));
-	return k;
+	for EACHOPEN(q)
+		n += (!f || samebare(q->user, f)) && (!surely || (q->st == QOPEN && !q->key->vague &&
+		     (!q->res || known(q->res) == 1)));
+	return n;
 }
 
-/* 1 if resource r is surely set aside, or surely is not. */
+/* 1 if q may have been taken from its resource. */
 static int
-stalled(const struct res *r)
+mayhavemoved(const struct req *q)
 {
-	return r->pings >= 2 && !r->doubtful;
+	const struct res *r = q->res;
+
+	return q->st == QFAILING || q->bounced || known(r) != 1 || r->left >= q->given ||
+	       r->pings >= 2 || (r->wellat >= q->given && r->pinged >= q->given);
+}
+
+/* ---- the model: what must come of what was read ---- */
+
+enum { IHEADER, IHANDSHAKE, ISTANZA, IOTHER, IEND };
+struct input {
+	int what, step;
+	struct stanza s;
+	const char *why;
+	long long end, arrived; /* byte of the connection; time */
+	long long said;         /* byte of what the server says */
+};
+
+/* AFWD: passed on; ARES: to a resource; AERR: an error of ours; APLAIN: presence. */
+enum { AFWD, ARES, AERR, APLAIN };
+struct alt {
+	int w;
+	const char *kind, *type, *id, *from, *to, *cond;
+	uint64_t pay;
+};
+struct expect {
+	struct alt a[10];
+	int n, must;
+	struct key *key;        /* of the request that is handed out or answered */
+	struct req *q;          /* that an answer ends */
+	const char *stays;      /* whose choice has to stay, or NULL */
+	int fits;               /* a get that may be handed on */
+};
+
+/* Why requests are refused, and how it is said. */
+static const struct {
+	const char *cond, *type;
+} conditions[] = {
+	{ "service-unavailable", "cancel" }, { "feature-not-implemented", "cancel" },
+	{ "not-acceptable", "modify" }, { "policy-violation", "modify" },
+	{ "resource-constraint", "wait" }, { "recipient-unavailable", "wait" },
+	{ "remote-server-timeout", "wait" }, { "bad-request", "modify" }
+};
+
+static struct input *iq;
+/* How many inputs there are, have had their effect, have arrived, were read, and were
+ * taken in by the program's parser. */
+static size_t niq, iqcap, ihead, iarr, inread, iread;
+
+static int
+isask(const struct stanza *s)
+{
+	return eq(s->kind, "iq") && (eq(s->type, "get") || eq(s->type, "set"));
 }
 
 static int
-well(struct res *r)
+isanswer(const struct stanza *s)
 {
-	return known(r) == 1 && r->pings < 2;
-}
-
-/* 1 if another than r surely is not set aside, and does not drain. */
-static int
-better(const struct res *r, int drains)
-{
-	size_t i;
-
-	for (i = 0; i < nres; i++)
-		if (reslist[i] != r && well(reslist[i]) && !(drains && reslist[i]->drains))
-			return 1;
-	return 0;
-}
-
-/* Bytes of a stanza's start. */
-static size_t
-headbytes_(const char *kind, const char *type, const char *id, const char *from, const char *to)
-{
-	return 1 + strlen(kind) + (type ? attrbytes("type", type) : 0) +
-	       (id ? attrbytes("id", id) : 0) + attrbytes("from", from) + attrbytes("to", to);
+	return eq(s->kind, "iq") && (eq(s->type, "result") || eq(s->type, "error"));
 }
 
 static void
 may(struct expect *e, int w, const struct stanza *s, const char *type, const char *from,
     const char *to, const char *cond)
 {
-	struct alt *a = e->a + e->n++;
-	size_t n;
-
-	a->w = w;
-	a->kind = s->kind;
-	a->type = type;
-	a->id = w == APLAIN ? NULL : s->id;
-	a->from = from;
-	a->to = to;
-	a->cond = cond;
-	a->pay = s->pay;
-	if (w == AERR) {
-		n = headbytes_(s->kind, "error", s->id, from, to) + 120;
-		if (n > MAXSTANZA)
-			e->must = 0;    /* there is no room to say it */
-	}
+	e->a[e->n++] = (struct alt){ w, s->kind, type, w == APLAIN ? NULL : s->id, from, to, cond, s->pay };
+	if (w == AERR && headbytes(s->kind, "error", s->id, from, to) + 120 > MAXSTANZA)
+		e->must = 0;    /* there is no room to say it */
 }
 
-/* An error about s from us. */
+/* An error about s from us, if one is due (RFC 6121 5.2.2). */
 static void
 mayerr(struct expect *e, const struct stanza *s, const char *cond)
 {
-	/* none is due (RFC 6121 5.2.2) */
-	if (eq(s->kind, "message") && eq(s->type, "headline")) {
+	if (eq(s->type, "error") || (eq(s->kind, "message") && eq(s->type, "headline")))
 		e->must = 0;
-		return;
-	}
-	if (eq(s->type, "error")) {
-		e->must = 0;
-		return;
-	}
-	may(e, AERR, s, "error", s->to, s->from, cond);
+	else
+		may(e, AERR, s, "error", s->to, s->from, cond);
 }
 
 static int
 toolarge(const struct stanza *s, const char *from, const char *to)
 {
-	return headbytes_(s->kind, s->type, s->id, from, to) + s->rest > MAXSTANZA;
+	return headbytes(s->kind, s->type, s->id, from, to) + s->rest > MAXSTANZA;
 }
 
-/* A request that goes from src, with an id, to a resource, or to dst if that is not
- * NULL. */
+/* One that goes from src, which is NULL if that is too long, with an id to a
+ * resource, or to dst if that is not NULL. */
 static void
-handing(struct expect *e, const struct stanza *s, const char *id, const char *self, const char *src,
-        const char *dst, int iq_)
+handing(struct expect *e, const struct stanza *s, const char *id, const char *self,
+        const char *src, const char *dst)
 {
+	const char *user = dst ? dst : s->from;
 	struct stanza out = *s;
-	int large, other = 0;
-	struct req *q;
-	long open_;
-	size_t i;
+	int large = 0, fits = 0, busy = 0;
+	struct res *r;
 
 	out.id = id;
-	if (!src) {
+	if (!src)
 		mayerr(e, s, "not-acceptable");
-		other = 1;
-	}
-	if (iq_ && nopenhi + nmistaken + shareof(dst ? dst : s->from, 0) + (nmistaken || nopenhi > nopenlo ? nmistaken + 1 : 0) >= MAXREQUESTS) {
+	if (isask(s) && nopenhi + nmistaken + shareof(user, 0) +
+	    (nmistaken || nopenhi > nopenlo ? nmistaken + 1 : 0) >= MAXREQUESTS) {
 		mayerr(e, s, "resource-constraint");
-		for (open_ = nopenlo, q = openlist.next; q != &openlist; q = q->next)
-			open_ -= q->st == QOPEN && (q->vague || (q->res && known(q->res) != 1));
-		other |= open_ + shareof(dst ? dst : s->from, 1) >= MAXREQUESTS;
+		busy = shareof(NULL, 1) + shareof(user, 1) >= MAXREQUESTS;
 	}
-	if (!src) {
-		if (toolarge(&out, self, dst ? dst : target))
-			mayerr(e, s, "policy-violation");
-		return;
-	}
-	if (dst) {
-		if (toolarge(&out, src, dst)) {
-			mayerr(e, s, "policy-violation");
-			return;
-		}
-	} else {
-		/* the length of the resource that it draws decides */
-		for (i = large = 0; i < nres; i++)
-			if (reslist[i]->st != OUT && toolarge(s, src, under(target, reslist[i]->name)))
-				large |= 1;
-			else if (reslist[i]->st != OUT)
-				large |= 2;
-		if (large & 1)
-			mayerr(e, s, "policy-violation");
-		if (large == 1)
-			return;
-	}
-	if (!other)
+	if (!src || dst)
+		large = toolarge(&out, src ? src : self, dst ? dst : target);
+	/* the length of the resource that it draws decides */
+	for (r = src && !dst ? resources : NULL; r; r = r->next)
+		if (r->st != OUT)
+			*(toolarge(&out, src, under(target, r->name)) ? &large : &fits) = 1;
+	if (large)
+		mayerr(e, s, "policy-violation");
+	if (src && !busy && (!large || fits))
 		may(e, dst ? AFWD : ARES, &out, s->type, src, dst, NULL);
 }
 
@@ -2968,54 +2862,77 @@ lead(const char *r, const char *id)
 static struct res *
 leader(const char *id, const char **own)
 {
-	const char *end = id ? strchr(id, '/') : NULL;
-	char *led;
+	const char *end = id ? strchr(id, '/') : NULL, *name;
 
-	if (!end)
+	if (!end || !(name = decode(bareof(id))))
 		return NULL;
-	led = mem((size_t)(end - id) + 1);
-	memcpy(led, id, (size_t)(end - id));
 	*own = end + 1;
-	return decode(led) ? resource(decode(led)) : NULL;
+	return resource(name);
 }
 
 /* An answer from src to requester f, maybe that of resource r's request. */
 static void
 leading(struct expect *e, const struct stanza *s, const char *src, const char *f, struct res *r)
 {
-	int alike = 0;
-	struct req *q = findreq(f, src, s->id, r, &alike);
+	struct key *k = findkey(f, src, s->id);
+	int alike, err = eq(s->type, "error");
+	struct req *q = findreq(k, r, &alike);
 
-	e->f = f;
-	e->p = src;
+	e->key = k;
 	e->q = q;
-	if (isvague(f, src, s->id) || (q && q->lost))
+	if (k->vague)
 		e->must = 0;
-	/* the error of who had it before was expected */
-	if (q && q->get && eq(s->type, "error") && (q->st == QFAILING || q->res != r) && q->st != QERRED) {
-		e->must = 0;
-		if (!q->vague && alike == 1)
-			e->q = NULL;
-		if (!q->vague && alike == 1)
+	if (q) {
+		/* the error of who had it before was expected */
+		if (q->get && err && q->st != QERRED && (q->st == QFAILING || q->res != r)) {
+			e->must = 0;
+			if (!k->vague && alike == 1) {
+				e->q = NULL;
+				return;
+			}
+		} else if (q->get && err && (q->st != QOPEN || mayhavemoved(q) ||
+		           eq(s->cond, "recipient-unavailable"))) {
+			e->must = 0;
+		}
+		if (q->lost || alike > 1)
+			e->must = 0;
+		if (plain(q) && remembered(q)) {
+			e->must = 0;    /* it has had its answer */
 			return;
-	} else if (q && q->get && eq(s->type, "error") && (q->st != QOPEN || q->vague || known(q->res) != 1 ||
-	           q->res->pings >= 2 || (q->res->wellat >= q->given && q->res->pinged >= q->given) ||
-	           eq(s->cond, "recipient-unavailable"))) {
-		e->must = 0;
+		}
+		/* of one that is too long for an error from us the answer always passes */
+		if (!q->islong && (q->st != QOPEN || (answertime && vt >= deadline(q)) ||
+		    (q->res && known(q->res) != 1)))
+			e->must = 0;
 	}
-	if (q && remembered(q) && !q->islong && !q->vague && !q->lost) {
-		e->must = 0;    /* it has had its answer */
-		return;
-	}
-	/* of one that is too long for an error from us the answer always passes */
-	if (q && (alike > 1 || q->vague || (!q->islong && (q->st != QOPEN || overdue(q) ||
-	    (q->res && known(q->res) != 1)))))
-		e->must = 0;
-	if (toolarge(s, src, f)) {
+	if (toolarge(s, src, f))
 		may(e, AERR, s, "error", src, f, "policy-violation");
+	else
+		may(e, AFWD, s, s->type, src, f, NULL);
+}
+
+/* A request from a user, or a message for the client. */
+static void
+forclient(struct expect *e, const struct stanza *s, const char *self)
+{
+	const char *src = encode(s->from);
+	int ask = isask(s), fleet = eq(s->type, "error") || eq(s->type, "headline") ||
+	    (!(s->flags & KBODY) && (s->flags & KFLEET));
+
+	if (!ask && s->elements > 200)
+		e->must = 0;
+	if (!ask && !anyknown() && fleet)
+		e->must = 0;
+	else if (!anyknown())
+		mayerr(e, s, ask ? "service-unavailable" : "recipient-unavailable");
+	if (nin + nmaybe == 0)
 		return;
-	}
-	may(e, AFWD, s, s->type, src, f, NULL);
+	if (ask)
+		e->key = findkey(s->from, s->to, s->id);
+	e->stays = relay ? bareof(s->from) : choice == STICKY ? s->from : NULL;
+	e->fits = eq(s->type, "get") && strlen(s->from) + strlen(s->to) +
+	          strlen(s->id ? s->id : "") + 4 + s->rest <= REQUESTSIZE;
+	handing(e, s, s->id, self, src ? under(self, src) : NULL, NULL);
 }
 
 /* What must come of input i, and may. With no alternative: nothing. */
@@ -3023,221 +2940,208 @@ static void
 predict(struct input *i, struct expect *e)
 {
 	const struct stanza *s = &i->s;
+	struct stanza led = *s;
 	const char *self, *below, *other, *src;
-	int iqs, get, ans, err, mine, fleet;
-	struct stanza own;
 	struct res *r;
+	int mine;
 
 	memset(e, 0, sizeof(*e));
-	if (i->what != ISTANZA)
+	if (i->what != ISTANZA || !s->from || !*s->from || !s->to || !*s->to || s->nons ||
+	    !ours(s->to, &self, &below) || isours(s->from))
 		return;
-	if (!s->from || !*s->from || !s->to || !*s->to || s->nons || !ours(s->to, &self, &below) ||
-	    ours(s->from, NULL, NULL))
-		return;
-	e->must = 1;
-	iqs = eq(s->kind, "iq");
-	err = eq(s->type, "error");
-	get = iqs && (eq(s->type, "get") || eq(s->type, "set"));
-	ans = iqs && (err || eq(s->type, "result"));
 	mine = oftarget(s->from);
-	other = below ? decode(below) : NULL;
-	if (headbytes_(s->kind, s->type, s->id, s->from, s->to) > MAXSTANZA - 100 ||
-	    s->tag > PARSERHARD / 28)
-		e->must = 0;    /* whom to answer may be more than fits */
+	other = decode(below);
+	if (other && (oftarget(other) || isours(other)))
+		other = NULL;
+	/* else whom to answer may be more than fits */
+	e->must = headbytes(s->kind, s->type, s->id, s->from, s->to) <= MAXSTANZA - 100 &&
+	          s->tag <= PARSERHARD / 28;
 	if (eq(s->kind, "presence")) {
-		if (!mine && (eq(s->type, "subscribe") || eq(s->type, "probe"))) {
+		if (eq(s->type, "subscribe"))
+			may(e, APLAIN, s, mine ? "subscribed" : "unsubscribed", self, s->from, NULL);
+		if (mine && (eq(s->type, "subscribe") || eq(s->type, "probe")))
+			may(e, APLAIN, s, NULL, self, s->from, NULL);
+		else if (eq(s->type, "probe"))
 			may(e, APLAIN, s, "unsubscribed", self, s->from, NULL);
-		} else if (mine && eq(s->type, "subscribe")) {
-			may(e, APLAIN, s, "subscribed", self, s->from, NULL);
-			may(e, APLAIN, s, NULL, self, s->from, NULL);
-		} else if (mine && eq(s->type, "probe")) {
-			may(e, APLAIN, s, NULL, self, s->from, NULL);
-		}
-	} else if (iqs && !get && !ans) {
-		mayerr(e, s, "bad-request");
-	} else if (get && !mine) {
-		if (below || nin + nmaybe == 0) {
+	} else if (isask(s) && !mine) {
+		if (below)
 			mayerr(e, s, "service-unavailable");
-		} else {
-			src = encode(s->from);
-			if (sure() == 0)
-				mayerr(e, s, "service-unavailable");
-			e->f = s->from;
-			e->p = s->to;
-			e->stays = relay ? bareof(s->from) : choice == STICKY ? s->from : NULL;
-			e->get = eq(s->type, "get");
-			e->fits = e->get && strlen(s->from) + strlen(s->to) + strlen(s->id ? s->id : "") + 4 + s->rest <= REQUESTSIZE;
-			handing(e, s, s->id, self, src ? under(self, src) : NULL, NULL, 1);
-		}
-	} else if (get && !relay) {
+		else
+			forclient(e, s, self);
+	} else if (isask(s) && !relay) {
 		mayerr(e, s, "feature-not-implemented");
-	} else if (get) {
-		r = resof(s->from) ? resource(resof(s->from)) : NULL;
-		mine = other && encode(other) && !oftarget(other) && !ours(other, NULL, NULL) && r ? known(r) : 0;
-		if (mine != 1)
+	} else if (isask(s)) {
+		r = resourceof(s->from);
+		if (!r || !other || !encode(other) || known(r) != 1)
 			mayerr(e, s, below ? "service-unavailable" : "feature-not-implemented");
-		if (mine) {
-			e->f = s->from;
-			e->p = under(self, encode(other));
-			handing(e, s, lead(r->name, s->id), self, self, other, 1);
+		if (r && other && encode(other) && known(r)) {
+			e->key = findkey(s->from, under(self, encode(other)), s->id);
+			led.id = lead(r->name, s->id);
+			handing(e, s, led.id, self, self, other);
 			/* all that it looks at has to fit */
-			if (strlen(s->from) + strlen(s->to) + strlen(s->id ? s->id : "") +
-			    strlen(lead(r->name, s->id)) + 30 > MAXSTANZA)
+			if (strlen(s->from) + strlen(s->to) + strlen(e->key->id) + strlen(led.id) + 30 > MAXSTANZA)
 				mayerr(e, s, "policy-violation");
 		}
-	} else if (ans && mine) {
-		if (other && !oftarget(other) && !ours(other, NULL, NULL) && resof(s->from))
-			leading(e, s, self, other, resource(resof(s->from)));
-	} else if (ans) {
+	} else if (isanswer(s) && mine) {
+		if (other && resof(s->from))
+			leading(e, s, self, other, resourceof(s->from));
+	} else if (isanswer(s)) {
 		src = encode(s->from);
-		own = *s;
-		r = relay && src && !below ? leader(s->id, &own.id) : NULL;
+		r = relay && src && !below ? leader(s->id, &led.id) : NULL;
 		if (r && known(r))
-			leading(e, &own, under(self, src), under(target, r->name), NULL);
+			leading(e, &led, under(self, src), under(target, r->name), NULL);
 		if (r && known(r) != 1)
 			e->must = 0;
-	} else if (!eq(s->kind, "message")) {
-		;
-	} else if (!relay) {
-		if (!eq(s->type, "headline"))
-			mayerr(e, s, "feature-not-implemented");
-	} else if (mine && !below) {
-		if (!eq(s->type, "headline"))
-			mayerr(e, s, "feature-not-implemented");
+	} else if (eq(s->kind, "iq")) {
+		mayerr(e, s, "bad-request");
+	} else if (!relay || (mine && !below)) {
+		mayerr(e, s, "feature-not-implemented");
 	} else if (s->flags & KCARBON) {
 		;
-	} else if (mine && other && !oftarget(other) && !ours(other, NULL, NULL)) {
+	} else if (mine && other) {
 		if (toolarge(s, self, other))
 			mayerr(e, s, "policy-violation");
 		else
 			may(e, AFWD, s, s->type, self, other, NULL);
 	} else if (!mine && !below) {
-		fleet = err || eq(s->type, "headline") || (!(s->flags & KBODY) && (s->flags & KFLEET));
-		if (s->flags & KMANY)
-			e->must = 0;
-		src = encode(s->from);
-		e->stays = bareof(s->from);
-		if (sure() == 0 && !fleet)
-			mayerr(e, s, "recipient-unavailable");
-		if (sure() == 0 && fleet)
-			e->must = 0;
-		if (nin + nmaybe > 0)
-			handing(e, s, s->id, self, src ? under(self, src) : NULL, NULL, 0);
-	} else if (!eq(s->type, "headline")) {
-		mayerr(e, s, "service-unavailable");
+		forclient(e, s, self);
 	} else {
-		e->must = 0;
 		mayerr(e, s, "service-unavailable");
 	}
 	if (e->n == 0)
 		e->must = 0;
 }
 
+/* ---- the model: whom the setting choice may choose ---- */
+
+static struct stick {           /* who was served last, by whom */
+	struct stick *chain;
+	const char *who;
+	struct res *res;
+	unsigned long joined, seq, seq0; /* how many had joined, and when it was free to choose */
+	long long at;
+} *sticks[1024];
+static struct res *charge;      /* with STANDBY */
+static int hashandicaps;        /* something spoke against somebody, once */
+static unsigned long chargejoined, nmoved;
+
+/* Stalled for long, it is tried with a request; or it was not, and has been chosen. */
+static void
+tried(struct res *r)
+{
+	r->pings = 2;
+	r->doubtful = 1;
+	r->passed = 0;
+	r->lifehi = vt;
+}
+
 /* Who is given a request must not be set aside or drain while others do not; but
- * that one may be tried. 1 if it is. */
+ * that one may be tried. 1 if it is. get: 1 for what may be handed on, 2 for what
+ * surely may, 0 for other requests, -1 for a message, -2 for what is handed on,
+ * maybe after things that have not been seen yet. */
 static int
 checkhandicap(struct res *r, int get)
 {
-	struct res *x = NULL;
+	struct res *x, *aside = NULL;
 	int n = 0;
-	size_t i;
 
 	if (!known(r))
 		bad("choice", "a request goes to %s, which has left", r->name);
-	for (i = 0; i < nres; i++)
-		if (known(reslist[i]) && reslist[i]->pings >= 2) {
-			x = reslist[i];
+	for (x = resources; x; x = x->next)
+		if (known(x) && x->pings >= 2) {
+			aside = x;
 			n++;
 		}
 	if (r->pings >= (get > 0 ? 5 : 8) && get >= 0 && choice != STANDBY && better(r, 0) &&
 	    (get > 0 || (!relay && choice != STICKY))) {
-		r->pings = 2;
-		r->doubtful = 1;        /* or it was not, and has been chosen */
-		r->passed = 0;
-		r->lifehi = vt;
+		tried(r);
 		return 1;
 	}
 	if (stalled(r) && better(r, 0))
 		bad("stall", "%s is set aside and is given a request", r->name);
 	if (r->drains && known(r) == 1 && better(r, 1) && !relay && get > -2)
 		bad("drain", "%s drains and is given a request", r->name);
-	if (n == 1 && get == 2 && x != r && stalled(x) && x->pings >= 7 && !x->drains && choice != STANDBY &&
-	    x->changes == njoins + nleft && ++x->passed > 3)
-		bad("trial", "%s has been set aside for long and is not tried", x->name);
+	if (n == 1 && get == 2 && aside != r && stalled(aside) && aside->pings >= 7 && !aside->drains &&
+	    choice != STANDBY && aside->changes == njoins + nleft && ++aside->passed > 3)
+		bad("trial", "%s has been set aside for long and is not tried", aside->name);
 	return 0;
 }
 
-/* 1 if something may speak against resource r, or does not surely not. */
+/* 1 if something may speak against resource r. */
 static int
-handicapped(struct res *r)
+handicapped(const struct res *r)
 {
-	return r->st != OUT && (known(r) != 1 || r->pings >= 2 || r->drains || r->risky + nopenhi + nmistaken >= MAXREQUESTS);
+	return r->st != OUT && (!well(r) || r->drains || r->risky + nopenhi + nmistaken >= MAXREQUESTS);
 }
 
-/* Who has it must be whom the setting choice says; get: -1 for a message, -2 for what
- * is handed on, maybe after things that have not been seen yet. */
+/* Who was served lately, or never by who has joined since, stays. */
+static void
+checkstick(const char *who, int get, struct res *r, int fair, int sure)
+{
+	struct stick **at = sticks + hashstring(5, who) % COUNT(sticks), *l;
+	struct res *x;
+	long long until;
+	int stayed, free, joined = 0;
+
+	while (*at && !eq((*at)->who, who))
+		at = &(*at)->chain;
+	if (!*at)
+		*at = memcpy(mem(sizeof(*l)), &(struct stick){ .who = who, .at = onlineat }, sizeof(*l));
+	l = *at;
+	until = l->at + sticktime * 1000LL;
+	free = vt > until + 3000;
+	stayed = l->res && known(l->res) == 1 && l->res->joined == l->joined;
+	if (stayed && l->res != r && sure && fair) {
+		/* else it may have been out and in again, or chosen as others could not be */
+		if (BUILD != 0 && r->joined <= l->seq0 && !hashandicaps)
+			bad("choice", "%s was served by %s, which is still online, and now by %s",
+			    who, l->res->name, r->name);
+		/* some places are for two */
+		else if (!healed && vt < until - 3000 && BUILD == 1 && ++nmoved > 3)
+			bad("sticktime", "%s was served by %s %lld ms ago, and now by %s",
+			    who, l->res->name, vt - l->at, r->name);
+	}
+	for (x = resources; x; x = x->next)
+		joined += x->joined > l->seq && x != r;
+	if (free && fair && nmaybe == 0 && l->res == r && nin > 1)
+		total->stayed += (double)joined / (double)nin;
+	else if (free && fair && nmaybe == 0 && stayed && l->res != r && r->joined > l->seq)
+		total->moved++;
+	/* before this connection somebody else may have been chosen */
+	l->seq0 = free ? njoins : l->seq0;
+	l->res = r;
+	l->joined = r->joined;
+	l->seq = njoins;
+	l->at = vt;
+}
+
+/* Who has it must be whom the setting choice says; get as above. */
 static void
 checkchoice(const char *stays, int get, struct res *r)
 {
-	unsigned b;
-	struct last *l = NULL;
-	size_t i;
-	int sure_ = !on[PARTPROBE] && !on[NOPROBE] && !on[LATEPROBE];
+	int fair, sure = !on[PARTPROBE] && !on[NOPROBE] && !on[LATEPROBE];
+	struct res *x;
 
-	if (stays) {
-		b = (unsigned)(fnv(5, stays, strlen(stays)) % COUNT(lasts));
-		for (l = lasts[b]; l && !eq(l->who, stays); l = l->chain)
-			;
-	}
 	if (checkhandicap(r, get))
 		return;
-	for (i = 0; i < nres && !handicapped(reslist[i]); i++)
+	for (x = resources; x && !handicapped(x); x = x->next)
 		;
-	hashandicaps |= i < nres;
+	fair = !x;
+	hashandicaps |= !fair;
 	if (choice == STANDBY) {
-		if (charge && charge != r && charge->joined == chargejoined && known(charge) == 1 &&
-		    charge->pings < 2 && !charge->drains && sure_)
+		if (charge && charge != r && charge->joined == chargejoined && well(charge) &&
+		    !charge->drains && sure)
 			bad("standby", "a request goes to %s, and %s is in charge", r->name, charge->name);
 		charge = handicapped(r) ? NULL : r;
 		chargejoined = r->joined;
 	} else if (stays) {
-		if (!l) {
-			l = mem(sizeof(*l));
-			l->who = stays;
-			l->chain = lasts[b];
-			lasts[b] = l;
-		} else if (l->res != r && known(l->res) == 1 && l->res->joined == l->joined && sure_ && i == nres) {
-			/* else one may have been out and in again, or have been chosen as others could not be */
-			if (get > -2 && BUILD != 0 && r->joined <= l->seq0 && !hashandicaps)
-				bad("choice", "%s was served by %s, which is still online, and now by %s",
-				    stays, l->res->name, r->name);
-			/* some places are for two */
-			else if (get > -2 && !healed && vt < l->at + sticktime * 1000LL - 3000 && BUILD == 1 && ++nmoved > 3)
-				bad("sticktime", "%s was served by %s %lld ms ago, and now by %s",
-				    stays, l->res->name, vt - l->at, r->name);
-		}
-		if (l->res == r && vt > l->at + sticktime * 1000LL + 3000 && i == nres && nmaybe == 0 && nin > 1) {
-			for (i = 0, b = 0; i < nres; i++)
-				b += reslist[i]->joined > l->seq && reslist[i] != r;
-			total->stayed += (double)b / (double)nin;
-		} else if (l->res && l->res != r && vt > l->at + sticktime * 1000LL + 3000 && i == nres &&
-		           nmaybe == 0 && known(l->res) == 1 && l->res->joined == l->joined &&
-		           r->joined > l->seq) {
-			total->moved++;
-		}
-		/* before this connection somebody else may have been chosen */
-		if (vt > (l->res ? l->at : onlineat) + sticktime * 1000LL + 3000)
-			l->seq0 = njoins;
-		l->res = r;
-		l->joined = r->joined;
-		l->seq = njoins;
-		l->at = vt;
-	} else if (choice == LEASTBUSY && nmaybe == 0 && nmistaken == 0 && i == nres && get > -2) {
-		for (i = 0; i < nres; i++)
-			if (known(reslist[i]) == 1 && reslist[i]->risky < r->open)
+		checkstick(stays, get, r, fair, sure);
+	} else if (choice == LEASTBUSY && nmaybe == 0 && nmistaken == 0 && fair && get > -2) {
+		for (x = resources; x; x = x->next)
+			if (known(x) == 1 && x->risky < r->open)
 				bad("leastbusy", "the request goes to %s with %d open ones, %s has %d",
-				    r->name, r->open, reslist[i]->name, reslist[i]->risky);
-	} else if (choice == RANDOM && nin > 0 && i == nres) {
+				    r->name, r->open, x->name, x->risky);
+	} else if (choice == RANDOM && nin > 0 && fair) {
 		shares += ((uint64_t)1 << 32) / (uint64_t)(nin + nmaybe);
 		r->share = shares;
 	}
@@ -3247,15 +3151,42 @@ checkchoice(const char *stays, int get, struct res *r)
 static void
 checkshares(void)
 {
-	size_t i;
+	struct res *r;
 
-	if (choice == RANDOM)
-		for (i = 0; i < nres; i++)
-			if (known(reslist[i]) == 1 && (shares - reslist[i]->share) >> 32 > 30)
-				bad("choice", "%s should have had %d requests and has had none",
-				    reslist[i]->name, (int)((shares - reslist[i]->share) >> 32));
+	for (r = choice == RANDOM ? resources : NULL; r; r = r->next)
+		if (known(r) == 1 && (shares - r->share) >> 32 > 30)
+			bad("choice", "%s should have had %d requests and has had none", r->name,
+			    (int)((shares - r->share) >> 32));
 }
 
+/* ---- the model: what was read has its effect ---- */
+
+/* Forget all, for a new connection. */
+static void
+forgetmodel(void)
+{
+	openlist.prev = openlist.next = &openlist;
+	memset(keys, 0, sizeof(keys));
+	memset(resbuckets, 0, sizeof(resbuckets));
+	memset(sticks, 0, sizeof(sticks));
+	memset(askids, 0, sizeof(askids));
+	memset(&dueping, 0, sizeof(dueping));
+	resources = charge = NULL;
+	iq = NULL;
+	niq = iqcap = ihead = iarr = iread = inread = 0;
+	nres = nasks = nmoved = 0;
+	nin = nmaybe = nopenlo = nopenhi = nmistaken = 0;
+	shares = hashandicaps = 0;
+	msub = monline = sawpres = mayask = lastprobe = npings = doubted = unans = counts = clean1 = 0;
+	probeend = OPEN;
+	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = -1;
+	lastheld = onlineat = dueback = duejudged = duetill = -1;
+	wantask = FOREVER;
+	credits = 3000;
+	creditat = vt;
+}
+
+/* There is a reason for so many asks. */
 static void
 trigger(int n)
 {
@@ -3266,29 +3197,34 @@ trigger(int n)
 static void
 want(long long t)
 {
-	if (lastask < vt && t < wantask)
-		wantask = t;
+	if (lastask < vt)
+		wantask = MIN(wantask, t);
+}
+
+static const char *
+lastid(void)
+{
+	return nasks ? askids[(nasks - 1) % COUNT(askids)] : NULL;
 }
 
 /* The subscription ends: it asks again as if it had never asked. */
 static void
-denied_(void)
+denied(void)
 {
-	if (msub)
+	deniedat = vt;
+	leaveall();
+	if (msub) {
 		wantask = FOREVER;
-	if (msub == 1)
 		want(vt + askmin * 1000LL);
-	probeend = 1;
-	doubted_ = unans = 0;
+	}
+	probeend = DENIED;
+	msub = doubted = unans = 0;
 }
 
-/* Presence of the target to our domain: what becomes of its resources. */
+/* Presence of the target: what becomes of its resources. */
 static void
-heardof(struct input *i)
+heardof(const struct stanza *s, struct res *r)
 {
-	const struct stanza *s = &i->s;
-	const char *r = resof(s->from), *now_ = nasks ? askids[(nasks - 1) % COUNT(askids)] : NULL;
-
 	sawpres = 1;
 	mayask |= s->type || back2 >= 0;
 	if (eq(s->type, "subscribe")) {
@@ -3303,47 +3239,95 @@ heardof(struct input *i)
 		unans = 0;
 	}
 	if (!s->type && r) {
-		if (silentone(resource(r)))
-			unsure(resource(r));
-		resource(r)->heard = anyheard = vt;
+		if (silentone(r))
+			unsure(r);
+		r->heard = anyheard = vt;
 		joins(r);
-		resource(r)->drains = !!(s->flags & KDND);
-		if (resource(r)->drains && charge == resource(r))
+		r->drains = eq(s->show, "dnd");
+		if (r->drains && charge == r)
 			charge = NULL;
 	} else if (eq(s->type, "unavailable")) {
 		if (r)
-			leave(resource(r), 1);
+			leave(r);
 		else
-			leaveall(1);
+			leaveall();
 	} else if (eq(s->type, "subscribed")) {
 		msub = 1;
 		trigger(1);
 		want(vt);
 	} else if (eq(s->type, "unsubscribed")) {
-		deniedat = vt;
-		leaveall(1);
-		denied_();
-		msub = 0;
+		denied();
 		trigger(1);
 	} else if (eq(s->type, "error")) {
 		trigger(1);
-		if (r || !s->id || !eq(s->id, now_))
+		if (r || !s->id || !eq(s->id, lastid()) || probeend == UNREACHED)
 			return;
-		/* that was answered already: the server cannot be reached */
-		if (probeend == 2)
-			return;
-		if (s->flags & (KWAIT | KREMOTE)) {
-			if (!probeend) {
-				want(vt + refresh * 1000LL);
-				probeend = 2;
-			}
-			return;
+		if (!eq(s->etype, "wait") && strncmp(s->cond, "remote-server", 13)) {
+			denied();
+		} else if (probeend == OPEN) {
+			want(vt + refresh * 1000LL);
+			probeend = UNREACHED;
 		}
-		deniedat = vt;
-		leaveall(1);
-		denied_();
-		msub = 0;
 	}
+}
+
+/* A ping to itself is back: these may be given up now, and be told so later in
+ * this turn. */
+static void
+dueisback(void)
+{
+	struct req *q;
+
+	duetill = dueping.from;
+	duejudged = dueping.asked;
+	dueback = vt;
+	dueping.id = NULL;
+	for (q = openlist.next; answertime && q != &openlist && deadline(q) <= duetill + slack(100); q = q->next)
+		doubt(q);
+}
+
+/* Resource r has sent s, which is no presence: it does not hang. */
+static void
+sends(struct res *r, const struct stanza *s)
+{
+	r->lifehi = vt;
+	/* of who is set aside its server may say so */
+	if (r->pings >= 2 && eq(s->type, "error") && eq(s->cond, "recipient-unavailable"))
+		return;
+	if (r->pings >= 2) {
+		r->wellat = vt;
+		nleft++;        /* who is to be tried may be found anew */
+	}
+	r->pings = r->doubtful = 0;
+	r->life = vt;
+}
+
+/* Service-unavailable has come from r: that is a reason to probe, at times. */
+static void
+serviceless(struct res *r, const struct stanza *s, const struct expect *e)
+{
+	if (!r->svctime || vt - r->svctime >= refresh * 1000LL) {
+		r->svctime = vt;
+		trigger(2);     /* asks whether it is there, and once more if all is silent */
+	}
+	mayask |= r->svctime == vt || r->left >= r->svctime || r->joinedat >= r->svctime;
+	if (e->key && isanswer(s) && known(r) == 1 && msub && s->elements <= 200 &&
+	    r->left < r->joinedat && (!r->svcat || vt > r->svcat + refresh * 1000LL + 100)) {
+		if (probeend == OPEN && (!lastprobe || back2 >= 0))
+			want(vt);
+		else
+			doubted |= lastask < vt && probeend == OPEN;
+	}
+	r->svcat = vt;
+}
+
+/* 1 if it surely has been given no request since it was heard of. What is too long
+ * to be kept times out unseen. */
+static int
+idle(const struct res *r)
+{
+	return r->risky == 0 && r->pings == 0 && !r->doubtful && nmistaken == 0 &&
+	       (!answertime || vt < onlineat + answertime * 1000LL);
 }
 
 /* Input i has been handled, with output o by alternative a, or with none. */
@@ -3352,117 +3336,64 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 {
 	const struct stanza *s = &i->s;
 	struct req *q = e->q;
-	struct res *r = NULL;
-	size_t k;
+	struct res *r;
+	int ours;
 
 	ihead++;
 	if (i->what == IHANDSHAKE) {
 		monline = 1;
 		onlineat = vt;
 	}
-	if (i->what != ISTANZA)
+	if (i->what != ISTANZA || !s->from || !s->to)
 		return;
-	for (k = 0; eq(s->from, domain) && eq(s->to, domain) && k < ndues; k++)
-		if (eq(s->id, dues[k].id)) {
-			struct req *d;
-			duetill = dues[k].from;
-			/* these may be given up now, and be told so later in this turn */
-			for (d = openlist.next; answertime && d != &openlist && d->written + answertime * 1000LL <=
-			     duetill + (on[SLOWCALL] ? 3000 : 100); d = d->next)
-				if (d->st == QOPEN)
-					endreq(d, QDUE);
-			duejudged = dues[k].asked;
-			dueback = vt;
-			ndues -= k + 1;
-			memmove(dues, dues + k + 1, ndues * sizeof(*dues));
+	if (eq(s->from, domain) && eq(s->to, domain) && dueping.id && eq(s->id, dueping.id))
+		dueisback();
+	r = resourceof(s->from);
+	ours = !s->nons && isours(s->to);
+	if (r && ours && !eq(s->kind, "presence"))
+		sends(r, s);
+	if (r && eq(s->cond, "service-unavailable"))
+		serviceless(r, s, e);
+	if (oftarget(s->from) && ours && eq(s->kind, "presence"))
+		heardof(s, r);
+	if (a && eq(s->kind, "message"))
+		count("messages");
+	if (a && a->w == AFWD && isanswer(s))
+		count("answers");
+	if (a && a->w != AERR && isask(s)) {
+		r = a->w == ARES ? resource(resof(o->to)) : NULL;
+		if (r)
+			checkchoice(e->stays, e->fits && retry ? 1 + (s->rest + 20 < REQUESTSIZE / 2) : 0, r);
+		if (r && (r->open == 0 || r->pings > 1)) {
+			r->lifehi = vt;
+			r->life = idle(r) ? vt : r->life;
 		}
-	if (s->from && s->to && !s->nons && ours(s->to, NULL, NULL) && oftarget(s->from) && resof(s->from) &&
-	    !eq(s->kind, "presence")) {
-		r = resource(resof(s->from));
-		r->lifehi = vt;
-		/* of who is set aside its server may say so */
-		if (!eq(s->type, "error") || !eq(s->cond, "recipient-unavailable") || r->pings < 2) {
-			if (r->pings >= 2) {
-				r->wellat = vt;
-				nleft++;        /* who is to be tried may be found anew */
-			}
-			r->pings = r->doubtful = 0;
-			r->life = vt;
-		}
-		r = NULL;
-	}
-	if (s->flags & KSVC && s->from && oftarget(s->from) && resof(s->from)) {
-		r = resource(resof(s->from));
-		if (!r->svctime || vt - r->svctime >= refresh * 1000LL) {
-			r->svctime = vt;
-			trigger(2);     /* asks whether it is there, and once more if all is silent */
-		}
-		mayask |= r->svctime == vt || r->left >= r->svctime || r->joinedat >= r->svctime;
-		if (e->p && eq(s->kind, "iq") && eq(s->type, "error") && known(r) == 1 && msub == 1 &&
-		    !(s->flags & KMANY) && r->left < r->joinedat && (!r->svcat || vt > r->svcat + refresh * 1000LL + 100)) {
-			if (!probeend && (!lastprobe || back2 >= 0))
-				want(vt);
-			else
-				doubted_ |= lastask < vt && !probeend;
-		}
-		r->svcat = vt;
-		r = NULL;
-	}
-	if (s->from && s->to && eq(s->kind, "presence") && !s->nons && oftarget(s->from) &&
-	    ours(s->to, NULL, NULL))
-		heardof(i);
-	if (a && (a->w == ARES || (a->w == AFWD && e->p && !e->q && eq(s->kind, "iq") &&
-	    (eq(s->type, "get") || eq(s->type, "set"))))) {
-		if (a->w == ARES) {
-			r = resource(resof(o->to));
-			checkchoice(e->stays, !eq(s->kind, "iq") ? -1 : e->fits && retry ? 1 + (s->rest + 20 < REQUESTSIZE / 2) : 0, r);
-		}
-		if (e->p) {
-			if (r && (r->open == 0 || r->pings > 1)) {
-				r->lifehi = vt;
-				/* what is too long to be kept times out unseen */
-				if (r->risky == 0 && r->pings == 0 && !r->doubtful && nmistaken == 0 &&
-				    (!answertime || vt < onlineat + answertime * 1000LL))
-					r->life = vt;
-			}
-			q = addreq(e->f, e->p, s->id, r);
-			q->get = e->get && e->fits;
-			q->fits = e->fits;
-			q->pay = s->pay;
-			q->times = 1;
-			q->given = vt;
-			total->tally[THANDED]++;
-		}
-	} else if (q && eq(s->kind, "iq") && q->st != QERRED && (a || (q->res && (!q->get || !eq(s->type, "error"))))) {
+		q = addreq(e->key, s->id, r);
+		q->get = e->fits;
+		q->pay = s->pay;
+		count("requests handed out");
+	} else if (a && a->w == ARES) {
+		checkchoice(e->stays, -1, resource(resof(o->to)));
+	} else if (q && q->st != QERRED && (a || (q->res && (!q->get || !eq(s->type, "error"))))) {
 		endreq(q, q->times > 1 ? QERRED : QENDED); /* others may answer, too */
 	} else if (q && q->res && q->get && eq(s->cond, "recipient-unavailable")) {
 		q->bounced = 1;
 		bouncing = q;
 	}
-	if (a && a->w == AFWD && eq(s->kind, "iq") && !eq(s->type, "get") && !eq(s->type, "set"))
-		total->tally[TANSWERS]++;
-	if (a && a->w == AERR && a->cond && eq(a->cond, "resource-constraint"))
-		total->tally[TBUSY]++;
-	if (a && a->w == AERR && a->cond && eq(a->cond, "policy-violation"))
-		total->tally[TLARGE]++;
-	if (a && eq(s->kind, "message"))
-		total->tally[TMESSAGES]++;
 }
 
 static int
 isalt(const struct alt *a, const struct stanza *o)
 {
-	if (!eq(a->kind, o->kind) || !eq(a->type, o->type) || !eq(a->from, o->from))
+	if (!eq(a->kind, o->kind) || !eq(a->type, o->type) || !eq(a->from, o->from) ||
+	    (a->w != ARES && !eq(a->to, o->to)))
 		return 0;
 	if (a->w == APLAIN)
-		return eq(a->to, o->to);
-	if (a->w == AERR)
-		return (eq(a->id, o->id) || (!o->id && a->id && strlen(a->id) + strlen(a->from) +
-		        strlen(a->to) + 60 > MAXSTANZA)) && eq(a->to, o->to) && eq(a->cond, o->cond) &&
-		       (o->flags & KERROR) && o->elements == 2;
-	if (!eq(a->id, o->id) || a->pay != o->pay)
-		return 0;
-	return a->w == ARES ? oftarget(o->to) && resof(o->to) : eq(a->to, o->to);
+		return 1;
+	if (a->w == AERR) /* an id that is too long is left out */
+		return eq(a->cond, o->cond) && o->elements == 2 && (eq(a->id, o->id) || (!o->id && a->id &&
+		       strlen(a->id) + strlen(a->from) + strlen(a->to) + 60 > MAXSTANZA));
+	return eq(a->id, o->id) && a->pay == o->pay && (a->w == AFWD || resourceof(o->to));
 }
 
 /* Handle the next input without an output; 0 if it needs one. */
@@ -3481,73 +3412,59 @@ skip(void)
 	return 1;
 }
 
-static const struct { const char *cond, *type; } conditions[] = {
-	{ "service-unavailable", "cancel" }, { "feature-not-implemented", "cancel" },
-	{ "not-acceptable", "modify" }, { "policy-violation", "modify" },
-	{ "resource-constraint", "wait" }, { "recipient-unavailable", "wait" },
-	{ "remote-server-timeout", "wait" }, { "bad-request", "modify" }
-};
+/* ---- the model: what the program says by itself ---- */
+
+/* 1 if an input is the answer of q's resource to it. */
+static int
+answers(const struct stanza *s, const struct req *q)
+{
+	const char *f = s->from && s->to && resof(s->to) ? decode(resof(s->to)) : NULL;
+
+	return f && isanswer(s) && resourceof(s->from) == q->res &&
+	       findkey(f, bareof(s->to), s->id) == q->key;
+}
 
 /* 1 if o is an error that ends a request which its resource has not answered. */
 static int
 isfailure(struct stanza *o)
 {
-	uint64_t k;
-	struct req *q, *best, *oldest;
-	int gone = eq(o->cond, "recipient-unavailable"), late = eq(o->cond, "remote-server-timeout"), n;
+	int gone = eq(o->cond, "recipient-unavailable"), late = eq(o->cond, "remote-server-timeout"), n = 0;
+	struct key *k = findkey(o->to, o->from, o->id);
+	struct req *q, *best = NULL, *oldest = NULL;
 	size_t i;
 
 	if (!eq(o->kind, "iq") || !eq(o->type, "error") || (!gone && !late) || o->elements != 2)
 		return 0;       /* those that others made have a text */
-	k = reqkey(o->to, o->from, o->id);
-	best = oldest = NULL;
-	n = 0;
-	for (q = reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain) {
-		if (q->key != k || q->st == QENDED || q->st == QERRED || !eq(q->f, o->to) ||
-		    !eq(q->p, o->from) || !eq(q->id, o->id))
+	for (q = k->reqs; q; q = q->alike) {
+		if (q->st >= QERRED || !eq(q->id, o->id))
 			continue;
-		oldest = q;
 		n++;
-		if (late ? vt + (on[SLOWCALL] ? 2000 : 100) >= q->written + answertime * 1000LL :
-		    q->st == QFAILING ||
+		oldest = q;
+		if (late ? vt + slack(100) >= deadline(q) : q->st == QFAILING ||
 		    (q->res && (known(q->res) != 1 || q->res->left >= q->given)))
 			best = q;
 	}
-	/* which of several alike was answered is not known for sure */
-	for (q = oldest ? NULL : reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain)
-		if (q->key == k && q->vague)
-			return 1;
 	if (!oldest)
-		return 0;
-	for (q = n > 1 ? reqbuckets[k % COUNT(reqbuckets)] : NULL; q; q = q->chain)
-		q->vague |= q->key == k;
-	if (oldest->vague)
-		best = best ? best : oldest;
-	if (!best && late)
-		bad(*tlspin ? "tlsearly" : "early", "a request of %s is timed out %lld ms after it was handed out", o->to,
+		return k->vague;
+	k->vague |= n > 1;
+	if (!best && !k->vague && late)
+		bad("early", "a request of %s is timed out %lld ms after it was handed out", o->to,
 		    vt - oldest->written);
-	if (!best && gone)
+	if (!best && !k->vague)
 		bad("sweep", "a request of %s fails as if %s had left, which it has not: "
 		    "%lld ms since its presence, %lld since the last probe but one", o->to,
 		    oldest->res ? oldest->res->name : "nobody", vt - oldest->res->heard, vt - probe1);
 	q = best ? best : oldest;
-	if (gone && n == 1 && !q->vague && q->get && q->times <= (int)retry && q->st == QFAILING && sure() > 0)
-		bad("retry", "a get of %s fails, and others could be asked", q->f);
-	if (late && n == 1 && !q->vague && duejudged < q->written + answertime * 1000LL - (on[SLOWCALL] ? 2000 : 100))
-		bad("judged", "a request of %s is timed out, but what may have come since %lld was not waited for", q->f, duejudged);
-	if (late && n == 1 && !q->vague)
-		for (i = ihead; i < iarr; i++)
-			if (iq[i].what == ISTANZA && iq[i].arrived < q->written + answertime * 1000LL - (on[SLOWCALL] ? 3000 : 0) &&
-			    eq(iq[i].s.kind, "iq") && iq[i].s.from && q->res && oftarget(iq[i].s.from) &&
-			    eq(resof(iq[i].s.from), q->res->name) && sameid(iq[i].s.id, q->id) &&
-			    resof(iq[i].s.to) && eq(decode(resof(iq[i].s.to)), q->f) &&
-			    !eq(iq[i].s.type, "get") && !eq(iq[i].s.type, "set") &&
-			    !strncmp(iq[i].s.to, q->p, strlen(q->p)))
-				bad(*tlspin ? "tlsearly" : "judged", "a request of %s is timed out while its answer, come %lld ms ago, "
-				    "waits to be read", q->f, vt - iq[i].arrived);
-	total->tally[late ? TLATE : TGONE]++;
-	if (late && q->res)
-		q->res->owes = vt;
+	if (gone && !k->vague && q->get && q->times <= (int)retry && q->st == QFAILING && anyknown())
+		bad("retry", "a get of %s fails, and others could be asked", o->to);
+	if (late && !k->vague && duejudged < deadline(q) - slack(100))
+		bad("judged", "a request of %s is timed out, but what may have come since %lld was not "
+		    "waited for", o->to, duejudged);
+	for (i = ihead; late && !k->vague && i < iarr; i++)
+		if (iq[i].what == ISTANZA && iq[i].arrived < deadline(q) - slack(0) && answers(&iq[i].s, q))
+			bad("judged", "a request of %s is timed out while its answer, come %lld ms ago, "
+			    "waits to be read", o->to, vt - iq[i].arrived);
+	count(late ? "timed out" : "failed");
 	endreq(q, QERRED);
 	return 1;
 }
@@ -3556,22 +3473,19 @@ isfailure(struct stanza *o)
 static int
 isping(struct stanza *o)
 {
-	long long slack = on[SLOWCALL] ? 3000 : 20;
-	struct res *r;
+	long long least = stall * 1000LL - slack(20);
+	struct res *r = resourceof(o->to);
 
-	if (!eq(o->kind, "iq") || !eq(o->type, "get") || !eq(o->from, domain) || !o->to ||
-	    !oftarget(o->to) || !resof(o->to) || !(o->flags & KPING))
+	if (!r || !eq(o->kind, "iq") || !eq(o->type, "get") || !eq(o->from, domain) || !(o->flags & KPING))
 		return 0;
-	r = resource(resof(o->to));
 	if (!known(r))
 		bad("stall", "pings %s, which has left", r->name);
 	if (stall == 0)
 		bad("stall", "pings %s, which it should not", r->name);
-	if (vt - r->life < stall * 1000LL - slack || (r->pinged > lastheld && vt - r->pinged < stall * 1000LL - slack))
+	if (vt - r->life < least || (r->pinged > lastheld && vt - r->pinged < least))
 		bad("stall", "pings %s %lld ms after it was heard of, %lld after the last ping", r->name,
 		    vt - r->life, vt - r->pinged);
-	if (r->risky == 0 && r->pings == 0 && !r->doubtful && nmistaken == 0 &&
-	    (!answertime || vt < onlineat + answertime * 1000LL)) /* none has timed out */
+	if (idle(r))
 		bad("stall", "pings %s, which has no request", r->name);
 	r->pings += r->pings < 1000;
 	r->passed = 0;
@@ -3582,252 +3496,201 @@ isping(struct stanza *o)
 	return 1;
 }
 
-/* 1 if o is a get that is handed on to another resource. */
+/* 1 if o is a get that is handed on to another resource, 2 if it may be. */
 static int
 isretry(struct stanza *o)
 {
+	struct req *q, *best = NULL;
 	const char *self, *below, *f;
-	struct req *q, *best, *n;
-	struct res *r;
-	uint64_t k;
-	int any;
-	size_t i;
+	struct res *r = resourceof(o->to), *x;
+	struct key *k;
+	int n = 0;
 
-	if (!eq(o->kind, "iq") || !eq(o->type, "get") || !o->to || !oftarget(o->to) || !resof(o->to) ||
-	    !ours(o->from, &self, &below) || !(f = decode(below)))
+	if (!r || !eq(o->kind, "iq") || !eq(o->type, "get") || !ours(o->from, &self, &below) ||
+	    !(f = decode(below)))
 		return 0;
-	k = reqkey(f, self, o->id);
-	best = NULL;
-	any = 0;
-	for (q = reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain) {
-		if (q->key != k || q->st == QENDED || q->st == QERRED || !q->get || q->pay != o->pay ||
-		    q->times > (int)retry || !eq(q->f, f) || !eq(q->p, self) || !eq(q->id, o->id))
-			continue;
-		any++;
-		if (q->st == QFAILING || q->bounced || q->res->pings >= 2 || known(q->res) != 1 || q->res->left >= q->given ||
-		    (q->res->wellat >= q->given && q->res->pinged >= q->given)) /* it was set aside meanwhile */
-			best = q;
-	}
-	/* which of several alike was answered is not known for sure */
-	for (q = best ? NULL : reqbuckets[k % COUNT(reqbuckets)]; q; q = q->chain)
-		if (q->key == k && q->vague)
-			return 2;       /* or it is a new one */
+	k = findkey(f, self, o->id);
+	for (q = k->reqs; q; q = q->alike)
+		if (q->st < QERRED && q->get && q->pay == o->pay && q->times <= (int)retry && eq(q->id, o->id)) {
+			n++;
+			best = mayhavemoved(q) ? q : best;
+		}
 	if (!best)
-		return 0;
-	r = resource(resof(o->to));
-	if (any == 1 && !best->vague && best->bounced && r == best->res)
+		return k->vague ? 2 : 0;
+	k->vague |= n > 1;
+	q = best;
+	if (!k->vague && q->bounced && r == q->res)
 		bad("retry", "a get of %s is handed on to %s, which has bounced it", f, r->name);
-	for (i = 0; choice != STANDBY && any == 1 && !best->vague && r->pings > 0 && !r->doubtful && i < nres; i++)
-		if (reslist[i] != best->res && known(reslist[i]) == 1 && reslist[i]->pings == 0)
-			bad("retry", "a get of %s is handed on to %s, which is silent; %s is not", f, r->name,
-			    reslist[i]->name);
-	if (any == 1 && !best->vague && r == best->res && best->st != QFAILING && !best->bounced && known(r) == 1 && r->left < best->given &&
-	    r->wellat < r->pinged)
+	for (x = resources; choice != STANDBY && !k->vague && r->pings > 0 && !r->doubtful && x; x = x->next)
+		if (x != q->res && known(x) == 1 && x->pings == 0)
+			bad("retry", "a get of %s is handed on to %s, which is silent; %s is not", f, r->name, x->name);
+	if (!k->vague && r == q->res && q->st != QFAILING && !q->bounced && known(r) == 1 &&
+	    r->left < q->given && r->wellat < r->pinged)
 		bad("retry", "a get of %s is handed on to %s, which has it", f, r->name);
-	if (best->bounced && !known(r))
+	if (q->bounced && !known(r))
 		bad("choice", "a request goes to %s, which has left", r->name);
-	else if (best->bounced)
-		;               /* to any but the one that has bounced it */
-	else if (choice != STANDBY)
+	if (!q->bounced && choice != STANDBY)
 		checkhandicap(r, -2);   /* and it is not remembered */
-	else
+	else if (!q->bounced)
 		checkchoice(NULL, -2, r);
-	for (q = any > 1 ? reqbuckets[k % COUNT(reqbuckets)] : NULL; q; q = q->chain)
-		q->vague |= q->key == k;
 	if (r->open == 0 || r->pings > 1)
 		r->lifehi = vt;
-	if (r->pings >= 5) {            /* so it is tried, too */
-		r->pings = 2;
-		r->doubtful = 1;
-	}
-	endreq(best, QENDED);
-	n = addreq(best->f, best->p, best->id, r);
-	n->get = n->fits = 1;
-	n->pay = best->pay;
-	n->times = best->times + 1;
-	n->vague = best->vague;
-	n->given = vt;
-	n->written = best->written;
-	n->drained = best->drained;
-	/* the list is in the order of time */
-	for (q = openlist.prev; q != &openlist && (q == n || q->written > n->written); q = q->prev)
-		;
-	n->prev->next = n->next;
-	n->next->prev = n->prev;
-	n->prev = q;
-	n->next = q->next;
-	n->prev->next = n->next->prev = n;
+	if (r->pings >= 5)              /* so it is tried, too */
+		tried(r);
+	endreq(q, QENDED);
+	q->res = r;
+	q->times++;
+	q->given = vt;
+	q->bounced = 0;
+	q->outend = madeend;
+	list(q);
+	endreq(q, QOPEN);
 	return 1;
 }
 
-/* 1 if o asks for the target's presence, or is a ping to ourselves. */
+/* 1 if o is a ping to itself: whether the server lives, what is due has come, or a
+ * probe is over. */
 static int
-isask(struct stanza *o)
+isselfping(struct stanza *o)
 {
-	unsigned long i;
-	size_t k;
-	int probe = eq(o->type, "probe");
-	long long gap = vt - lastask, lastbut1, want, clean;
-
-	if (eq(o->kind, "iq") && eq(o->type, "get") && eq(o->from, domain) && eq(o->to, domain) &&
-	    (o->flags & KPING)) {
-		if (!eq(o->id, "ping") && (nasks == 0 || !eq(o->id, askids[(nasks - 1) % COUNT(askids)]))) {
-			ndues = 0;      /* only the last one counts */
-			dues = grow(dues, ndues, &duescap, sizeof(*dues));
-			dues[ndues].id = copy_(o->id);
-			dues[ndues].asked = vt;
-			dues[ndues++].from = turnedat;
-			return 1;
-		}
-		if (nasks == 0 || !eq(o->id, askids[(nasks - 1) % COUNT(askids)]) || ++npings == 1)
-			return 1;
+	if (!eq(o->kind, "iq") || !eq(o->type, "get") || !eq(o->from, domain) || !eq(o->to, domain) ||
+	    !(o->flags & KPING))
+		return 0;
+	if (eq(o->id, lastid()) && ++npings > 1) {
 		pingat = vt;
-		if (back1 < 0 || vt < back1 + patience * 1000LL - (on[SLOWCALL] ? 1000 : 0))
+		if (back1 < 0 || vt < back1 + patience * 1000LL - slack(0))
 			bad("ask", "a probe that was read %lld ms ago is taken to be over", vt - back1);
-		return 1;
+	} else if (!eq(o->id, lastid()) && !eq(o->id, "ping")) {
+		dueping.id = copy(o->id);
+		dueping.asked = vt;
+		dueping.from = turnedat;
 	}
+	return 1;
+}
+
+/* How long it waits until it asks again while nobody answers, in ms. */
+static long long
+askpause(void)
+{
+	return 1000LL * (nasks > 20 ? askmax : MIN(askmax, (long long)askmin << (nasks - 1)));
+}
+
+/* 1 if the proxy may be late by no fault of its own. */
+static int
+isslow(void)
+{
+	return on[ASLEEP] || on[STALL] || on[SLOWLINK] || on[SLOWCALL] || on[SMALLBUF] || on[LOSS];
+}
+
+/* 1 if o asks for the target's presence. */
+static int
+ispresenceask(struct stanza *o)
+{
+	int probe = eq(o->type, "probe"), over = back2 >= 0 && probeend == OPEN, silent = 0, clean;
+	long long gap = vt - lastask, most;
+	struct res *r;
+	size_t i;
+
 	if (!eq(o->kind, "presence") || (!probe && !eq(o->type, "subscribe")))
 		return 0;
 	if (!eq(o->from, domain) || !eq(o->to, target))
 		bad("ask", "asks for presence from %s to %s", o->from, o->to);
 	if (probe && !msub)
 		bad("ask", "probes though it is not subscribed");
-	for (i = nasks > 4 ? nasks - 4 : 0; o->id && i < nasks; i++)
-		if (eq(askids[i % COUNT(askids)], o->id))
+	for (i = 0; i < COUNT(askids); i++)
+		if (o->id && eq(askids[i], o->id))
 			bad("ask", "asks with id %s twice", o->id);
-	for (k = 0; probe && k < nres; k++)
-		if (reslist[k]->st != OUT && reslist[k]->heard < probe2)
-			break;
-	if (probe && k < nres)
+	for (r = resources; r; r = r->next)
+		silent |= r->st != OUT && r->heard <= probe2;
+	if (probe && silent)
 		trigger(1);     /* who was silent in one is asked again */
-	if (lastprobe && !probeend && npings == 1 && back1 >= 0 && back1 < vt && lastheld < lastask &&
+	if (lastprobe && probeend == OPEN && npings == 1 && back1 >= 0 && back1 < vt && lastheld < lastask &&
 	    sawtype < back1 && !on[SLOWCALL])
 		bad("ask", "asks again before a probe is over");
-	if (!probe && msub == 1 && lastprobe && probeend == 2 && !unans && lastheld < lastask)
+	if (!probe && msub && lastprobe && probeend == UNREACHED && !unans && lastheld < lastask)
 		bad("ask", "subscribes anew though the target cannot be reached");
-	for (k = 0; k < nres && (reslist[k]->st == OUT || reslist[k]->heard > probe2); k++)
-		;
-	if (probe && lastprobe && !on[SLOWCALL] && !on[ERRORS] && k == nres && iarr == iread && gap < refresh * 1000LL - 100) {
-		if (!mayask && lastheld < lastask)
-			bad("askrate", "probes again after %lld ms for no reason", gap);
-	}
-	credits += (vt - creditat) * 2 / (askmin < refresh ? askmin : refresh);
-	credits = credits < 8000 + 4000 * (long long)nres ? credits : 8000 + 4000 * (long long)nres;
+	if (probe && lastprobe && !on[SLOWCALL] && !on[ERRORS] && !silent && iarr == iread &&
+	    gap < refresh * 1000LL - 100 && !mayask && lastheld < lastask)
+		bad("askrate", "probes again after %lld ms for no reason", gap);
+	most = 8000 + 4000 * (long long)nres;
+	credits = MIN(most, credits + (vt - creditat) * 2 / MIN(askmin, refresh)) - 1000;
 	creditat = vt;
-	credits -= 1000;
-	if (credits < 0 && !on[ASLEEP] && !on[STALL] && !on[SLOWLINK] && !on[SLOWCALL] && !on[SMALLBUF] && !on[LOSS])
+	if (credits < 0 && !isslow())
 		bad("askrate", "asks for presence too often, last %lld ms ago", gap);
-	if (nasks > 0 && !sawpres) {
-		want = nasks > 20 ? askmax : (long long)askmin << (nasks - 1);
-		want = (want < askmax ? want : askmax) * 1000;
-		if (gap < want - 20 && !on[ASLEEP] && !on[STALL] && !on[SLOWLINK] && !on[SLOWCALL] &&
-		    !on[SMALLBUF] && !on[LOSS])
-			bad("askrate", "asks again after %lld ms, not %lld", gap, want);
-	}
-	askids[nasks++ % COUNT(askids)] = copy_(o->id);
-	lastbut1 = lastask;
-	lastask = vt;
-	total->tally[TASKS]++;
+	if (nasks > 0 && !sawpres && gap < askpause() - 20 && !isslow())
+		bad("askrate", "asks again after %lld ms, not %lld", gap, askpause());
+	askids[nasks++ % COUNT(askids)] = copy(o->id);
+	count("asks for presence");
 	if (probe)
 		doubtsilent();
 	/* over, and with presence in it: who was silent in two such has left */
-	clean = counts && !probeend && back2 >= 0 && prestook > lastbut1 && lastheld < lastbut1 && !on[SLOWCALL];
-	for (k = 0; probe && clean && clean1 && !loglost && k < nres; k++)
-		if (reslist[k]->st == IN && reslist[k]->heard < probe1 && reslist[k]->joinedat < probe1 &&
-		    reslist[k]->toldgone < probe1 && strlen(reslist[k]->name) < 90 && !strpbrk(reslist[k]->name, "%\xc3"))
-			bad("stays", "%s was silent in two probes, and is kept", reslist[k]->name);
+	clean = counts && over && prestook > lastask && lastheld < lastask && !on[SLOWCALL];
+	for (r = probe && clean && clean1 && !loglost ? resources : NULL; r; r = r->next)
+		if (r->st == IN && r->heard < probe1 && r->joinedat < probe1 && r->toldgone < probe1 &&
+		    strlen(r->name) < 90 && !strpbrk(r->name, "%\xc3"))
+			bad("stays", "%s was silent in two probes, and is kept", r->name);
 	clean1 = clean;
-	counts = probe && (!lastprobe || (back2 >= 0 && probeend != 2));
-	if (probe && (!lastprobe || probeend != 2 || lastheld >= lastbut1)) {
-		probe0 = probe1;        /* one that could not reach the target does not count */
+	counts = probe && (!lastprobe || (back2 >= 0 && probeend != UNREACHED));
+	/* one that could not reach the target does not count */
+	if (probe && (!lastprobe || probeend != UNREACHED || lastheld >= lastask)) {
+		probe0 = probe1;
 		probe1 = probe2;
 	}
 	if (probe)
 		probe2 = vt;
 	unans |= !probe && msub;
 	mayask &= !lastprobe || back2 < 0 || sawtype >= back2;
+	lastask = vt;
 	lastprobe = probe;
-	npings = probeend = doubted_ = 0;
+	npings = doubted = 0;
+	probeend = OPEN;
 	back1 = back2 = -1;
 	wantask = FOREVER;
 	return 1;
-}
-
-static void
-counterror(const char *cond)
-{
-	size_t i;
-
-	for (i = 0; i < COUNT(total->errors) - 1 && total->errors[i].cond && !eq(total->errors[i].cond, cond); i++)
-		;
-	for (; !total->errors[i].cond;) {
-		size_t k;
-		for (k = 0; k < COUNT(conditions) && !eq(conditions[k].cond, cond); k++)
-			;
-		if (k == COUNT(conditions))
-			return;
-		total->errors[i].cond = conditions[k].cond;
-	}
-	total->errors[i].n++;
-}
-
-/* What to call a fault in what becomes of s. */
-static const char *
-effect(const struct stanza *s)
-{
-	return s->flags & KSERVER ? "serverns" : eq(s->type, "headline") ? "headline" :
-	       eq(s->kind, "iq") && !eq(s->type, "get") && !eq(s->type, "set") &&
-	       !eq(s->type, "result") && !eq(s->type, "error") ? "iqtype" :
-	       s->id && !*s->id ? "emptyid" : "effect";
 }
 
 /* The program has written stanza o: find out of what it comes. */
 static void
 check(struct stanza *o)
 {
-	struct input *i;
-	struct expect e;
+	struct input *i = iq + ihead;
+	struct expect e = { .n = 0 };
+	int a = 0, retried;
 	size_t k;
-	int a, retried = 0;
 
-	if (!o->from || !ours(o->from, NULL, NULL))
+	if (!o->from || !isours(o->from))
 		bad("from", "writes a stanza from %s", shorten(o->from));
 	if (!o->to || !*o->to)
 		bad("from", "writes a stanza to nobody");
 	due();
-	i = iq + ihead;
-	memset(&e, 0, sizeof(e));
-	if (ihead < iread)
+	if (ihead < iread) {
 		predict(i, &e);
-	for (a = ihead < iread ? i->step : 0; a < e.n; a++)
-		if (isalt(e.a + a, o))
-			break;
-	if (a == e.n) {
-		skip();
-		if (isask(o) || isfailure(o) || isping(o) || (retried = isretry(o)) == 1)
-			return;
-		if (retried)
-			nmistaken++;
-		else if (!e.must)
-			bad(effect(ihead ? &iq[ihead - 1].s : o), "writes what nothing has asked for: %s", describe(o));
-		else
-			bad(effect(&i->s), "writes %s, but first has to come what %s brings: %s%s", describe(o),
-			    describe(&i->s), e.a[0].w == AERR ? e.a[0].cond :
-			    fmt("%s from %s to %s", e.a[0].type, shorten(e.a[0].from), shorten(e.a[0].to)),
-			    e.n > 1 ? " or so" : "");
-		return;
+		a = i->step;
 	}
-	if (e.a[a].w == APLAIN && a + 1 < e.n) {
+	while (a < e.n && !isalt(e.a + a, o))
+		a++;
+	if (a < e.n && e.a[a].w == APLAIN && a + 1 < e.n) {
 		i->step = a + 1;
-		return;
-	}
-	if (e.a[a].w == AERR) {
-		counterror(o->cond);
-		for (k = 0; k < COUNT(conditions); k++)
+	} else if (a < e.n) {
+		for (k = 0; e.a[a].cond && k < COUNT(conditions); k++)
 			if (eq(conditions[k].cond, o->cond) && !eq(conditions[k].type, o->etype))
 				bad("effect", "error %s has type %s", o->cond, o->etype);
+		if (e.a[a].cond)
+			count(e.a[a].cond);
+		took(i, &e, e.a + a, o);
+	} else {
+		skip();
+		if (isselfping(o) || ispresenceask(o) || isfailure(o) || isping(o))
+			return;
+		retried = isretry(o);
+		nmistaken += retried == 2;
+		if (!retried && !e.must)
+			bad("effect", "writes what nothing has asked for: %s", describe(o));
+		if (!retried)
+			bad("effect", "writes %s, but first has to come what %s brings: %s from %s to %s%s",
+			    describe(o), describe(&i->s), e.a[0].cond ? e.a[0].cond : e.a[0].type,
+			    shorten(e.a[0].from), shorten(e.a[0].to), e.n > 1 ? " or so" : "");
 	}
-	took(i, &e, e.a + a, o);
 }
 
 /* ---- the connection ---- */
@@ -3840,7 +3703,7 @@ struct written {
 	long long end, wend;    /* its last byte, as it was made, and on the wire */
 };
 static struct {
-	int open, fd, connecting, connected, error, addr, dead, tls, badpin, broken;
+	int open, fd, connecting, connected, error, addr, dead, tls, badpin;
 	long long since, connectedat;
 	/* towards the server: bytes taken from the program, of these gone */
 	long long wtotal, wgone, wcap, wlow, wstall;
@@ -3849,7 +3712,12 @@ static struct {
 	/* what the program makes, and how much the TLS server has made of its records */
 	char *made;
 	size_t nmade, madecap, plain;
-	/* from the server: bytes sent, arrived, read by the program */
+	struct written *oq;     /* how many there are, were served, are written */
+	size_t noq, oqcap, ohead, owritten;
+	/* from the server: what it says, before it is encrypted; bytes sent, arrived,
+	 * read by the program */
+	char *app;
+	size_t napp, appcap;
 	unsigned char *raw;
 	size_t rawcap;
 	long long sent, came, took, rcap, rstall;
@@ -3857,32 +3725,26 @@ static struct {
 	long long costlyfrom;
 	int ended, saiderror, allocfailed, quiet, scripted, shaken, hsread, blind;
 	long long endedat, hsreadat, lastread, lastwrite, blockedat;
+	const char *id;         /* of the stream */
+	int depth;              /* of the program's parser */
 } c;
-static struct written *oq;
-static size_t noq, oqcap, ohead, owritten;
-static int itsdepth;            /* of its parser */
-static XML_StartElementHandler itsstart;
-static XML_EndElementHandler itsend;
 static unsigned long long made; /* bytes that it has made, all in all */
-static int addrs[NADDR], naddrs, nextaddr, fdnumber, firsttried;
+static int addrs[NADDR], naddrs, nextaddr;
 static int logflags = O_WRONLY;
-static int servedlast, roundsaid, rounds, saidrounds, mostrounds, silentrounds, provedlast, unprovedmaybe;
+static int roundsaid, rounds, saidrounds, mostrounds, unprovedmaybe;
+static enum { UNPROVED, PROVED, MAYBEPROVED } proved; /* the last connection has lasted */
 static long long lastend = -1;
-static long long outagelines;
-static long progress;
-static br_ssl_server_context sc;
-static unsigned char scbytes[BR_SSL_BUFSIZE_BIDI];
-static char *app;               /* that the server says, before it is encrypted */
-static size_t napp, appcap;
-static const char *streamid;
+static long outagelines, progress;
 
 static long long healtime;
 static void (*handlers[65])(int);
-static int wakebytes, resolving_, termsig, termonline, goodbye, termblocked;
+static int wakebytes, resolving, termonline, goodbye, termblocked;
 static long long termat, stoppedms;
 static int stopped;             /* the process is, for now */
 static int termarmed;           /* this signal comes just before a look-up, or as a stream opens */
 
+static br_ssl_server_context sc;
+static unsigned char scbytes[BR_SSL_BUFSIZE_BIDI];
 static const unsigned char certkey[32] = {
 	0xf9, 0x1a, 0x77, 0xb9, 0xd3, 0x2e, 0xd3, 0xe9, 0xee, 0x3a, 0x5f, 0xa0, 0xf6,
 	0x79, 0x5d, 0x75, 0xc8, 0x6c, 0xb0, 0xf7, 0x63, 0x1d, 0xe9, 0xee, 0x75, 0x75,
@@ -3902,7 +3764,21 @@ static const char certhex[] =
     "a80195669983d55d29c29938281826cefee55986168998ff209ed031df38";
 static unsigned char cert[sizeof(certhex) / 2];
 
-static void serve(struct written *), serverlost(const char *), servergreets(void), handle(int);
+static void serve(struct written *), servergreets(void), handle(int);
+
+/* 1 if both sides still have the connection. */
+static int
+linked(void)
+{
+	return c.open && c.connected && !c.fin && !c.rst;
+}
+
+/* 1 if the server has ended it and all that it said has arrived. */
+static int
+finished(void)
+{
+	return c.fin && c.came == c.sent && !c.dead;
+}
 
 static long long
 inflight(void)
@@ -3919,102 +3795,127 @@ writable(void)
 static int
 readable(void)
 {
-	return c.came > c.took || c.rst || (c.fin && !c.dead && c.came == c.sent);
+	return c.came > c.took || c.rst || finished();
+}
+
+/* The server ends the connection: with FIN, or at once. */
+static void
+cut(const char *why, int reset)
+{
+	if (!linked())
+		return;
+	note("network: %s", why);
+	c.napp = 0;
+	c.fin = !reset;
+	c.rst = reset;
+	if (reset && rnd(2))
+		c.came = c.sent = c.took;
+	progress++;
+}
+
+/* The proxy has ended the connection, or its side of it. */
+static void
+serverlost(const char *why)
+{
+	cut(why, 0);
+	c.scripted = 0;
+}
+
+/* So many of n bytes go at once on a link of that rate. */
+static long long
+portion(long long n, unsigned rate)
+{
+	return rate ? MIN(n, rate / 20 + 1) : n;
+}
+
+static void arrive(void *, long), drain(void *, long);
+
+static void
+arrives(long long when)
+{
+	if (!c.rpending)
+		at(when, arrive, NULL, 0, generation);
+	c.rpending = 1;
+}
+
+static void
+drains(long long when)
+{
+	if (!c.wpending)
+		at(when, drain, NULL, 0, generation);
+	c.wpending = 1;
 }
 
 static void
 arrive(void *p, long arg)
 {
-	long long n = c.sent - c.came, room = c.rcap - (c.came - c.took);
+	long long n = MIN(c.sent - c.came, c.rcap - (c.came - c.took));
 
-	(void)p, (void)arg;
 	c.rpending = 0;
-	if (c.dead || c.rst || n == 0)
+	if (c.dead || c.rst || c.sent == c.came)
 		return;
 	if (c.rstall > vt) {
-		c.rpending = 1;
-		at(c.rstall, arrive, NULL, 0, generation);
+		arrives(c.rstall);
 		return;
 	}
-	n = n < room ? n : room;
 	if (n <= 0)
 		return;         /* reading goes on with it */
-	if (c.rrate && n > c.rrate / 20 + 1)
-		n = c.rrate / 20 + 1;
+	n = portion(n, c.rrate);
 	if (fault(SPLIT, 700))
 		n = 1 + rnd(n > 4000 && often(800) ? 4000 : n > 60 && often(500) ? 60 : (unsigned)n);
 	c.came += n;
 	for (; iarr < niq && iq[iarr].end <= c.came; iarr++)
 		iq[iarr].arrived = vt;
-	if (c.came < c.sent) {
-		c.rpending = 1;
-		at(vt + (c.rrate ? n * 1000 / c.rrate : on[SPLIT] && !healed ? rnd(3) : 0), arrive,
-		   NULL, 0, generation);
-	}
+	if (c.came < c.sent)
+		arrives(vt + (c.rrate ? n * 1000 / c.rrate : on[SPLIT] && !healed ? rnd(3) : 0));
 }
 
 static void
 drain(void *p, long arg)
 {
-	long long n = inflight();
+	long long n = portion(inflight(), c.wrate);
 
-	(void)p, (void)arg;
 	c.wpending = 0;
 	if (c.dead || c.rst)
 		return;
 	if (c.wstall > vt) {
-		c.wpending = 1;
-		at(c.wstall, drain, NULL, 0, generation);
+		drains(c.wstall);
 		return;
 	}
-	if (c.wrate && n > c.wrate / 20 + 1)
-		n = c.wrate / 20 + 1;
 	c.wgone += n;
-	for (; ohead < noq && oq[ohead].wend <= c.wgone && !c.fin; ohead++)
-		serve(oq + ohead);
-	if (inflight() > 0) {
-		c.wpending = 1;
-		at(vt + (c.wrate ? n * 1000 / c.wrate : 0), drain, NULL, 0, generation);
-	} else if (c.wshut && !c.fin) {
+	for (; c.ohead < c.noq && c.oq[c.ohead].wend <= c.wgone && !c.fin; c.ohead++)
+		serve(c.oq + c.ohead);
+	if (inflight() > 0)
+		drains(vt + (c.wrate ? n * 1000 / c.wrate : 0));
+	else if (c.wshut && !c.fin)
 		serverlost("the proxy has closed its side");
-	}
 }
 
 static void
-draining(void)
-{
-	if (c.wpending)
-		return;
-	c.wpending = 1;
-	at(vt + c.latency, drain, NULL, 0, generation);
-}
-
-static void
-sendraw(const unsigned char *s, size_t n)
+sendraw(const void *s, size_t n)
 {
 	if (c.fin || c.rst)
 		return;
-	c.raw = room(c.raw, (size_t)c.sent, (size_t)c.sent + n, &c.rawcap);
+	c.raw = room(c.raw, (size_t)c.sent, n, &c.rawcap, 1);
 	memcpy(c.raw + c.sent, s, n);
 	c.sent += (long long)n;
-	if (!c.rpending) {
-		c.rpending = 1;
-		at(vt + c.latency, arrive, NULL, 0, generation);
-	}
+	arrives(vt + c.latency);
 }
 
-/* Of what the program makes so many bytes have been written. */
+/* Of what the program makes so many bytes have been written, that is b[k]. */
 static void
-iswritten(long long n)
+iswritten(size_t n, const void *b, size_t k)
 {
 	struct req *q;
 
-	for (; owritten < noq && oq[owritten].end <= n; owritten++) {
-		oq[owritten].wend = c.tls ? c.wtotal : oq[owritten].end;
-		goodbye |= oq[owritten].what == IEND;
+	if (n > c.nmade || memcmp(c.made + n - k, b, k))
+		bad("written", "writes other bytes than it has made");
+	for (; c.owritten < c.noq && c.oq[c.owritten].end <= (long long)n; c.owritten++) {
+		c.oq[c.owritten].wend = c.tls ? c.wtotal : c.oq[c.owritten].end;
+		goodbye |= c.oq[c.owritten].what == IEND;
 	}
 	for (q = openlist.prev; q != &openlist && q->written == UNWRITTEN; q = q->prev)
-		if (q->outend <= n)
+		if (q->outend <= (long long)n)
 			q->written = vt;
 }
 
@@ -4023,26 +3924,20 @@ static void
 pump(void)
 {
 	br_ssl_engine_context *e = &sc.eng;
-	unsigned char *b;
-	size_t n;
-	int more = 1;
+	unsigned char *rec, *b;
+	size_t n, k;
 
-	while (more) {
-		more = 0;
-		if ((b = br_ssl_engine_sendrec_buf(e, &n))) {
-			sendraw(b, n);
+	do {
+		if ((rec = br_ssl_engine_sendrec_buf(e, &n))) {
+			sendraw(rec, n);
 			br_ssl_engine_sendrec_ack(e, n);
-			more = 1;
 		}
-		if ((b = br_ssl_engine_recvapp_buf(e, &n))) {
-			if (c.plain + n > c.nmade || memcmp(c.made + c.plain, b, n))
-				bad("written", "writes other bytes than it has made");
-			c.plain += n;
-			iswritten((long long)c.plain);
-			br_ssl_engine_recvapp_ack(e, n);
-			more = 1;
+		if ((b = br_ssl_engine_recvapp_buf(e, &k))) {
+			c.plain += k;
+			iswritten(c.plain, b, k);
+			br_ssl_engine_recvapp_ack(e, k);
 		}
-	}
+	} while (rec || b);
 }
 
 /* Let go out what the server has said. */
@@ -4052,87 +3947,65 @@ speak(void)
 	size_t i, done = 0, n;
 	unsigned char *b;
 
-	if (!c.open || !c.connected || c.fin || c.rst)
-		napp = 0;
-	if (napp == 0)
-		return;
-	if (c.tls) {
-		while (done < napp) {
-			pump();
-			if (!(b = br_ssl_engine_sendapp_buf(&sc.eng, &n)))
-				break;
-			n = n < napp - done ? n : napp - done;
-			memcpy(b, app + done, n);
-			br_ssl_engine_sendapp_ack(&sc.eng, n);
-			br_ssl_engine_flush(&sc.eng, 0);
-			done += n;
-			pump();
-			for (i = niq; i > 0 && iq[i - 1].end < 0; i--)
-				;
-			for (; i < niq && iq[i].said <= (long long)(sin_.fed - napp + done); i++)
-				iq[i].end = c.sent;
-		}
-	} else {
-		sendraw((unsigned char *)app, napp);
+	if (!linked())
+		c.napp = 0;
+	if (!c.tls && c.napp > 0)
+		sendraw(c.app, c.napp);
+	while (c.tls && done < c.napp) {
+		pump();
+		if (!(b = br_ssl_engine_sendapp_buf(&sc.eng, &n)))
+			break;
+		n = MIN(n, c.napp - done);
+		memcpy(b, c.app + done, n);
+		br_ssl_engine_sendapp_ack(&sc.eng, n);
+		br_ssl_engine_flush(&sc.eng, 0);
+		done += n;
+		pump();
+		for (i = niq; i > 0 && iq[i - 1].end < 0; i--)
+			;
+		for (; i < niq && iq[i].said <= (long long)(sin_.fed - c.napp + done); i++)
+			iq[i].end = c.sent;
 	}
-	napp = 0;
+	c.napp = 0;
 }
 
-/* The server says s: it goes out with the next speak(). */
+/* The server says that: it goes out with the next speak(). */
 static void
-say_(const char *s, size_t n)
+says(const char *s)
 {
-	if (!c.open || !c.connected || c.fin || c.rst || sin_.stopping || sin_.dead)
+	size_t n = strlen(s);
+
+	if (!linked() || sin_.stopping || sin_.dead)
 		return;
-	app = room(app, napp, napp + n, &appcap);
-	memcpy(app + napp, s, n);
-	napp += n;
+	c.app = room(c.app, c.napp, n, &c.appcap, 1);
+	memcpy(c.app + c.napp, s, n);
+	c.napp += n;
 	seenfeed(&sin_, s, n);
 }
 
+/* Where what expat is at ends. */
+static long long
+position(const struct seen *d)
+{
+	return XML_GetCurrentByteIndex(d->p) + XML_GetCurrentByteCount(d->p);
+}
+
+/* What the server says has a next part, which ends with that byte of it. */
 static struct input *
-newinput(int what)
+newinput(int what, long long said)
 {
 	struct input *i;
 
-	iq = grow(iq, niq, &iqcap, sizeof(*iq));
-	i = memset(iq + niq++, 0, sizeof(*iq));
-	i->what = what;
-	i->said = (long long)sin_.fed;
-	i->end = c.tls ? -1 : i->said;
-	i->arrived = -1;
+	iq = room(iq, niq, 1, &iqcap, sizeof(*iq));
+	i = iq + niq++;
+	*i = (struct input){ .what = what, .said = said, .end = c.tls ? -1 : said, .arrived = -1 };
 	return i;
-}
-
-/* Input n ends with this byte of what the server says. */
-static void
-endsat(size_t n, long long end)
-{
-	iq[n].said = end;
-	if (!c.tls)
-		iq[n].end = end;
-}
-
-static void
-opened_in(const char *id, const char *to, int ok)
-{
-	(void)to;
-	if (!ok || !id) {
-		end_in("a header that is none");
-		return;
-	}
-	newinput(IHEADER);
-	if (sin_.ndecl > 8)
-		c.costlyfrom = c.sent;  /* more than it has to bear */
-	endsat(niq - 1, XML_GetCurrentByteIndex(sin_.p) + XML_GetCurrentByteCount(sin_.p));
 }
 
 static void
 end_in(const char *why)
 {
-	struct input *i = newinput(IEND);
-
-	i->why = copy_(why);
+	newinput(IEND, (long long)sin_.fed)->why = why ? copy(why) : "the server closes the stream";
 	/* the program may see it before its last byte: so what was sent with it counts */
 	if (c.badfrom < 0)
 		c.badfrom = c.sent;
@@ -4140,53 +4013,76 @@ end_in(const char *why)
 }
 
 static void
-got_in(const char *cond, struct stanza *s)
+opened_in(const char **a, int ok)
 {
-	int is = !s->nons && (eq(s->kind, "iq") || eq(s->kind, "message") || eq(s->kind, "presence"));
-	struct input *i;
-	int hs = c.shaken;
-
-	(void)cond;
-	if (eq(s->kind, "stream:error") || (!hs && (is || (s->nons && (eq(s->kind, "iq") ||
-	    eq(s->kind, "message") || eq(s->kind, "presence")))))) {
-		end_in(s->cond);
-		endsat(niq - 1, s->end);
+	if (!ok || !attribute(a, "id")) {
+		end_in("a header that is none");
 		return;
 	}
-	i = newinput(!hs && eq(s->kind, "handshake") ? IHANDSHAKE : hs && is ? ISTANZA : IOTHER);
-	c.shaken |= i->what == IHANDSHAKE;
+	newinput(IHEADER, position(&sin_));
+	if (sin_.ndecl > 8)
+		c.costlyfrom = c.sent;  /* more than it has to bear */
+}
+
+static int
+isroutable(const struct stanza *s)
+{
+	return eq(s->kind, "iq") || eq(s->kind, "message") || eq(s->kind, "presence");
+}
+
+static void
+got_in(struct stanza *s)
+{
+	struct input *i;
+
+	if (eq(s->kind, "stream:error") || (!c.shaken && isroutable(s))) {
+		end_in(s->cond);
+		iq[niq - 1].said = s->end;
+		iq[niq - 1].end = c.tls ? -1 : s->end;
+		return;
+	}
+	i = newinput(IOTHER, s->end);
 	i->s = *s;
-	endsat(niq - 1, s->end);
+	if (c.shaken && isroutable(s) && !s->nons)
+		i->what = ISTANZA;
+	if (!c.shaken && eq(s->kind, "handshake")) {
+		i->what = IHANDSHAKE;
+		c.shaken = 1;
+	}
 }
 
 static struct written *
 newwritten(int what)
 {
-	struct written *w;
-
-	oq = grow(oq, noq, &oqcap, sizeof(*oq));
-	w = memset(oq + noq++, 0, sizeof(*oq));
-	w->what = what;
-	w->end = XML_GetCurrentByteIndex(sout.p) + XML_GetCurrentByteCount(sout.p);
-	w->wend = FOREVER;
-	return w;
+	c.oq = room(c.oq, c.noq, 1, &c.oqcap, sizeof(*c.oq));
+	c.oq[c.noq] = (struct written){ .what = what, .end = position(&sout), .wend = FOREVER };
+	return c.oq + c.noq++;
 }
 
+/* If a signal is to come at such a moment, it does. */
 static void
-opened_out(const char *to, int ok)
+signals(void)
 {
-	if (!ok || !eq(to, domain))
-		bad("xml", "the stream that it opens is not one to %s", domain);
-	newwritten(IHEADER);
 	if (termarmed)
 		handle(termarmed);
 	termarmed = 0;
+}
+
+static void
+opened_out(const char **a, int ok)
+{
+	if (!ok || !eq(attribute(a, "to"), domain))
+		bad("xml", "the stream that it opens is not one to %s", domain);
+	newwritten(IHEADER);
+	signals();
 }
 
 /* Why the connection may end, or NULL. */
 static const char *
 reason(void)
 {
+	long long patient = c.connectedat + patience * 1000LL - 1;
+
 	if (termat >= 0)
 		return "a signal";
 	if (c.finread || c.rst || c.wfail || (c.fin && c.came == c.sent))
@@ -4197,12 +4093,11 @@ reason(void)
 		return "a stanza costs too much";
 	if (c.allocfailed)
 		return "no memory";
-	if (c.connected && (!c.hsread || c.hsreadat >= c.connectedat + patience * 1000LL - 1) &&
-	    vt >= c.connectedat + patience * 1000LL - 1)
+	if (c.connected && (!c.hsread || c.hsreadat >= patient) && vt >= patient)
 		return "no handshake in time";
 	if (c.badpin || c.quiet || (c.blind && (c.took == c.sent || !c.hsread)))
 		return "TLS";
-	if (keepalive && vt - c.lastread >= 2000LL * keepalive - (on[SLOWCALL] ? 1000 : 2)) {
+	if (keepalive && vt - c.lastread >= 2000LL * keepalive - slack(2)) {
 		if (c.came > c.took && vt > slept && c.rpending == 0 && c.blockedat < 0 && !on[SLOWCALL])
 			bad("silence", "gives up a silent server with %lld bytes unread", c.came - c.took);
 		return "silence";
@@ -4215,95 +4110,68 @@ end_out(const char *why)
 {
 	const char *r = reason();
 
-	if (*why) {
+	if (why)
 		bad("xml", "what it writes is wrong: %s", why);
-		return;
-	}
 	c.ended = 1;
 	c.endedat = vt;
 	newwritten(IEND);
 	note("proxy: closes the stream%s", r ? fmt(" (%s)", r) : "");
 	if (!r)
-		bad(c.tls && monline && keepalive && vt - c.lastread > keepalive * 1000LL ? "tlsalive" :
-		    "close", "closes the stream for no reason");
+		bad("close", "closes the stream for no reason");
+}
+
+static void
+checkhandshake(const struct stanza *s)
+{
+	uint64_t h = 0xcbf29ce484222325, none = 0;
+	br_sha1_context sha;
+	unsigned char digest[20];
+	char hex[41];
+	int i;
+
+	br_sha1_init(&sha);
+	br_sha1_update(&sha, c.id, strlen(c.id));
+	br_sha1_update(&sha, secret, strlen(secret));
+	br_sha1_out(&sha, digest);
+	for (i = 0; i < 20; i++)
+		sprintf(hex + 2 * i, "%02x", digest[i]);
+	if (s->pay != fnv(fnv(fnv(h, &none, sizeof(none)), hex, 40), "\2", 1))
+		bad("handshake", "the handshake is wrong");
+	if (ihead >= iread || iq[ihead].what != IHEADER)
+		bad("handshake", "a handshake comes before a header");
+	iq[ihead++].step = 1;
 }
 
 static void
 got_out(struct stanza *s)
 {
-	unsigned char digest[20];
-	char hex[41];
-	uint64_t none = 0, h = fnv(0xcbf29ce484222325, &none, sizeof(none));
-	br_sha1_context sha;
-	struct written *w;
-	size_t len;
-	int i;
+	size_t len = headbytes(s->kind, s->type, s->id, s->from ? s->from : "", s->to ? s->to : "") + s->rest;
 
-	if (c.ended)
+	if (c.ended || (c.saiderror && isroutable(s)))
 		bad("ended", "writes %s after the end of its stream", s->kind);
 	if (eq(s->kind, "stream:error")) {
 		c.saiderror = 1;
 		note("proxy: stream error %s", s->cond);
-		return;
-	}
-	if (eq(s->kind, "handshake")) {
-		br_sha1_init(&sha);
-		br_sha1_update(&sha, streamid, strlen(streamid));
-		br_sha1_update(&sha, secret, strlen(secret));
-		br_sha1_out(&sha, digest);
-		for (i = 0; i < 20; i++)
-			sprintf(hex + 2 * i, "%02x", digest[i]);
-		if (s->pay != fnv(fnv(h, hex, 40), "\2", 1))
-			bad("handshake", "the handshake is wrong");
-		if (ihead >= iread || iq[ihead].what != IHEADER)
-			bad("handshake", "a handshake comes before a header");
-		else
-			iq[ihead++].step = 1;
+	} else if (eq(s->kind, "handshake")) {
+		checkhandshake(s);
 		newwritten(IHANDSHAKE);
-		return;
-	}
-	if (s->nons || (!eq(s->kind, "iq") && !eq(s->kind, "message") && !eq(s->kind, "presence"))) {
+	} else if (s->nons || !isroutable(s)) {
 		bad("xml", "writes an element %s", s->kind);
-		return;
-	}
-	if (c.saiderror)
-		bad("ended", "writes %s after a stream error", s->kind);
-	len = headbytes_(s->kind, s->type, s->id, s->from ? s->from : "", s->to ? s->to : "") + s->rest;
-	if (len > MAXSTANZA)
-		bad("large", "writes a stanza of %zu bytes: Prosody closes the stream", len);
-	note("proxy: %s", describe(s));
-	/* it looks again at twice what it had, which was the tag less a byte at most */
-	sout.owed = s->tag <= 2050 ? 0 : s->tag - 2 < MAXSTANZA - len ? s->tag - 2 : MAXSTANZA - len;
-	w = newwritten(ISTANZA);
-	w->s = *s;
-	madeend = s->end;
-	check(s);
-}
-
-/* The server ends the connection: with FIN, or at once. */
-static void
-cut(const char *why, int reset)
-{
-	if (!c.open || !c.connected || c.fin || c.rst)
-		return;
-	note("network: %s", why);
-	napp = 0;
-	if (reset) {
-		c.rst = 1;
-		if (rnd(2)) {
-			c.came = c.took;
-			c.sent = c.took;
-		}
 	} else {
-		c.fin = 1;
+		if (len > MAXSTANZA)
+			bad("large", "writes a stanza of %zu bytes: Prosody closes the stream", len);
+		note("proxy: %s", describe(s));
+		/* it looks again at twice what it had, which was the tag less a byte at most */
+		sout.owed = s->tag <= 2050 ? 0 : MIN(s->tag - 2, MAXSTANZA - len);
+		newwritten(ISTANZA)->s = *s;
+		madeend = s->end;
+		check(s);
 	}
-	progress++;
 }
 
 static void
 connectdone(void *p, long how)
 {
-	(void)p;
 	if (!c.open || !c.connecting)
 		return;
 	progress++;
@@ -4315,37 +4183,34 @@ connectdone(void *p, long how)
 		return;
 	c.connected = 1;
 	c.lastread = vt;
-	total->tally[TCONNS]++;
-	seenopen(&sin_, 0);
-	seenopen(&sout, 1);
+	count("connections");
+	seenopen(&sin_, 0, opened_in, got_in, end_in);
+	seenopen(&sout, 1, opened_out, got_out, end_out);
 	servergreets();
 }
 
 /* ---- what the program takes in and makes ---- */
 
+static XML_StartElementHandler itsstart;
+static XML_EndElementHandler itsend;
+
 /* See what it has made since. */
 static void
 peek(void)
 {
-	unsigned long long before;
+	unsigned long long before, was = made;
 	size_t len, n;
 	const char *s = w_made(&before, &len);
 
-	if (!c.open || made > before + len) {
-		made = before + len;    /* it has thrown away what was for another connection */
-		return;
-	}
-	n = (size_t)(before + len - made);
 	made = before + len;
-	if (n == 0)
-		return;
-	c.made = room(c.made, c.nmade, c.nmade + n, &c.madecap);
+	if (!c.open || was >= made)
+		return;         /* it has thrown away what was for another connection */
+	n = (size_t)(made - was);
+	c.made = room(c.made, c.nmade, n, &c.madecap, 1);
 	memcpy(c.made + c.nmade, s + len - n, n);
 	c.nmade += n;
 	seenfeed(&sout, s + len - n, n);
-	if (sout.owed > 0)
-		bad("white", "%zu bytes of white space lack behind a tag of %zu: Prosody's expat holds it",
-		    sout.owed, sout.s.tag);
+	checkwhite(&sout);
 }
 
 /* Its parser is at the end of the next thing that the server has said. */
@@ -4363,8 +4228,7 @@ taken(void)
 	iread++;
 	if (i->s.from && eq(i->s.kind, "presence") && i->s.type && oftarget(i->s.from))
 		sawtype = vt;
-	if (i->s.id && !i->s.nons && nasks && eq(i->s.id, askids[(nasks - 1) % COUNT(askids)]) &&
-	    eq(i->s.from, domain)) {
+	if (i->s.id && !i->s.nons && eq(i->s.id, lastid()) && eq(i->s.from, domain)) {
 		*(back1 < 0 ? &back1 : &back2) = vt;
 		doubtsilent();
 	}
@@ -4378,31 +4242,29 @@ handled(void)
 	peek();
 	while (skip())
 		;
-	if (bouncing && bouncing->st == QOPEN && !bouncing->vague)
-		bad("retry", "a get of %s bounces, and is neither handed on nor answered", bouncing->f);
-	if (ihead < iread && iq[ihead].what != IEND) {
-		bad(effect(&iq[ihead].s), "has read %s, and nothing has come of it", describe(&iq[ihead].s));
-		ihead++;
-	}
+	if (bouncing && bouncing->bounced && bouncing->st == QOPEN && !bouncing->key->vague)
+		bad("retry", "a get of %s bounces, and is neither handed on nor answered", bouncing->key->f);
+	if (ihead < iread && iq[ihead].what != IEND)
+		bad("effect", "has read %s, and nothing has come of it", describe(&iq[ihead].s));
 }
 
 static void XMLCALL
 starting(void *data, const char *name, const char **atts)
 {
-	if (itsdepth++ == 0)
+	if (c.depth++ == 0)
 		taken();
 	itsstart(data, name, atts);
-	if (itsdepth == 1)
+	if (c.depth == 1)
 		handled();
 }
 
 static void XMLCALL
 finishing(void *data, const char *name)
 {
-	if (--itsdepth < 2)
+	if (--c.depth < 2)
 		taken();
 	itsend(data, name);
-	if (itsdepth < 2)
+	if (c.depth < 2)
 		handled();
 }
 
@@ -4416,6 +4278,41 @@ w_elements(XML_Parser p, XML_StartElementHandler start, XML_EndElementHandler en
 
 /* ---- system calls ---- */
 
+static int
+fails(int error)
+{
+	errno = error;
+	return -1;
+}
+
+static void
+checkfd(int fd, const char *call)
+{
+	if (!c.open || fd != c.fd)
+		bad("fd", "%s for descriptor %d, which is not open", call, fd);
+}
+
+static void
+handle(int sig)
+{
+	if (!running || sig > 64 || handlers[sig] == SIG_IGN)
+		return;
+	note("signal %d", sig);
+	progress++;
+	if (handlers[sig] == SIG_DFL)
+		bad("signal", "signal %d is not handled and kills it", sig);
+	if (sig != SIGUSR1 && termat < 0) {
+		termat = vt;
+		stoppedms = 0;
+		termonline = c.open && c.connected && c.owritten > 0 && !c.ended && !c.wfail && !c.badpin &&
+		             !c.quiet && !c.allocfailed && c.badfrom < 0 && c.costlyfrom < 0 &&
+		             (!keepalive || vt < c.lastread + keepalive * 1000LL);
+		termblocked = c.open && (!writable() || c.dead);
+		goodbye = 0;
+	}
+	handlers[sig](sig);
+}
+
 /* Each system call may take a while, and a signal may come in it. */
 static void
 entered(void)
@@ -4428,34 +4325,9 @@ entered(void)
 		handle(SIGUSR1);
 }
 
-static void
-handle(int sig)
-{
-	if (!running || sig > 64 || handlers[sig] == SIG_IGN)
-		return;
-	note("signal %d", sig);
-	progress++;
-	if (handlers[sig] == SIG_DFL) {
-		bad("signal", "signal %d is not handled and kills it", sig);
-		sig = SIGTERM;
-	}
-	if (sig != SIGUSR1 && termat < 0) {
-		termat = vt;
-		stoppedms = 0;
-		termonline = c.open && c.connected && owritten > 0 && !c.ended && !c.wfail && !c.badpin &&
-		             !c.quiet && !c.allocfailed && c.badfrom < 0 && c.costlyfrom < 0 &&
-		             (!keepalive || vt < c.lastread + keepalive * 1000LL);
-		termblocked = c.open && (!writable() || c.dead);
-		goodbye = 0;
-	}
-	total->had[USR1] += sig == SIGUSR1;
-	handlers[sig](sig);
-}
-
 int
 w_sigaction(int sig, const struct sigaction *sa, struct sigaction *old)
 {
-	(void)old;
 	if (sa)
 		handlers[sig] = sa->sa_handler;
 	return 0;
@@ -4491,7 +4363,6 @@ w_pipe(int *p)
 int
 w_open(const char *name, int flags)
 {
-	(void)name, (void)flags;
 	return WAKER;
 }
 
@@ -4500,30 +4371,26 @@ w_fcntl(int fd, int cmd, ...)
 {
 	va_list ap;
 
-	if (fd == 1 || fd == 2) {
-		va_start(ap, cmd);
-		logflags = cmd == F_SETFL ? va_arg(ap, int) : logflags;
-		va_end(ap);
-		return cmd == F_GETFL ? logflags : 0;
-	}
-	return 0;
+	if (fd != 2)
+		return 0;
+	va_start(ap, cmd);
+	if (cmd == F_SETFL)
+		logflags = va_arg(ap, int);
+	va_end(ap);
+	return cmd == F_GETFL ? logflags : 0;
 }
 
 int
 w_setsockopt(int fd, int level, int name, const void *v, socklen_t n)
 {
-	(void)level, (void)name, (void)v, (void)n;
-	if (!c.open || fd != c.fd)
-		bad("fd", "setsockopt for a descriptor that is not open");
+	checkfd(fd, "setsockopt");
 	return 0;
 }
 
 int
 w_getsockopt(int fd, int level, int name, void *v, socklen_t *n)
 {
-	(void)level, (void)n;
-	if (!c.open || fd != c.fd)
-		bad("fd", "getsockopt for a descriptor that is not open");
+	checkfd(fd, "getsockopt");
 	if (name == SO_ERROR)
 		memcpy(v, &c.error, sizeof(int));
 	return 0;
@@ -4532,15 +4399,13 @@ w_getsockopt(int fd, int level, int name, void *v, socklen_t *n)
 int
 w_socket(int family, int type, int protocol)
 {
-	(void)family, (void)type, (void)protocol;
 	entered();
 	if (c.open)
 		bad("fd", "opens a second socket");
 	if (fault(ALLOC, 20)) {
-		c.addr = nextaddr++;
+		nextaddr++;
 		lastend = vt;
-		errno = EMFILE;
-		return -1;
+		return fails(EMFILE);
 	}
 	memset(&c, 0, sizeof(c));
 	generation++;
@@ -4548,15 +4413,7 @@ w_socket(int family, int type, int protocol)
 	c.fd = FIRSTFD + (int)(generation % 3);
 	c.badfrom = c.costlyfrom = c.blockedat = -1;
 	c.since = vt;
-	c.addr = -1;
 	forgetmodel();
-	noq = oqcap = ohead = owritten = napp = appcap = 0;
-	itsdepth = 0;
-	iqcap = rescap = 0;
-	iq = NULL;
-	reslist = NULL;
-	oq = NULL;
-	app = NULL;
 	progress++;
 	return c.fd;
 }
@@ -4564,16 +4421,12 @@ w_socket(int family, int type, int protocol)
 int
 w_connect(int fd, const struct sockaddr *sa, socklen_t n)
 {
-	const struct sockaddr_in *in4 = (const struct sockaddr_in *)sa;
-	int a = (int)(ntohl(in4->sin_addr.s_addr) & 0xff) - 1, how;
+	static const char *const hows[] = { "serves", "refuses", "is silent", "has no route" };
+	int a = (int)(ntohl(((const struct sockaddr_in *)sa)->sin_addr.s_addr) & 0xff) - 1, how;
 
-	(void)n;
-	if (!c.open || fd != c.fd)
-		bad("fd", "connects a descriptor that is not open");
-	if (a < 0 || a >= naddrs) {
+	checkfd(fd, "connect");
+	if (a < 0 || a >= naddrs)
 		bad("address", "connects to an address that host has not");
-		a = 0;
-	}
 	if (a != nextaddr)
 		bad("address", "tries address %d when it is number %d's turn", a, nextaddr);
 	nextaddr = a + 1;
@@ -4591,38 +4444,33 @@ w_connect(int fd, const struct sockaddr *sa, socklen_t n)
 		c.rrate = spread(500, 2000000);
 		c.wrate = spread(500, 2000000);
 	}
-	note("proxy: connects to address %d, which %s", a, how == SERVES ? "serves" :
-	     how == REFUSES ? "refuses" : how == SILENCE ? "is silent" : "has no route");
+	note("proxy: connects to address %d, which %s", a, hows[how]);
 	progress++;
-	if (how == NOROUTE && rnd(2)) {
-		errno = ENETUNREACH;
-		return -1;
-	}
+	if (how == NOROUTE && rnd(2))
+		return fails(ENETUNREACH);
 	c.connecting = 1;
 	if (how != SILENCE)
 		at(vt + c.latency, connectdone, NULL, how, generation);
-	errno = EINPROGRESS;
-	return -1;
+	return fails(EINPROGRESS);
 }
 
 int
 w_shutdown(int fd, int how)
 {
-	if (!c.open || fd != c.fd)
-		bad("fd", "shutdown of a descriptor that is not open");
+	checkfd(fd, "shutdown");
 	if (how == SHUT_RD)
 		return 0;
 	peek();
-	if (!c.wshut && c.connected && !c.rst) {
-		c.wshut = 1;
-		if (c.tls && br_ssl_engine_current_state(&sc.eng) == BR_SSL_CLOSED && !c.ended) {
-			c.ended = goodbye = 1;  /* a closed engine does not tell us */
-			c.endedat = vt;
-		}
-		note("proxy: shuts its side down");
-		draining();
-		progress++;
+	if (c.wshut || !c.connected || c.rst)
+		return 0;
+	c.wshut = 1;
+	if (c.tls && br_ssl_engine_current_state(&sc.eng) == BR_SSL_CLOSED && !c.ended) {
+		c.ended = goodbye = 1;  /* a closed engine does not tell us */
+		c.endedat = vt;
 	}
+	note("proxy: shuts its side down");
+	drains(vt + c.latency);
+	progress++;
 	return 0;
 }
 
@@ -4630,35 +4478,28 @@ int
 w_close(int fd)
 {
 	const char *r;
-	int served;
+	long long lasted = vt - onlineat - backoffmax * 1000LL;
 
-	if (fd == WAKER && !running)
-		return 0;
 	if (fd == WAKER || fd == WAKEW)
 		return 0;
-	if (!c.open || fd != c.fd) {
-		bad("fd", "closes descriptor %d, which is not open", fd);
-		return 0;
-	}
+	checkfd(fd, "close");
 	progress++;
 	peek();
 	r = reason();
-	if (c.connecting && vt < c.since + patience * 1000LL - (on[SLOWCALL] ? 1000 : 1) && termat < 0)
+	if (c.connecting && vt < c.since + patience * 1000LL - MAX(1, slack(0)) && termat < 0)
 		bad("close", "gives up connecting after %lld ms", vt - c.since);
 	if (c.connected && !r && !c.ended)
-		bad(c.tls && monline && keepalive && vt - c.lastread > keepalive * 1000LL ? "tlsalive" :
-		    "close", "closes the connection for no reason");
+		bad("close", "closes the connection for no reason");
 	roundsaid |= c.connected;
 	note("proxy: closes the connection%s%s", r ? ": " : "", r ? r : "");
-	served = c.hsread;
-	provedlast = served && onlineat >= 0 && vt - onlineat >= backoffmax * 1000LL + 1000 ? 1 :
-	             served && (onlineat < 0 || vt - onlineat >= backoffmax * 1000LL - 1000) ? 2 : 0;
-	if (served && slept > c.connectedat)
-		provedlast = 2; /* while it slept it was as good as away */
-	servedlast = served;
+	if (!c.hsread)
+		proved = UNPROVED;
+	else if (onlineat < 0 || slept > c.connectedat) /* while it slept it was as good as away */
+		proved = MAYBEPROVED;
+	else
+		proved = lasted >= 1000 ? PROVED : lasted >= -1000 ? MAYBEPROVED : UNPROVED;
 	lastend = vt;
-	if (c.connected)
-		serverlost("the connection is closed");
+	serverlost("the connection is closed");
 	checkshares();
 	c.open = c.connected = 0;
 	generation++;
@@ -4666,172 +4507,188 @@ w_close(int fd)
 	return 0;
 }
 
+/* Before something is read or written: 1 if it fails. */
+static int
+interrupted(int fd, const char *call)
+{
+	peek();
+	entered();
+	checkfd(c.connected ? fd : -1, call);
+	if (!fault(AGAIN, 150))
+		return 0;
+	progress++;
+	errno = rnd(2) ? EAGAIN : EINTR;
+	return 1;
+}
+
+/* So many of n bytes are read or written at once. */
+static size_t
+some(long long most, size_t n)
+{
+	n = MIN(n, (size_t)most);
+	return n > 0 && fault(SHORT, 300) ? 1 + rnd((unsigned)n) : n;
+}
+
 ssize_t
 w_read(int fd, void *dst, size_t n)
 {
-	size_t k;
-
 	if (fd == WAKER) {
-		if (!wakebytes) {
-			errno = EAGAIN;
-			return -1;
-		}
-		k = n < (size_t)wakebytes ? n : (size_t)wakebytes;
-		memset(dst, 0, k);
-		wakebytes -= (int)k;
+		if (!wakebytes)
+			return fails(EAGAIN);
+		n = MIN(n, (size_t)wakebytes);
+		memset(dst, 0, n);
+		wakebytes -= (int)n;
 		progress++;
-		return (ssize_t)k;
+		return (ssize_t)n;
 	}
-	peek();
-	entered();
-	if (!c.open || fd != c.fd || !c.connected) {
-		bad("fd", "reads from a descriptor that is not open");
-		errno = EBADF;
+	if (interrupted(fd, "read"))
 		return -1;
-	}
 	if (n == 0)
 		bad("call", "reads no bytes at all");
-	if (fault(AGAIN, 150)) {
-		progress++;
-		errno = rnd(2) ? EAGAIN : EINTR;
-		return -1;
-	}
-	if (c.came > c.took) {
-		k = (size_t)(c.came - c.took);
-		k = k < n ? k : n;
-		if (fault(SHORT, 300))
-			k = 1 + rnd((unsigned)k);
-		memcpy(dst, c.raw + c.took, k);
-		c.took += (long long)k;
-		c.lastread = vt;
-		progress++;
-		for (; inread < niq && iq[inread].end >= 0 && iq[inread].end <= c.took; inread++) {
-			if (iq[inread].what == IHANDSHAKE) {
-				c.hsread = 1;
-				c.hsreadat = vt;
-			}
-			if (iq[inread].s.tag > PARSERHARD / 28 && c.costlyfrom < 0)
-				c.costlyfrom = c.took - 1;
-		}
-		if (!c.rpending && c.came < c.sent) {
-			c.rpending = 1;
-			at(vt + c.latency, arrive, NULL, 0, generation);
-		}
-		return (ssize_t)k;
-	}
-	if (c.rst) {
+	if (c.came == c.took) {
+		if (!readable())
+			return fails(EAGAIN);
 		c.finread = 1;
-		errno = ECONNRESET;
-		return -1;
+		return c.rst ? fails(ECONNRESET) : 0;
 	}
-	if (c.fin && c.came == c.sent && !c.dead) {
-		c.finread = 1;
-		return 0;
+	n = some(c.came - c.took, n);
+	memcpy(dst, c.raw + c.took, n);
+	c.took += (long long)n;
+	c.lastread = vt;
+	progress++;
+	for (; inread < niq && iq[inread].end >= 0 && iq[inread].end <= c.took; inread++) {
+		if (iq[inread].what == IHANDSHAKE) {
+			c.hsread = 1;
+			c.hsreadat = vt;
+		}
+		if (iq[inread].s.tag > PARSERHARD / 28 && c.costlyfrom < 0)
+			c.costlyfrom = c.took - 1;
 	}
-	errno = EAGAIN;
-	return -1;
+	if (c.came < c.sent)
+		arrives(vt + c.latency);
+	return (ssize_t)n;
 }
 
-static void logged(const char *, size_t), claim(const char *, size_t);
+static void logged(const char *);
 static int logstate;            /* LOGBLOCK, LOGFULL, LOGCLOSED or 0: it is read */
 static size_t logused;
-static long loglines, logwindow;
+
+static ssize_t
+writelog(const char *s, size_t n)
+{
+	int full = logstate == LOGBLOCK && logused + n > 65536;
+
+	if (logstate == LOGCLOSED && handlers[SIGPIPE] != SIG_IGN)
+		bad("signal", "SIGPIPE kills it");
+	if (full && !(logflags & O_NONBLOCK))
+		bad("logblock", "writes to a log that nobody reads, and blocks for ever");
+	if (full || logstate == LOGCLOSED || logstate == LOGFULL) {
+		loglost++;
+		return fails(full ? EAGAIN : logstate == LOGCLOSED ? EPIPE : ENOSPC);
+	}
+	logused += logstate == LOGBLOCK ? n : 0;
+	if (n < 1 || s[n - 1] != '\n')
+		bad("log", "a line is none");
+	if (n > 512)
+		bad("loglong", "a line of %zu bytes", n);
+	logged(fmt("%.*s", (int)n - 1, s));
+	return (ssize_t)n;
+}
 
 ssize_t
 w_write(int fd, const void *src, size_t n)
 {
-	const unsigned char *s = src;
 	unsigned char *b;
-	size_t k = n, len, done;
+	size_t len, done;
 
 	if (fd == WAKEW) {
-		if (wakebytes == 65536) {
-			errno = EAGAIN;
-			return -1;
-		}
+		if (wakebytes == 65536)
+			return fails(EAGAIN);
 		wakebytes += (int)n;
 		return (ssize_t)n;
 	}
-	if (fd == 2 || fd == 1) {
-		if (logstate == LOGCLOSED || logstate == LOGFULL) {
-			if (logstate == LOGCLOSED && handlers[SIGPIPE] != SIG_IGN)
-				bad("signal", "SIGPIPE kills it");
-			loglost++;
-			errno = logstate == LOGCLOSED ? EPIPE : ENOSPC;
-			return -1;
-		}
-		if (logstate == LOGBLOCK) {
-			if (logused + n > 65536 && !(logflags & O_NONBLOCK))
-				bad("logblock", "writes to a log that nobody reads, and blocks for ever");
-			if (logused + n > 65536) {
-				loglost++;
-				errno = EAGAIN;
-				return -1;
-			}
-			logused += n;
-		}
-		logged(src, n);
-		return (ssize_t)n;
-	}
-	peek();
-	entered();
-	if (!c.open || fd != c.fd || !c.connected) {
-		bad("fd", "writes to a descriptor that is not open");
-		errno = EBADF;
+	if (fd == 2)
+		return writelog(src, n);
+	if (interrupted(fd, "write"))
 		return -1;
-	}
 	if (c.wshut)
 		bad("call", "writes after it has shut the connection down");
-	if (fault(AGAIN, 150)) {
-		progress++;
-		errno = rnd(2) ? EAGAIN : EINTR;
-		return -1;
-	}
 	if (c.rst || c.wfail) {
 		if (handlers[SIGPIPE] != SIG_IGN)
 			bad("signal", "SIGPIPE kills it");
 		progress += !c.wfail;
 		c.wfail = 1;
-		errno = EPIPE;
-		return -1;
+		return fails(EPIPE);
 	}
-	if (c.wcap - inflight() <= 0) {
-		errno = EAGAIN;
-		return -1;
-	}
-	k = (size_t)(c.wcap - inflight());
-	k = k < n ? k : n;
-	if (k && fault(SHORT, 300))
-		k = 1 + rnd((unsigned)k);
+	if (c.wcap - inflight() <= 0)
+		return fails(EAGAIN);
+	n = some(c.wcap - inflight(), n);
 	if (n == 0)
 		return 0;
-	tracehash = fnv(tracehash, src, k);
-	c.wtotal += (long long)k;
+	tracehash = fnv(tracehash, src, n);
+	c.wtotal += (long long)n;
 	c.lastwrite = vt;
 	progress++;
+	if (!c.tls)
+		iswritten((size_t)c.wtotal, src, n);
+	for (done = 0; c.tls && done < n; done += len) {
+		pump();
+		if (!(b = br_ssl_engine_recvrec_buf(&sc.eng, &len)))
+			break;
+		len = MIN(len, n - done);
+		memcpy(b, (const char *)src + done, len);
+		br_ssl_engine_recvrec_ack(&sc.eng, len);
+	}
 	if (c.tls) {
-		for (done = 0; done < k;) {
-			pump();
-
-			if (!(b = br_ssl_engine_recvrec_buf(&sc.eng, &len)))
-				break;
-			len = len < k - done ? len : k - done;
-			memcpy(b, s + done, len);
-			br_ssl_engine_recvrec_ack(&sc.eng, len);
-			done += len;
-		}
 		pump();
 		if (br_ssl_engine_current_state(&sc.eng) == BR_SSL_CLOSED &&
 		    br_ssl_engine_last_error(&sc.eng) != BR_ERR_OK)
 			cut(fmt("the server ends TLS with error %d", br_ssl_engine_last_error(&sc.eng)), 0);
 		speak();
-	} else {
-		if ((size_t)c.wtotal > c.nmade || memcmp(c.made + c.wtotal - k, src, k))
-			bad("written", "writes other bytes than it has made");
-		iswritten(c.wtotal);
 	}
-	draining();
-	return (ssize_t)k;
+	drains(vt + c.latency);
+	return (ssize_t)n;
+}
+
+/* A round through all addresses begins. The pause before it is short if nobody was
+ * there, or if the connection had proved itself; longer each time if it was refused. */
+static void
+checkpause(void)
+{
+	long long gap = vt - lastend, low = 500, high = 1000;
+
+	if (rounds > 0 && lastend > slept) {
+		if (proved) {
+			saidrounds = 0;
+			mostrounds = proved == PROVED ? 0 : mostrounds;
+		} else if (roundsaid) {
+			/* the one before may count as the first */
+			high = MIN(2000LL << MIN(mostrounds, 20), backoffmax * 1000LL);
+			low = MIN(500LL << MIN(saidrounds, 20), high / 2);
+			saidrounds++;
+			mostrounds++;
+		}
+		if (unprovedmaybe || proved == MAYBEPROVED) {
+			low = 500;
+			high = backoffmax * 1000LL;
+		}
+		if (gap < low - 30 - slack(0) || gap > high + 60 + slack(0))
+			bad("pause", "tries again after %lld ms, not %lld to %lld: %s", gap, low, high, proved ?
+			    "the connection was good" : roundsaid ? "somebody was there" : "nobody was there");
+	}
+	unprovedmaybe = proved == MAYBEPROVED || (unprovedmaybe && !proved) || (rounds > 0 && lastend <= slept);
+	rounds++;
+	outagelines = roundsaid ? 0 : outagelines;
+	roundsaid = 0;
+	proved = UNPROVED;
+}
+
+/* All addresses are tried in turn, unless the connection has proved itself. */
+static void
+checkturn(void)
+{
+	if (!proved && nextaddr < naddrs && rounds && termat < 0)
+		bad("address", "waits, or begins anew, and has not tried address %d of %d", nextaddr, naddrs);
 }
 
 int
@@ -4839,69 +4696,22 @@ w_getaddrinfo(const char *h, const char *p, const struct addrinfo *hints, struct
 {
 	struct addrinfo *a;
 	struct sockaddr_in *in4;
-	long long gap = vt - lastend, low, high;
 	int i;
 
-	(void)h, (void)p, (void)hints;
 	progress++;
 	if (termat >= 0)
 		bad("term", "begins a look-up after a signal");
-	if (spoilt) {
+	if (spoilt)
 		bad("config", "takes a setting that cannot work");
-		longjmp(ending, 1);
-	}
 	if (c.open)
 		bad("fd", "looks up host while it is connected");
-	if (lastend >= 0 && provedlast == 0 && nextaddr < naddrs && rounds && !firsttried)
-		bad(servedlast ? "nextaddr" : "address", "begins anew before it has tried address %d of %d", nextaddr, naddrs);
-	/* the pause before a round, see SPEC: short if nobody was there, or if the
-	 * connection had proved itself; longer each time if it was refused */
-	if (rounds > 0 && lastend >= 0 && lastend > slept) {
-		if (provedlast) {
-			low = 500;
-			high = 1000;
-			saidrounds = 0;
-			mostrounds = provedlast == 1 ? 0 : mostrounds;
-		} else if (!roundsaid) {
-			low = 500;
-			high = 1000;
-		} else {
-			low = 500LL << (saidrounds < 20 ? saidrounds : 20);
-			high = 2000LL << (mostrounds < 20 ? mostrounds : 20);
-			/* the one before may count as the first */
-			if (high > backoffmax * 1000LL)
-				high = backoffmax * 1000LL;
-			if (low > high / 2)
-				low = high / 2;
-			if (roundsaid == 2)
-				low = 500;
-			if (high < 1000)
-				high = 1000;
-			saidrounds += roundsaid & 1;
-			mostrounds++;
-		}
-		if (unprovedmaybe || provedlast == 2) {
-			low = 500;
-			high = backoffmax * 1000LL > 1000 ? backoffmax * 1000LL : 1000;
-		}
-		if (gap < low - 30 - (on[SLOWCALL] ? 1000 : 0))
-			bad("pause", "tries again after %lld ms, not %lld", gap, low);
-		if (gap > high + 60 + (on[SLOWCALL] ? 2000 : 0))
-			bad("pause", "tries again after %lld ms, not %lld, though %s", gap, high, provedlast ?
-			    "the connection was good" : roundsaid ? "somebody was there" : "nobody was there");
-	}
-	unprovedmaybe = provedlast == 2 || (unprovedmaybe && provedlast != 1) ||
-	    (rounds > 0 && lastend <= slept);
-	rounds++;
-	outagelines = roundsaid ? 0 : outagelines;
-	roundsaid = 0;
-	provedlast = 0;
+	checkturn();
+	checkpause();
 	nextaddr = 0;
-	firsttried = 0;
-	resolving_ = 1;
+	resolving = 1;
 	if (fault(SLOWRESOLVE, 300))
 		pass(vt + 100 + rnd(40000));
-	resolving_ = 0;
+	resolving = 0;
 	lastend = vt;
 	if (fault(NORESOLVE, 400)) {
 		note("network: host is not resolved");
@@ -4912,10 +4722,9 @@ w_getaddrinfo(const char *h, const char *p, const struct addrinfo *hints, struct
 	for (i = naddrs - 1; i >= 0; i--) {
 		a = mem(sizeof(*a));
 		in4 = mem(sizeof(*in4));
-		in4->sin_family = AF_INET;
+		in4->sin_family = a->ai_family = AF_INET;
 		in4->sin_addr.s_addr = htonl(0x7f000001u + (unsigned)i);
 		in4->sin_port = htons(5347);
-		a->ai_family = AF_INET;
 		a->ai_socktype = SOCK_STREAM;
 		a->ai_addr = (struct sockaddr *)in4;
 		a->ai_addrlen = sizeof(*in4);
@@ -4928,30 +4737,24 @@ w_getaddrinfo(const char *h, const char *p, const struct addrinfo *hints, struct
 void
 w_freeaddrinfo(struct addrinfo *a)
 {
-	if (termarmed && rnd(2)) {
-		handle(termarmed);
-		termarmed = 0;
-	}
+	if (termarmed && rnd(2))
+		signals();
 	/* whoever uses it afterwards will not find an address in it */
 	for (; a; a = a->ai_next)
-		if (a->ai_addr)
-			memset(a->ai_addr, 0, sizeof(struct sockaddr_in));
+		memset(a->ai_addr, 0, sizeof(struct sockaddr_in));
 }
 
 int
 w_getnameinfo(const struct sockaddr *sa, socklen_t n, char *h, socklen_t hn, char *p,
               socklen_t pn, int flags)
 {
-	const struct sockaddr_in *in4 = (const struct sockaddr_in *)sa;
-
-	(void)n, (void)flags;
-	snprintf(h, hn, "127.0.0.%u", ntohl(in4->sin_addr.s_addr) & 0xff);
+	snprintf(h, hn, "127.0.0.%u", ntohl(((const struct sockaddr_in *)sa)->sin_addr.s_addr) & 0xff);
 	snprintf(p, pn, "5347");
 	return 0;
 }
 
-static struct block_ {
-	struct block_ *next, *prev;
+static struct block {
+	struct block *next, *prev;
 	size_t size, magic;
 } blocks = { &blocks, &blocks, 0, 0 };
 static size_t living;
@@ -4959,7 +4762,7 @@ static size_t living;
 void
 w_free(void *p)
 {
-	struct block_ *b = p ? (struct block_ *)p - 1 : NULL;
+	struct block *b = p ? (struct block *)p - 1 : NULL;
 
 	if (!b)
 		return;
@@ -4975,7 +4778,7 @@ w_free(void *p)
 void *
 w_realloc(void *p, size_t n)
 {
-	struct block_ *b;
+	struct block *b, *old = p ? (struct block *)p - 1 : NULL;
 
 	if (n > 0 && c.open && fault(ALLOC, 2)) {
 		c.allocfailed = 1;
@@ -4984,14 +4787,10 @@ w_realloc(void *p, size_t n)
 	}
 	if (!(b = malloc(sizeof(*b) + n)))
 		abort();
-	if (p) {
-		memcpy(b + 1, p, ((struct block_ *)p)[-1].size < n ? ((struct block_ *)p)[-1].size : n);
-		w_free(p);
-	}
-	b->size = n;
-	b->magic = 0x600d600d;
-	b->next = &blocks;
-	b->prev = blocks.prev;
+	if (old)
+		memcpy(b + 1, p, MIN(old->size, n));
+	w_free(p);
+	*b = (struct block){ &blocks, blocks.prev, n, 0x600d600d };
 	b->prev->next = b->next->prev = b;
 	living += n;
 	if (living > PARSERHARD + 65536 + PARSERHARD / 10)
@@ -5010,11 +4809,11 @@ w_exit(int status, int abrupt)
 		longjmp(ending, 1);
 	if (termat < 0)
 		bad("exit", "exits with %d, and no signal has told it to", status);
-	if (abrupt && !resolving_)
+	if (abrupt && !resolving)
 		bad("exit", "leaves without ado");
 	if (status)
 		bad("exit", "status %d after a signal", status);
-	if (termat >= 0 && vt - termat > 1000 + stoppedms)
+	if (vt - termat > 1000 + stoppedms)
 		bad("term", "takes %lld ms to leave", vt - termat);
 	if (termonline && !termblocked && !goodbye && !c.blind && !c.rst && !c.fin && c.blockedat < 0)
 		bad("term", "leaves without closing the stream");
@@ -5023,163 +4822,156 @@ w_exit(int status, int abrupt)
 
 /* ---- the log ---- */
 
-static int claims;
-static long long logtime, budget_;
-static long reports;
+static long long budgetat, budget;
+
+static int
+starts(const char *s, const char *with)
+{
+	return !strncmp(s, with, strlen(with));
+}
+
+static void
+gone(struct res *r)
+{
+	r->claimed = r->st == IN ? vt + 2 : 0;
+	r->toldgone = vt;
+}
+
+/* The log says that a resource, or all, have left: they must have. */
+static void
+claim(const char *s)
+{
+	size_t k = strlen(target);
+	const char *end = strstr(s, ": "), *more;
+	struct res *r;
+
+	if (!starts(s, target) || !end || strchr(s, '%') || strlen(s) > 480)
+		return;
+	while ((more = strstr(end + 1, ": ")))
+		end = more;
+	if (s[k] == '/' && end > s + k)
+		gone(resource(fmt("%.*s", (int)(end - s - (long)k - 1), s + k + 1)));
+	for (r = s[k] == ',' ? resources : NULL; r; r = r->next)
+		gone(r);
+}
 
 /* Lines that others cause are few, no line is long, all are printable. */
 static void
-logged(const char *s, size_t n)
+logged(const char *s)
 {
-	static const char *const free_[] = {
+	static const char *const ourown[] = {
 		"joined: ", "left: ", "failed: ", "resource: ", "counted: ", "online: ", "connect: ",
 		"resolve: ", "disconnected: ", "subscribed: ", "not subscribed: ", "waiting: ",
 		"stopping: ", "lost: ", "log: ", "stalled: ", "recovered: ", "draining: ",
 		"back: ", "in charge: "
 	};
-	const char *what = s + 14;
-	size_t i, named = sizeof("client_proxy: ") - 1;
+	const char *what = s + strlen("client_proxy: ");
+	long most = naddrs + 3, n;
+	size_t i;
 
-	total->tally[TLINES]++;
-	note("log: %.*s", (int)(n > 0 ? n - 1 : 0), s);
-	if (n < named + 1 || memcmp(s, "client_proxy: ", named) || s[n - 1] != '\n')
+	count("log lines");
+	note("log: %s", s);
+	if (!starts(s, "client_proxy: ") || !*what)
 		bad("log", "a line is none");
-	if (n > 512)
-		bad("loglong", "a line of %zu bytes", n);
-	for (i = 0; i + 1 < n; i++)
-		if (s[i] < ' ' || s[i] > '~') {
+	for (i = 0; s[i]; i++)
+		if (s[i] < ' ' || s[i] > '~')
 			bad("log", "a line has byte %d in it", s[i]);
-			break;
-		}
-	for (i = 0; i < COUNT(free_); i++)
-		if (n - named > strlen(free_[i]) && !memcmp(what, free_[i], strlen(free_[i])))
-			break;
-	if (i < COUNT(free_)) {
-		if (i == 1 && c.open)
-			claim(what + 6, n - named - 7);
-		if (i == 5)
-			outagelines = 0;
-		if (i == 6 || i == 7 || i == 11) {
-			long long most = naddrs + 3, r;
-			for (r = 1; r <= rounds; r *= 10)
-				most += 2 * naddrs + 2;
-			if (++outagelines > most && !roundsaid && saidrounds == 0)
-				bad("logoutage", "%lld lines in one outage", outagelines);
-		}
-		return;
+	if (starts(what, "left: ") && c.open)
+		claim(what + 6);
+	if (starts(what, "online: "))
+		outagelines = 0;
+	if (starts(what, "connect: ") || starts(what, "resolve: ") || starts(what, "waiting: ")) {
+		for (n = 1; n <= rounds; n *= 10)
+			most += 2 * naddrs + 2;
+		if (++outagelines > most && !roundsaid && saidrounds == 0)
+			bad("logoutage", "%ld lines in one outage", outagelines);
 	}
+	for (i = 0; i < COUNT(ourown); i++)
+		if (starts(what, ourown[i]))
+			return;
 	/* a budget of 20 a second, twice that at once, and what is said of the rest */
-	budget_ += (vt - logtime) * 25;
-	logtime = vt;
-	if (budget_ > 60000)
-		budget_ = 60000;
-	budget_ -= 1000;
-	if (budget_ < 0)
+	budget = MIN(60000, budget + (vt - budgetat) * 25) - 1000;
+	budgetat = vt;
+	if (budget < 0)
 		bad("lograte", "more than 20 lines a second that others cause");
 }
 
 /* ---- what must hold whenever time passes ---- */
 
-/* The log says that a resource, or all, have left: they must have. */
-static void
-claim(const char *s, size_t n)
-{
-	size_t k = strlen(target), i;
-	struct res *r;
-	char name[512];
-
-	if (n > 480 || n < k + 2 || memcmp(s, target, k))
-		return;
-	if (s[k] == ',') {
-		for (i = 0; i < nres; i++)
-			reslist[i]->claimed = reslist[i]->st == IN ? vt + 2 : 0;
-		for (i = 0; i < nres; i++)
-			reslist[i]->toldgone = vt;
-		claims = 1;
-		return;
-	}
-	for (i = n; i > k && memcmp(s + i, ": ", 2); i--)
-		;
-	if (s[k] != '/' || i <= k || memchr(s, '%', n))
-		return;
-	memcpy(name, s + k + 1, i - k - 1);
-	name[i - k - 1] = '\0';
-	r = resource(name);
-	r->claimed = r->st == IN ? vt + 2 : 0;
-	r->toldgone = vt;
-	claims = 1;
-}
-
 /* 1 if it has long had the time to ask whether what is due has come, and has not. */
 static int
 isidle(void)
 {
-	return ndues == 0 && vt > dueback + 1000;
+	return !dueping.id && vt > dueback + 1000;
+}
+
+/* All that was read has had its effect on requests. */
+static void
+judgerequests(void)
+{
+	struct req *q, *next;
+	struct res *x;
+	int late;
+
+	for (q = nopenhi > nopenlo ? openlist.next : &openlist; q != &openlist; q = next) {
+		next = q->next;
+		if (q->st != QFAILING)
+			continue;
+		if (plain(q))
+			bad("failing", "a request of %s was in the hands of %s, which left, and has no "
+			    "error yet", q->key->f, q->res->name);
+		endreq(q, QERRED);
+	}
+	/* a ping to itself that is back says that what has not come will not */
+	while ((q = openlist.next) != &openlist && answertime && q->drained >= 0) {
+		late = vt > q->drained + answertime * 1000LL + MAX(1000, slack(0)) && isidle();
+		if (late && plain(q))
+			bad("late", "does not look for the answer to request %s of %s after %lld ms",
+			    shorten(q->id), q->key->f, vt - q->written);
+		if (!late && (q->drained + answertime * 1000LL > duetill || q->given >= duetill))
+			break;
+		if (plain(q))
+			bad("late", "a request of %s has no answer after %lld ms", q->key->f, vt - q->written);
+		endreq(q, QERRED);
+	}
+	for (q = stall && retry ? openlist.next : &openlist; q != &openlist; q = q->next) {
+		if (q->st != QOPEN || !q->get || q->key->vague || q->times > (int)retry || known(q->res) != 1 ||
+		    !stalled(q->res) || q->given >= q->res->pinged)
+			continue;
+		for (x = resources; x; x = x->next)
+			if (x != q->res && known(x) == 1 && x->pings == 0 && x->wellat < q->res->pinged &&
+			    x->joinedat < q->res->pinged && x->left < x->joinedat)
+				bad("retry", "a get of %s stays with %s, which was set aside", q->key->f, q->res->name);
+	}
 }
 
 /* All that was read has had its effect. */
 static void
 quiesce(void)
 {
-	struct req *q, *next;
-	size_t i;
-	int late;
+	struct req *q;
+	struct res *r;
+	long long t;
 
 	for (q = openlist.prev; q != &openlist && q->drained < 0; q = q->prev)
 		q->drained = vt;
-	if (inread > iread && iq[iread].what != IEND && !c.blind && !c.ended)
-		bad("effect", "has read %s and not looked at it", describe(&iq[iread].s));
-	if (ihead < inread && iq[ihead].what == IEND && !c.blind && !c.ended && !c.wfail)
-		bad("effect", "has read %s and goes on", iq[ihead].why);
 	if (c.ended || c.blind)
 		return;
-	if (nopenhi > nopenlo)
-		for (q = openlist.next; q != &openlist; q = next) {
-			next = q->next;
-			if (q->st != QFAILING)
-				continue;
-			if (!q->islong && !q->vague)
-				bad("failing", "a request of %s was in the hands of %s, which left, and has no "
-				    "error yet", q->f, q->res->name);
-			endreq(q, QERRED);
-		}
-	/* a ping to itself that is back says that what has not come will not */
-	while ((q = openlist.next) != &openlist && answertime && q->drained >= 0) {
-		late = vt > q->drained + answertime * 1000LL + 1000 + (on[SLOWCALL] ? 2000 : 0);
-		if (late && !q->islong && !q->vague && !q->lost && isidle())
-			bad("late", "does not look for the answer to request %s of %s after %lld ms", shorten(q->id), q->f, vt - q->written);
-		if ((q->drained + answertime * 1000LL > duetill || q->given >= duetill) && !(late && (q->islong || q->vague || q->lost) && isidle()))
-			break;
-		if (!q->islong && !q->vague && !q->lost)
-			bad("late", "a request of %s has no answer after %lld ms", q->f, vt - q->written);
-		endreq(q, QERRED);
-	}
-	for (i = 0; stall && i < nres; i++) {
-		struct res *w = reslist[i];
-		long long t = w->lifehi > w->pinged ? w->lifehi : w->pinged;
-
-		if (known(w) == 1 && w->open > 0 && nmistaken == 0 && vt > t + stall * 1000LL + 1000 + (on[SLOWCALL] ? 3000 : 0) &&
-		    isidle())
-			bad("stall", "%s has a request, has been silent for %lld ms and is not pinged", w->name, vt - t);
-	}
-	for (q = stall && retry ? openlist.next : &openlist; q != &openlist; q = q->next) {
-		if (q->st != QOPEN || !q->get || q->vague || q->times > (int)retry || !q->res || known(q->res) != 1 ||
-		    !stalled(q->res) || q->given >= q->res->pinged)
-			continue;
-		for (i = 0; i < nres && !(reslist[i] != q->res && well(reslist[i]) && reslist[i]->pings == 0 &&
-		     reslist[i]->wellat < q->res->pinged && reslist[i]->joinedat < q->res->pinged &&
-		     reslist[i]->left < reslist[i]->joinedat); i++)
-			;
-		if (i < nres)
-			bad("retry", "a get of %s stays with %s, which was set aside", q->f, q->res->name);
-	}
-	for (i = 0; claims && i < nres; i++) {
-		if (reslist[i]->claimed && known(reslist[i]) == 1 && reslist[i]->left < reslist[i]->claimed - 2)
+	if (inread > iread && iq[iread].what != IEND)
+		bad("effect", "has read %s and not looked at it", describe(&iq[iread].s));
+	if (ihead < inread && iq[ihead].what == IEND && !c.wfail)
+		bad("effect", "has read %s and goes on", iq[ihead].why);
+	judgerequests();
+	for (r = resources; r; r = r->next) {
+		t = MAX(r->lifehi, r->pinged);
+		if (stall && known(r) == 1 && r->open > 0 && nmistaken == 0 && isidle() &&
+		    vt > t + stall * 1000LL + 1000 + slack(0))
+			bad("stall", "%s has a request, has been silent for %lld ms and is not pinged", r->name, vt - t);
+		if (r->claimed && known(r) == 1 && r->left < r->claimed - 2)
 			bad("sweep", "says that %s has left, which it has not: %lld ms since its presence, %lld "
-			    "since the last probe but one", reslist[i]->name, vt - reslist[i]->heard, vt - probe1);
-		reslist[i]->claimed = 0;
+			    "since the last probe but one", r->name, vt - r->heard, vt - probe1);
+		r->claimed = 0;
 	}
-	claims = 0;
 	if (monline && nasks == 0)
 		bad("ask", "is online and has not asked for presence");
 }
@@ -5188,61 +4980,55 @@ quiesce(void)
 static void
 judgeasks(void)
 {
-	long long due = wantask, held = lastheld > slept ? lastheld : slept;
+	long long due = wantask, held = MAX(lastheld, slept);
 
-	if (msub == 1 && probeend != 1) {
-		if (lastprobe && !probeend && npings == 1 && back1 >= 0)
-			due = (back1 > held ? back1 : held) + patience * 1000LL;
-		else if (lastprobe && !probeend && back2 >= 0 && (doubted_ || (prestook < lastask && !unans)))
-			due = back2;
-		else if (!probeend && due > (npings > 1 ? pingat : lastask) + refresh * 1000LL)
-			due = (npings > 1 ? pingat : lastask) + refresh * 1000LL;
-	}
-	due = due > held ? due : held;
+	if (msub && lastprobe && probeend == OPEN && npings == 1 && back1 >= 0)
+		due = MAX(back1, held) + patience * 1000LL;
+	else if (msub && lastprobe && probeend == OPEN && back2 >= 0 &&
+	         (doubted || (prestook < lastask && !unans)))
+		due = back2;
+	else if (msub && probeend == OPEN)
+		due = MIN(due, (npings > 1 ? pingat : lastask) + refresh * 1000LL);
+	due = MAX(due, held);
 	if (due < FOREVER && vt > due + 3000 && !on[SMALLBUF] && !on[SLOWLINK])
 		bad("asklate", "has to ask for presence, or ping, since %lld ms, and does not", vt - due);
 }
 
+/* It waits without a connection, or for one. */
 static void
-judge(struct pollfd *p, nfds_t n, long long end)
+judgepause(short events, long long end)
 {
-	short ev = 0;
-	int wakes = 0, blocked;
-	long long want;
-	nfds_t i;
-	long long life;
+	if (c.open && (!(events & POLLOUT) || end == FOREVER))
+		bad("hang", "waits for a connection in vain");
+	if (c.open && vt > c.since + patience * 1000LL + 100 + slack(0) && vt > slept)
+		bad("patience", "waits for a connection for %lld ms", vt - c.since);
+	if (c.open)
+		return;
+	if (end == FOREVER)
+		bad("hang", "waits for ever without a connection");
+	if (living)
+		bad("memory", "keeps %zu bytes without a connection", living);
+	checkturn();
+}
 
-	for (i = 0; i < n; i++) {
-		wakes |= p[i].fd == WAKER && (p[i].events & POLLIN);
-		if (c.open && p[i].fd == c.fd)
-			ev = p[i].events;
-	}
-	if (!wakes)
-		bad("hang", "waits deaf to signals");
-	if (!c.open) {
-		if (end == FOREVER)
-			bad("hang", "waits for ever without a connection");
-		if (living)
-			bad("memory", "keeps %zu bytes without a connection", living);
-		if (provedlast == 0 && nextaddr < naddrs && rounds && termat < 0 && !firsttried)
-			bad(servedlast ? "nextaddr" : "address", "waits, and has not tried address %d of %d", nextaddr, naddrs);
+/* It waits for these events on the connection, until then. */
+static void
+judge(short events, long long end)
+{
+	int blocked = !writable();
+	long long life, most;
+
+	if (!c.open || c.connecting || c.error) {
+		judgepause(events, end);
 		return;
 	}
-	if (c.connecting || c.error) {
-		if (!(ev & POLLOUT) || end == FOREVER)
-			bad("hang", "waits for a connection in vain");
-		if (vt > c.since + patience * 1000LL + 100 + (on[SLOWCALL] ? 2000 : 0) && vt > slept)
-			bad("patience", "waits for a connection for %lld ms", vt - c.since);
-		return;
-	}
-	blocked = !writable();
 	c.blockedat = blocked ? c.blockedat < 0 ? vt : c.blockedat : -1;
-	if (readable() && !(ev & POLLIN) && !(blocked && (ev & POLLOUT)))
+	if (readable() && !(events & POLLIN) && !(blocked && (events & POLLOUT)))
 		bad("hang", "%lld bytes wait to be read, and it waits for %s", c.came - c.took,
-		    ev & POLLOUT ? "the socket, which is writable" : "nothing");
-	if (!(ev & POLLIN) && !(ev & POLLOUT))
+		    events & POLLOUT ? "the socket, which is writable" : "nothing");
+	if (!(events & (POLLIN | POLLOUT)))
 		bad("hang", "waits for nothing on the connection");
-	if (!(ev & POLLOUT))
+	if (!(events & POLLOUT))
 		quiesce();
 	if (c.blind && c.took == c.sent && vt > c.lastread + 1000 && writable())
 		bad("tlsclose", "keeps a connection whose TLS has ended %lld ms ago", vt - c.lastread);
@@ -5250,26 +5036,22 @@ judge(struct pollfd *p, nfds_t n, long long end)
 		return;
 	if (c.ended && vt > c.endedat + 1000)
 		bad("closing", "keeps a connection %lld ms after the end", vt - c.endedat);
-	if (!c.ended && !c.hsread && vt > (c.connectedat > slept ? c.connectedat : slept) +
-	    patience * 1000LL + 1000)
+	if (!c.ended && !c.hsread && vt > MAX(c.connectedat, slept) + patience * 1000LL + 1000)
 		bad("patience", "waits for the handshake for %lld ms", vt - c.connectedat);
+	if (c.ended || !monline)
+		return;
 	/* while it does not read for want of room, what it writes is the sign of life */
-	life = paused < c.lastwrite ? paused : c.lastwrite;
-	life = life > c.lastread ? life : c.lastread;
+	life = MAX(c.lastread, MIN(paused, c.lastwrite));
 	/* the ping of who was asleep when it was due is late */
-	life = life > slept - keepalive * 1000LL ? life : slept - keepalive * 1000LL;
-	if (!c.ended && monline && keepalive && vt > life + keepalive * 2000LL + 1000 &&
-	    ((ev & POLLIN && c.came == c.took) || vt > c.lastwrite + keepalive * 2000LL + 1000))
+	life = MAX(life, slept - keepalive * 1000LL);
+	most = keepalive * 2000LL + 1000;
+	if (keepalive && vt > life + most && ((events & POLLIN && c.came == c.took) || vt > c.lastwrite + most))
 		bad("keepalive", "keeps a connection that has been silent for %lld ms", vt - c.lastread);
-
-	if (!c.ended && monline && !(ev & POLLOUT) && nasks > 0) {
+	if (!(events & POLLOUT) && nasks > 0) {
 		/* after a probe the time begins anew */
-		want = (askmax > 2 * refresh ? askmax : 2 * refresh) * 1000LL + 4000LL * patience + 2000;
-		if (!sawpres) {
-			want = nasks > 20 ? askmax : (long long)askmin << (nasks - 1);
-			want = (want < askmax ? want : askmax) * 1000 + 1000;
-		}
-		if (vt > (lastask > deniedat ? lastask : deniedat) + want && vt > paused + 1000LL * refresh + 4000LL * patience + 2000)
+		most = 4000LL * patience + 2000;
+		if (vt > paused + 1000LL * refresh + most && vt > MAX(lastask, deniedat) +
+		    (sawpres ? MAX(askmax, 2 * refresh) * 1000LL + most : askpause() + 1000))
 			bad("asklate", "has not asked for presence for %lld ms", vt - lastask);
 	}
 }
@@ -5285,96 +5067,93 @@ lookat(struct pollfd *p, nfds_t n)
 		p[i].revents = 0;
 		if (p[i].fd < 0)
 			continue;
-		if (p[i].fd == WAKER) {
+		if (p[i].fd == WAKER)
 			p[i].revents = wakebytes ? POLLIN : 0;
-		} else if (p[i].fd == 2 || p[i].fd == 1) {
-			p[i].revents = logstate == LOGCLOSED ? POLLERR | POLLOUT :
-			               logstate == LOGBLOCK && logused + 4096 > 65536 ? 0 : POLLOUT;
-		} else if (c.open && p[i].fd == c.fd) {
-			if (c.error)
-				p[i].revents = POLLERR | POLLHUP | POLLIN | POLLOUT;
-			else if (!c.connecting)
-				p[i].revents = (readable() ? POLLIN : 0) | (writable() ? POLLOUT : 0) |
-				               (c.rst ? POLLERR | POLLHUP : 0) |
-				               (c.fin && c.came == c.sent && !c.dead && c.wshut ? POLLHUP : 0);
-		} else {
+		else if (!c.open || p[i].fd != c.fd)
 			bad("fd", "polls descriptor %d, which is not open", p[i].fd);
-		}
+		else if (c.error)
+			p[i].revents = POLLERR | POLLHUP | POLLIN | POLLOUT;
+		else if (!c.connecting)
+			p[i].revents = (readable() ? POLLIN : 0) | (writable() ? POLLOUT : 0) |
+			               (c.rst ? POLLERR | POLLHUP : 0) |
+			               (finished() && c.wshut ? POLLHUP : 0);
 		p[i].revents &= p[i].events | POLLERR | POLLHUP;
 		ready += p[i].revents != 0;
 	}
 	return ready;
 }
 
+static long lastprogress, same, wakes;
+static long long lastvt, window;
+
+/* It does something, or it sleeps. A record of TLS that was read is taken in pieces. */
+static void
+checkbusy(void)
+{
+	int pieces = c.tls ? 20000 / INSIZE : 0;
+
+	same = progress == lastprogress && vt == lastvt ? same + 1 : 0;
+	if (same > 12 + pieces)
+		bad("busy", "turns and turns without doing anything");
+	if (progress != lastprogress || vt > window + 1000) {
+		wakes = 0;
+		window = vt;
+	}
+	if (++wakes > 40 + pieces)
+		bad("busy", "wakes %ld times in a second for nothing", wakes);
+	lastprogress = progress;
+	lastvt = vt;
+}
+
 int
 w_poll(struct pollfd *p, nfds_t n, int timeout)
 {
-	static long lastprogress, same, idle;
-	static long long lastvt, window;
-	long long end = timeout < 0 ? FOREVER : vt + timeout, next;
+	long long end = timeout < 0 ? FOREVER : vt + timeout, ms;
+	short events = 0, waker = 0;
+	int ready, judged = 0, held;
 	long was;
-	int ready, is = 0, judged = 0, held = 0;
 	nfds_t i;
 
-	for (i = 0; i < n; i++)
-		is |= p[i].fd == WAKER;
-	if (!is)
-		return lookat(p, n);
+	for (i = 0; i < n; i++) {
+		waker |= p[i].fd == WAKER ? p[i].events : 0;
+		events |= c.open && p[i].fd == c.fd ? p[i].events : 0;
+	}
+	if (!(waker & POLLIN))
+		bad("hang", "waits deaf to signals");
 	/* others share them */
 	if (logflags != O_WRONLY)
 		bad("call", "leaves the log's flags changed");
-	for (i = 0; i < n; i++)
-		held |= c.open && p[i].fd == c.fd && p[i].events != POLLIN;
+	held = c.open && events != POLLIN;
 	peek();
 	entered();
 	if (fault(ASLEEP, 3)) {
-		next = 1000 * spread(1, 900);
-		if (next > healtime - vt)
-			next = healtime - vt;
-		note("the process is stopped for %lld ms", next);
+		ms = 1000 * spread(1, 900);
+		ms = MIN(ms, healtime - vt);
+		note("the process is stopped for %lld ms", ms);
 		stopped = 1;
-		pass(vt + next);
+		pass(vt + ms);
 		stopped = 0;
 		slept = paused = vt;
-		sleptfor = held ? 0 : next; /* there may be an error in out */
-		stoppedms += next;
-		end = vt > end ? vt : end;
+		stoppedms += ms;
+		end = MAX(end, vt);
 	}
 	if (held || vt == slept)
 		lastheld = vt;
-	same = progress == lastprogress && vt == lastvt ? same + 1 : 0;
-	if (same > 12 + (c.tls ? 20000 / INSIZE : 0)) /* a record that was read is taken in pieces */
-		bad("busy", "turns and turns without doing anything");
-	if (progress != lastprogress || vt > window + 1000) {
-		idle = 0;
-		window = vt;
-	}
-	if (++idle > 40 + (c.tls ? 20000 / INSIZE : 0))
-		bad("busy", "wakes %ld times in a second for nothing", idle);
-	if (progress < lastprogress || vt < window)
-		idle = same = 0, window = vt;
-	lastprogress = progress;
-	lastvt = vt;
-	for (;;) {
-		if ((ready = lookat(p, n)) > 0 || vt >= end)
-			break;
-		if (!judged++)
-			judge(p, n, end);
-		next = nextevent();
-		if (next > end) {
+	checkbusy();
+	while (!(ready = lookat(p, n)) && vt < end) {
+		if (!judged)
+			judge(events, end);
+		judged = 1;
+		if (nextevent() > end) {
 			vt = end;
 			continue;
 		}
-		if (next == FOREVER) {
+		if (nextevent() == FOREVER)
 			bad("hang", "waits for ever");
-			longjmp(ending, 1);
-		}
 		was = progress;
 		happen();
-		if (wakebytes && was != progress && rnd(2)) {
-			errno = EINTR;
-			return -1;
-		}
+		if (wakebytes && was != progress && rnd(2))
+			return fails(EINTR);
 	}
 	if (judged && !held && c.open && !c.ended && !c.blind && monline && nasks > 0 && !on[SLOWCALL])
 		judgeasks();
@@ -5390,68 +5169,49 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 
 enum { NOSUB, PENDING, SUBSCRIBED };
 enum { FINE, ERRHEADER, NOHEADER, BADHEADER, ERRSHAKE, NOSHAKE, KICKS, TRICKLES, CLOSES };
-struct queued {
-	struct queued *next;
-	const char *id, *from;
+struct reply {
+	struct reply *next;
+	struct worker *w;       /* who gives it; NULL: a user */
+	const char *type, *id, *from, *to, *body;
 };
-struct worker {
+static struct worker {
 	const char *name;
 	int up, alive, mute, hung, punctual, wrong, twice, errs;
 	unsigned delay, presbytes;
-	struct queued *queue;
-};
-static struct worker *workers;
-static int nworkers, subscription, accepts, prosody, remote, linkdown, mood, style, quote;
-static int listsall, deaf, down;
-static long long moodend, accepttime, finaltime;
+	struct reply *queue;    /* what has come while it was not alive */
+} *workers;
+static unsigned nworkers, npeople;
 static const char **people;
-static int npeople, nfinal, finals, floods;
-static unsigned long token;
-static char *sb;
-static size_t nsb, sbcap;
+static int subscription, prosody, remote, linkdown, mood, style, quote, listsall, down;
+static long long moodend, accepttime, finaltime;
+static int nfinal, finals;
+static unsigned long token, owns; /* owns: requests of the workers' own */
 static const char finaljid[] = "final@x.test/y";
 
-static void
-add(const char *s, size_t n)
+/* An attribute, escaped as liberally as Prosody does, or not. */
+static const char *
+attr(const char *name, const char *value)
 {
-	sb = room(sb, nsb, nsb + n + 1, &sbcap);
-	memcpy(sb + nsb, s, n);
-	nsb += n;
-	sb[nsb] = '\0';
-}
-
-static void
-adds(const char *s)
-{
-	add(s, strlen(s));
-}
-
-/* Add an attribute, escaped as liberally as Prosody does, or not. */
-static void
-addattr(const char *name, const char *value)
-{
-	char q = (char)quote;
+	char *s, *p;
 
 	if (!value)
-		return;
-	adds(" ");
-	adds(name);
-	adds("=");
-	add(&q, 1);
-	for (; *value; value++)
+		return "";
+	s = mem(strlen(name) + 6 * strlen(value) + 5);
+	for (p = s + sprintf(s, " %s=%c", name, quote); *value; value++)
 		if (*value == '&')
-			adds("&amp;");
+			p = stpcpy(p, "&amp;");
 		else if (*value == '<')
-			adds("&lt;");
+			p = stpcpy(p, "&lt;");
 		else if (*value == '>' && style & 1)
-			adds("&gt;");
-		else if (*value == '\'' && (q == '\'' || style & 1))
-			adds("&apos;");
-		else if (*value == '"' && (q == '"' || style & 1))
-			adds("&quot;");
+			p = stpcpy(p, "&gt;");
+		else if (*value == '\'' && (quote == '\'' || style & 1))
+			p = stpcpy(p, "&apos;");
+		else if (*value == '"' && (quote == '"' || style & 1))
+			p = stpcpy(p, "&quot;");
 		else
-			add(value, 1);
-	add(&q, 1);
+			*p++ = *value;
+	*p = (char)quote;
+	return s;
 }
 
 /* The server sends a stanza, if there is a stream. */
@@ -5459,38 +5219,32 @@ static void
 tell(const char *kind, const char *type, const char *id, const char *from, const char *to,
      const char *body)
 {
+	const char *xmlns = NULL, *lang, *s;
+
 	if (!c.open || !c.scripted || sin_.stopping)
 		return;
-	nsb = 0;
-	adds("<");
-	adds(kind);
 	if (fault(ODDNS, 300))
-		addattr("xmlns", rnd(3) ? rnd(2) ? "jabber:client" : "jabber:server" :
-		        rnd(4) ? COMPONENTNS : "urn:x");
-	if (style & 2)
-		addattr("type", type);
-	addattr("from", from);
-	addattr("to", to);
-	if (!(style & 2))
-		addattr("type", type);
-	addattr("id", id);
-	if (fault(ODDNS, 50))
-		addattr("xml:lang", "de");
-	if (body && *body) {
-		adds(">");
-		adds(body);
-		adds("</");
-		adds(kind);
-		adds(">");
-	} else {
-		adds("/>");
-	}
+		xmlns = rnd(3) ? rnd(2) ? "jabber:client" : "jabber:server" : rnd(4) ? COMPONENTNS : "urn:x";
+	lang = fault(ODDNS, 50) ? "de" : NULL;
+	s = attr("type", type);
+	s = fmt("<%s%s%s%s%s%s%s%s", kind, attr("xmlns", xmlns), style & 2 ? s : "", attr("from", from),
+	        attr("to", to), style & 2 ? "" : s, attr("id", id), attr("xml:lang", lang));
+	s = body && *body ? fmt("%s>%s</%s>", s, body, kind) : fmt("%s/>", s);
 	note("server: %s %s id=%s from=%s to=%s (%zu bytes)", kind, type ? type : "-", shorten(id),
-	     shorten(from), shorten(to), nsb);
-	say_(sb, nsb);
+	     shorten(from), shorten(to), strlen(s));
+	says(s);
 	if (fault(WHITE, 100))
-		say_(rnd(2) ? " " : "\n\t  \n", 1);
+		says(rnd(2) ? " " : "\n");
 }
+
+static void
+telltype(const char *type, const char *from)
+{
+	tell("presence", type, NULL, from, domain, NULL);
+}
+
+/* One of a list of strings. */
+#define ANY(list) ((list)[rnd(COUNT(list))])
 
 static const char *
 errorbody(const char *type, const char *cond)
@@ -5502,19 +5256,15 @@ errorbody(const char *type, const char *cond)
 static const char *
 filler(size_t n)
 {
-	static const char *const bits[] = { "x", "]]>", "&lt;", "&amp;", "'\"", "&#13;", "ü", "> ", "&gt;" };
+	static const char *const bits[] = {
+		"x", "]]&gt;", "&lt;", "&amp;", "'\"", "&#13;", "ü", "> ", "&gt;"
+	};
 	char *s = mem(n + 16), *p = s;
-	const char *b = NULL;
 	int plain = rnd(3) == 0;
 
-	while ((size_t)(p - s) + 6 < n) {
-		b = plain ? "x" : bits[often(900) ? 0 : rnd(COUNT(bits))];
-		if (!strcmp(b, "]]>"))
-			b = "]]&gt;";
-		p = stpcpy(p, b);
-	}
-	while ((size_t)(p - s) < n)
-		*p++ = 'y';
+	while ((size_t)(p - s) + 6 < n)
+		p = stpcpy(p, plain || often(900) ? "x" : ANY(bits));
+	memset(p, 'y', p < s + n ? n - (size_t)(p - s) : 0);
 	return s;
 }
 
@@ -5523,50 +5273,43 @@ filler(size_t n)
 static const char *
 content(size_t head, int over)
 {
+	static const char *const forms[] = {
+		"<q xmlns='urn:w' t='%lu' a='1\"2' b=\"it's\" c='&lt;&amp;&#10;&#9;&#13;'/>",
+		"<q xmlns='urn:w' t='%lu'><![CDATA[<&]]]]><![CDATA[>]]>]]&gt;&gt;&#13;</q>",
+		"<p:q xmlns:p='urn:p' p:a='%lu'><p:b/><c xmlns=''>&#x1F600;</c></p:q>",
+		"<q xmlns='urn:w' t='%lu'><a><b><c><d><e f='g'>h<i/>j</e></d></c></b></a> </q>"
+	};
 	unsigned long t = ++token;
-	size_t i, n;
-	const char *big = NULL;
+	const char *q = fmt("<q xmlns='urn:w' t='%lu'>", t), *prefix_;
+	unsigned form;
 	char *s, *p;
+	size_t i, n;
 
 	if (head) {
-		n = strlen(fmt("<q xmlns='urn:w' t='%lu'></q>", t)) + 1 + strlen("</iq>") + head;
+		n = strlen(q) + strlen("</q>") + 1 + strlen("</iq>") + head;
 		for (i = 0; i < sin_.ndecl; i++)
-			n += attrbytes(sin_.decl[i][0], sin_.decl[i][1]);
-		if (n < MAXSTANZA) {
-			n = MAXSTANZA + (size_t)over - n;
-			s = mem(n + 100);
-			p = s + sprintf(s, "<q xmlns='urn:w' t='%lu'>", t);
-			memset(p, 'z', n);
-			strcpy(p + n, "</q>");
-			return s;
-		}
+			n += attrbytes(sin_.decl[i].name, sin_.decl[i].uri);
+		if (n < MAXSTANZA)
+			return fmt("%s%s</q>", q, repeat('z', MAXSTANZA + (size_t)over - n));
 	}
 	if (healed || (wild == 0 && !fuzzbytes))
-		return fmt("<q xmlns='urn:w' t='%lu'>some text</q>", t);
-	switch (rnd(11)) {
-	case 0:
-		return fmt("<q xmlns='urn:w' t='%lu' a='1\"2' b=\"it's\" c='&lt;&amp;&#10;&#9;&#13;'/>", t);
-	case 1:
-		return fmt("<q xmlns='urn:w' t='%lu'><![CDATA[<&]]]]><![CDATA[>]]>]]&gt;&gt;&#13;</q>", t);
-	case 2:
-		return fmt("<p:q xmlns:p='urn:p' p:a='%lu'><p:b/><c xmlns=''>&#x1F600;</c></p:q>", t);
-	case 3:
-		return fmt("<q xmlns='urn:w' t='%lu'><a><b><c><d><e f='g'>h<i/>j</e></d></c></b></a> </q>", t);
+		return fmt("%ssome text</q>", q);
+	form = rnd(11);
+	if (form < COUNT(forms))
+		return fmt(forms[form], t);
+	switch (form) {
 	case 4:
-		if (sin_.ndecl > 0 && strchr(sin_.decl[0][0], ':'))
-			return fmt("<%s:q t='%lu' %s:u='v'/>", strchr(sin_.decl[0][0], ':') + 1, t,
-			           strchr(sin_.decl[0][0], ':') + 1);
-		return fmt("<q xmlns='urn:w' t='%lu'/>", t);
+		if (sin_.ndecl == 0 || !(prefix_ = strchr(sin_.decl[0].name, ':')))
+			break;
+		return fmt("<%s:q t='%lu' %s:u='v'/>", prefix_ + 1, t, prefix_ + 1);
 	case 5:
-		big = filler(often(100) ? 3000 : 100);
-		break;
+		return fmt("%s%s</q>", q, filler(often(100) ? 3000 : 100));
 	case 6:
-		big = filler(fault(HUGE, 300) ? rnd(3) ? MAXSTANZA / 2 + rnd(MAXSTANZA) :
-		             rnd(MAXSTANZA / 8) : MAXSTANZA / 20);
-		break;
+		return fmt("%s%s</q>", q, filler(fault(HUGE, 300) ? rnd(3) ? MAXSTANZA / 2 + rnd(MAXSTANZA) :
+		           rnd(MAXSTANZA / 8) : MAXSTANZA / 20));
 	case 7:
-		p = s = mem(16384);
-		p += sprintf(p, "<q xmlns='urn:w' t='%lu'>", t);
+		s = mem(16384);
+		p = stpcpy(s, q);
 		for (n = rnd(often(100) ? 300 : 10); n > 0; n--) {
 			p += sprintf(p, "<e%u ", rnd(100000));
 			p += sprintf(p, "a%u=", rnd(100000));
@@ -5575,14 +5318,9 @@ content(size_t head, int over)
 		strcpy(p, "</q>");
 		return s;
 	case 8:
-		return fmt("<q xmlns='urn:w' a='%lu' b='%s'/>", t, fault(HUGE, 200) ?
-		           "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb" : "b");
-	default:
-		return fmt("<q xmlns='urn:w' t='%lu'/>", t);
+		return fmt("<q xmlns='urn:w' a='%lu' b='%s'/>", t, repeat('b', fault(HUGE, 200) ? 68 : 1));
 	}
-	s = mem(strlen(big) + 100);
-	sprintf(s, "<q xmlns='urn:w' t='%lu'>%s</q>", t, big);
-	return s;
+	return fmt("<q xmlns='urn:w' t='%lu'/>", t);
 }
 
 static const char *
@@ -5597,9 +5335,12 @@ cansee(void)
 	return subscription == SUBSCRIBED && !linkdown && c.scripted;
 }
 
+/* An event: the server shows the presence of worker p. */
 static void
-sendpresence(struct worker *w)
+shows(void *p, long arg)
 {
+	struct worker *w = p;
+
 	if (cansee() && w->up)
 		tell("presence", NULL, NULL, fullname(w), domain, w->presbytes ?
 		     fmt("<status>%s</status>", filler(w->presbytes)) : rnd(3) ? NULL :
@@ -5607,54 +5348,46 @@ sendpresence(struct worker *w)
 }
 
 static void
-latepresence(void *p, long arg)
-{
-	(void)arg;
-	sendpresence(p);
-}
-
-static void
 answerprobe(void)
 {
-	int i;
+	struct worker *w;
 
-	if (fault(NOPROBE, 400) || deaf)
+	if (fault(NOPROBE, 400))
 		return;
-	for (i = 0; i < nworkers; i++) {
-		if (!workers[i].up || fault(PARTPROBE, 200))
+	for (w = workers; w < workers + nworkers; w++) {
+		if (!w->up || fault(PARTPROBE, 200))
 			continue;
 		if (fault(LATEPROBE, 300))
-			at(vt + 1 + rnd(2000 * patience), latepresence, workers + i, 0, generation);
+			at(vt + 1 + rnd(2000 * patience), shows, w, 0, generation);
 		else if (remote)
-			at(vt + 50 + rnd(100), latepresence, workers + i, 0, generation);
+			at(vt + 50 + rnd(100), shows, w, 0, generation);
 		else
-			sendpresence(workers + i);
+			shows(w, 0);
 	}
 }
 
+/* An event: a worker accepts the subscription. */
 static void
-accept_(void *p, long arg)
+accepted(void *p, long arg)
 {
-	int i, any = 0;
+	unsigned i;
+	int any = 0;
 
-	(void)p, (void)arg;
 	for (i = 0; i < nworkers; i++)
 		any |= workers[i].up && workers[i].alive;
 	if (subscription != PENDING || linkdown)
 		return;
 	if (!any && !healed) {
-		at(vt + 5000, accept_, NULL, 0, 0);
-		return;
-	}
-	if (fault(DENY, 300)) {
+		at(vt + 5000, accepted, NULL, 0, 0);
+	} else if (fault(DENY, 300)) {
 		subscription = NOSUB;
-		tell("presence", "unsubscribed", NULL, target, domain, NULL);
-		return;
+		telltype("unsubscribed", target);
+	} else {
+		subscription = SUBSCRIBED;
+		telltype("subscribed", target);
+		for (i = 0; listsall && i < nworkers; i++)
+			shows(workers + i, 0);
 	}
-	subscription = SUBSCRIBED;
-	tell("presence", "subscribed", NULL, target, domain, NULL);
-	for (i = 0; i < nworkers && listsall; i++)
-		sendpresence(workers + i);
 }
 
 static void
@@ -5665,9 +5398,19 @@ comes(struct worker *w)
 	w->up = w->alive = 1;
 	w->queue = NULL;
 	note("worker %s comes", shorten(w->name));
-	sendpresence(w);
+	shows(w, 0);
 	if (subscription == PENDING)
-		at(vt + accepttime, accept_, NULL, 0, 0);
+		at(vt + accepttime, accepted, NULL, 0, 0);
+}
+
+/* An event: worker p comes, as soon as its server is there. */
+static void
+comeslater(void *p, long arg)
+{
+	if (!down)
+		comes(p);
+	else
+		at(vt + 1000, comeslater, p, 0, 0);
 }
 
 /* The server has done away with a session. */
@@ -5675,15 +5418,14 @@ static void
 goes(struct worker *w, int silently)
 {
 	const char *id, *from;
-	struct queued *q;
+	struct reply *q;
 
 	if (!w->up)
 		return;
 	w->up = w->alive = 0;
 	note("worker %s goes%s", shorten(w->name), silently ? " without a word" : "");
-	for (q = w->queue; q; q = q->next)
-		if (cansee())
-			tell("iq", "error", q->id, fullname(w), q->from, errorbody("cancel", "recipient-unavailable"));
+	for (q = w->queue; q && cansee(); q = q->next)
+		tell("iq", "error", q->id, fullname(w), q->to, errorbody("cancel", "recipient-unavailable"));
 	w->queue = NULL;
 	if (fault(PRERROR, 300)) {
 		id = rnd(2) ? "other" : NULL;
@@ -5692,76 +5434,69 @@ goes(struct worker *w, int silently)
 		     errorbody("cancel", rnd(2) ? "recipient-unavailable" : "service-unavailable"));
 	}
 	if (!silently && cansee())
-		tell("presence", "unavailable", NULL, fullname(w), domain, NULL);
+		telltype("unavailable", fullname(w));
 }
 
 static void
-gonelater(void *p, long arg)
+goneunseen(void *p, long arg)
 {
 	if (!healed)
-		goes(p, (int)arg);
+		goes(p, 0);
 }
 
-static void
-comeslater(void *p, long arg)
-{
-	(void)arg;
-	if (!down)
-		comes(p);
-	else
-		at(vt + 1000, comeslater, p, 0, 0);
-}
-
-struct reply {
-	struct worker *w;
-	const char *id, *from, *to, *type, *body;
-};
-
-/* A requester answers what a worker has asked. */
-static void
-says(void *p, long arg)
-{
-	struct reply *r = p;
-
-	(void)arg;
-	tell("iq", r->type, r->id, r->from, r->to,
-	     rnd(3) ? content(0, 0) : errorbody("cancel", "item-not-found"));
-}
-
-/* A worker answers. */
+/* An event: a reply is given. */
 static void
 answer(void *p, long arg)
 {
 	struct reply *r = p;
-	size_t head;
+	struct worker *w = r->w;
 	const char *self = "", *below = NULL, *f;
+	size_t head;
 
-	(void)arg;
-	if (!r->w->up || !r->w->alive || r->w->hung || linkdown)
+	if (w && (!w->up || !w->alive || w->hung || linkdown))
 		return;
-	if (!r->body) {
+	if (!w) {
+		r->body = rnd(3) ? content(0, 0) : errorbody("cancel", "item-not-found");
+	} else if (!r->body) {
 		ours(r->to, &self, &below);
 		f = decode(below);
-		head = f ? headbytes_("iq", r->type, r->id, self, f) : 0;
+		head = f ? headbytes("iq", r->type, r->id, self, f) : 0;
 		head = fault(OVERFLOW, 40) ? head : 0;
 		r->body = content(head, (int)rnd(3) - 1);
 	}
-	tell("iq", r->type, r->id, fullname(r->w), r->to, r->body);
+	tell("iq", r->type, r->id, w ? fullname(w) : r->from, r->to, r->body);
 }
 
-/* A request for a worker, and a message for it, has come from the proxy. */
+static void
+later(long long when, struct reply r)
+{
+	at(when, answer, memcpy(mem(sizeof(r)), &r, sizeof(r)), 0, 0);
+}
+
+/* Where a worker sends an answer that is not the requester. */
+static const char *
+wrongaddress(void)
+{
+	static const char *const odd[] = {
+		"x", "%41%42", "%", "%4", "%zz", "%00", "%C0%80", "%ED%A0%80", "%EF%BF%BE",
+		"%EF%BF%BF", "%7F", "%0A", "a@b.test/%7f", "\xc3\xbc@b.test", "%C3", "%F4%90%80%80",
+		"nobody@nowhere.test/x", "%EF%BF%BD", "%F0%9F%98%80", "%E0%80%80", "%C3%BC@b.test"
+	};
+	const char *below = rnd(5) ? ANY(odd) : NULL;
+
+	if (!rnd(4))
+		below = rnd(2) ? domain : encode(fullname(workers + rnd(nworkers)));
+	return below ? under(rnd(2) ? domain : fmt("n@%s", domain), below) : domain;
+}
+
+/* A request for a worker has come from the proxy. */
 static void
 work(struct worker *w, const struct stanza *s)
 {
-	struct reply *r = mem(sizeof(*r)), *again_;
-	struct queued *q;
+	struct reply r = { w->queue, w, "result", s->id, NULL, s->from, NULL };
 
 	if (!w->alive) {
-		q = mem(sizeof(*q));
-		q->id = s->id;
-		q->from = s->from;
-		q->next = w->queue;
-		w->queue = q;
+		w->queue = memcpy(mem(sizeof(r)), &r, sizeof(r));
 		return;
 	}
 	if (w->hung)
@@ -5769,62 +5504,43 @@ work(struct worker *w, const struct stanza *s)
 	if (s->flags & KPING && eq(s->from, domain)) {
 		if (w->mute)
 			return;
-		r->w = w;
-		r->id = s->id;
-		r->to = s->from;
-		r->type = rnd(4) ? "result" : "error";
-		r->body = *r->type == 'r' ? "" : errorbody("cancel", "feature-not-implemented");
-		at(vt + rnd(500), answer, r, 0, 0);
+		r.type = rnd(4) ? "result" : "error";
+		r.body = eq(r.type, "result") ? "" : errorbody("cancel", "feature-not-implemented");
+		later(vt + rnd(500), r);
 		return;
 	}
-	r->w = w;
-	r->id = s->id;
-	r->to = s->from;
-	r->type = "result";
 	if (w->errs && !healed && often((unsigned)w->errs)) {
-		r->type = "error";
-		r->body = errorbody("cancel", rnd(2) ? "service-unavailable" : "item-not-found");
+		r.type = "error";
+		r.body = errorbody("cancel", rnd(2) ? "service-unavailable" : "item-not-found");
 	}
 	if (w->wrong && !healed && often(100)) {
-		static const char *const odd[] = {
-			"x", "%41%42", "%", "%4", "%zz", "%00", "%C0%80", "%ED%A0%80", "%EF%BF%BE",
-			"%EF%BF%BF", "%7F", "%0A", "a@b.test/%7f", "\xc3\xbc@b.test", "%C3", "%F4%90%80%80",
-			"nobody@nowhere.test/x", "%EF%BF%BD", "%F0%9F%98%80", "%E0%80%80", "%C3%BC@b.test"
-		};
-		r->to = rnd(5) ? odd[rnd(COUNT(odd))] : NULL;
-		if (!rnd(4))
-			r->to = rnd(2) ? domain : encode(fullname(workers + rnd((unsigned)nworkers)));
-		r->to = r->to ? under(rnd(2) ? domain : fmt("n@%s", domain), r->to) : domain;
-		total->had[WRONG]++;
+		r.to = wrongaddress();
+		count(behaviours[WRONG].name);
 	}
 	if (w->punctual && answertime && !healed)
-		at(vt + answertime * 1000LL - rnd(r->body ? 20 : 500), answer, r, 0, 0);
+		later(vt + answertime * 1000LL - rnd(r.body ? 20 : 500), r);
 	else
-		at(vt + (w->delay ? rnd(w->delay) : 0), answer, r, 0, 0);
+		later(vt + (w->delay ? rnd(w->delay) : 0), r);
+	r.body = NULL;
 	if (w->twice && !healed && often(200)) {
-		again_ = mem(sizeof(*r));
-		*again_ = *r;
-		again_->body = NULL;
 		if (rnd(2))
-			again_->w = workers + rnd((unsigned)nworkers);
-		at(vt + 1 + rnd(100000), answer, again_, 0, 0);
+			r.w = workers + rnd(nworkers);
+		later(vt + 1 + rnd(100000), r);
+		r.w = w;
 	}
 	if (relay && !eq(s->to, target) && often(200) && !healed) {
-		again_ = mem(sizeof(*r));
-		*again_ = *r;
-		again_->type = rnd(2) ? "get" : "set";
-		again_->id = fmt("r%lu", ++owns);
-		again_->body = NULL;
+		r.type = rnd(2) ? "get" : "set";
+		r.id = fmt("r%lu", ++owns);
 		if (!rnd(8))
-			again_->to = rnd(2) ? domain : under(domain, domain);
-		at(vt + rnd(1000), answer, again_, 0, 0);
+			r.to = rnd(2) ? domain : under(domain, domain);
+		later(vt + rnd(1000), r);
 	}
 }
 
 static struct worker *
 findworker(const char *name)
 {
-	int i;
+	unsigned i;
 
 	for (i = 0; i < nworkers; i++)
 		if (eq(workers[i].name, name))
@@ -5840,26 +5556,124 @@ asked(const struct stanza *s)
 		if (remote != 2)
 			tell("presence", "error", s->id, target, domain, errorbody(remote == 1 ? "cancel" : "wait",
 			     remote == 1 ? "remote-server-not-found" : "remote-server-timeout"));
-		return;
-	}
-	if (eq(s->type, "subscribe")) {
+	} else if (eq(s->type, "subscribe")) {
 		if (fault(DENY, 200)) {
 			tell("presence", "error", s->id, target, domain, errorbody("cancel", "item-not-found"));
 		} else if (subscription == SUBSCRIBED) {
-			tell("presence", "subscribed", NULL, target, domain, NULL);
+			telltype("subscribed", target);
 			if (listsall)
 				answerprobe();
-		} else if (accepts || healed) {
+		} else {
 			subscription = PENDING;
-			at(vt + (healed ? 0 : accepttime), accept_, NULL, 0, 0);
+			at(vt + (healed ? 0 : accepttime), accepted, NULL, 0, 0);
 		}
 	} else if (eq(s->type, "probe")) {
 		if (subscription == SUBSCRIBED) {
 			answerprobe();
 		} else if (prosody) {
 			subscription = NOSUB;
-			tell("presence", "unsubscribed", NULL, target, domain, NULL);
+			telltype("unsubscribed", target);
 		}
+	}
+}
+
+/* A stream error, which ends it or not. */
+static void
+streamerror(const char *cond, const char *more)
+{
+	says(fmt("<stream:error><%s xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>%s", cond, more));
+}
+
+/* The proxy has opened the stream. */
+static void
+serveheader(void)
+{
+	static const char *const bads[] = {
+		"<stream:stream xmlns='" COMPONENTNS "' xmlns:stream='" STREAMSNS "'>",
+		"<stream:stream xmlns='jabber:client' xmlns:stream='" STREAMSNS "' id='1'>",
+		"HTTP/1.1 400 >>>>", "<html><body>"
+	};
+	const char *s = "", *cond;
+	size_t i;
+
+	if (mood == NOHEADER)
+		return;
+	if (mood == CLOSES) {
+		cut("the server cuts the connection before a word", (int)rnd(2));
+		return;
+	}
+	c.id = rnd(2) ? "id" : "3&'\"<x";
+	if (!rnd(3))
+		s = "<?xml version='1.0'?>";
+	if (mood == BADHEADER) {
+		says(fmt("%s%s", s, bads[rnd(2) ? 3 : rnd(2) ? 2 : rnd(2)]));
+		return;
+	}
+	if (mood == TRICKLES)
+		c.rrate = 20;
+	s = fmt("%s<stream:stream%*s%s%s%s%s", s, mood == TRICKLES ? 100 : 0, "",
+	        attr("xmlns:stream", STREAMSNS), attr("xmlns", COMPONENTNS), attr("from", domain),
+	        attr("id", c.id));
+	for (i = on[DECLS] ? rnd(healed || !wild ? 8 : 10) : 0; i > 0; i--)
+		s = fmt("%s%s", s, attr(fmt("xmlns:%c", "\0abcdefghi"[i]), i == 1 ? "urn:'x'&\"" : fmt("urn:%zu", i)));
+	says(fmt("%s>", s));
+	if (mood == ERRHEADER) {
+		cond = rnd(2) ? "host-unknown" : "undefined-condition";
+		streamerror(cond, "<text xmlns='urn:ietf:params:xml:ns:xmpp-streams' a='>'>no \xc3\xbc</text>"
+		            "</stream:error></stream:stream>");
+		if (rnd(2))
+			cut("the server ends the connection", 0);
+	}
+	if (on[WHITE])
+		says("<stream:features><x xmlns='y'/></stream:features>");
+}
+
+/* The proxy has sent its handshake. */
+static void
+servehandshake(void)
+{
+	if (mood == NOSHAKE)
+		return;
+	if (mood == ERRSHAKE && !rnd(4)) {
+		says("<iq type='get'/>");
+		return;
+	}
+	if (mood == ERRSHAKE) {
+		streamerror("not-authorized", "</stream:error></stream:stream>");
+		cut("the server ends the connection", 0);
+		return;
+	}
+	if (mood == ERRHEADER || mood == BADHEADER)
+		return;
+	says(rnd(2) ? "<handshake/>" : "<handshake></handshake>");
+	c.scripted = 1;
+	note("server: handshake");
+	if (mood == KICKS) {
+		streamerror("conflict", "</stream:error></stream:stream>");
+		serverlost("the server throws it out");
+	}
+}
+
+/* A stanza of the proxy's for the target. */
+static void
+servetarget(const struct stanza *s)
+{
+	struct worker *w = resof(s->to) ? findworker(resof(s->to)) : NULL;
+	int up = w && w->up;
+
+	if (eq(s->kind, "presence")) {
+		asked(s);
+	} else if (linkdown) {
+		if (eq(s->type, "get") && rnd(2))
+			tell("iq", "error", s->id, s->to, s->from, errorbody("wait", "remote-server-timeout"));
+	} else if (isask(s) && !up) {
+		tell("iq", "error", s->id, s->to, s->from, errorbody("cancel", "service-unavailable"));
+	} else if (isask(s)) {
+		work(w, s);
+	} else if (up && w->alive && !w->hung && relay && eq(s->kind, "message") &&
+	           !eq(s->type, "error") && rnd(2)) {
+		tell("message", s->type, s->id, s->to, s->from, fault(HUGE, 300) ?
+		     content(0, 0) : fmt("<body>%lu</body>", ++token));
 	}
 }
 
@@ -5868,221 +5682,95 @@ static void
 serve(struct written *o)
 {
 	const struct stanza *s = &o->s;
-	const char *r;
-	struct reply *r2;
-	struct worker *w;
-	size_t i;
+	struct reply r = { NULL, NULL, NULL, s->id, s->to, s->from, NULL };
 
 	if (!c.open || c.fin || c.rst)
 		return;
 	if (o->what == IEND) {
 		if (!sin_.stopping)
-			say_("</stream:stream>", 16);
+			says("</stream:stream>");
 		if (!fault(TRICKLE, 500))
 			cut("the server ends the connection too", 0);
-		return;
-	}
-	if (o->what == IHEADER) {
-		if (mood == NOHEADER)
-			return;
-		if (mood == CLOSES) {
-			cut("the server cuts the connection before a word", (int)rnd(2));
-			return;
-		}
-		streamid = rnd(2) ? "id" : "3&'\"<x";
-		nsb = 0;
-		if (!rnd(3))
-			adds("<?xml version='1.0'?>");
-		if (mood == TRICKLES) {
-			adds("<stream:stream");
-			for (i = 0; i < 100; i++)
-				adds(" ");
-			c.rrate = 20;
-		} else if (mood == BADHEADER) {
-			adds(rnd(2) ? "<html><body>" : rnd(2) ? "HTTP/1.1 400 >>>>" :
-			     rnd(2) ? "<stream:stream xmlns='jabber:client' xmlns:stream='" STREAMSNS "' id='1'>" :
-			     "<stream:stream xmlns='" COMPONENTNS "' xmlns:stream='" STREAMSNS "'>");
-			say_(sb, nsb);
-			return;
-		} else {
-			adds("<stream:stream");
-		}
-		addattr("xmlns:stream", STREAMSNS);
-		addattr("xmlns", COMPONENTNS);
-		addattr("from", domain);
-		addattr("id", streamid);
-		if (on[DECLS]) {
-			for (i = rnd(healed || !wild ? 8 : 10); i > 0; i--) {
-				static const char *const p[] = { "xmlns:db", "xmlns:a", "xmlns:b", "xmlns:c", "xmlns:d",
-				                                 "xmlns:e", "xmlns:f", "xmlns:g", "xmlns:h", "xmlns:i" };
-				addattr(p[i], i == 1 ? "urn:'x'&\"" : fmt("urn:%zu", i));
-			}
-		}
-		adds(">");
-		say_(sb, nsb);
-		if (mood == ERRHEADER) {
-			r = rnd(2) ? "host-unknown" : "undefined-condition";
-			nsb = 0;
-			adds(fmt("<stream:error><%s xmlns='urn:ietf:params:xml:ns:xmpp-streams'/><text xmlns='urn:"
-			         "ietf:params:xml:ns:xmpp-streams' a='>'>no \xc3\xbc</text></stream:error></stream:stream>", r));
-			say_(sb, nsb);
-			if (rnd(2))
-				cut("the server ends the connection", 0);
-		}
-		if (on[WHITE])
-			say_("<stream:features><x xmlns='y'/></stream:features>", 49);
-		return;
-	}
-	if (o->what == IHANDSHAKE) {
-		if (mood == NOSHAKE)
-			return;
-		if (mood == ERRSHAKE && !rnd(4)) {
-			say_("<iq type='get'/>", 16);
-			return;
-		}
-		if (mood == ERRSHAKE) {
-			nsb = 0;
-			adds("<stream:error><not-authorized xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>"
-			     "</stream:error></stream:stream>");
-			say_(sb, nsb);
-			cut("the server ends the connection", 0);
-			return;
-		}
-		if (mood == ERRHEADER || mood == BADHEADER)
-			return;
-		if (rnd(2))
-			say_("<handshake/>", 12);
-		else
-			say_("<handshake></handshake>", 23);
-		c.scripted = 1;
-		note("server: handshake");
-		if (mood == KICKS) {
-			nsb = 0;
-			adds("<stream:error><conflict xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>"
-			     "</stream:error></stream:stream>");
-			say_(sb, nsb);
-			c.scripted = 0;
-			cut("the server throws it out", 0);
-		}
-		return;
-	}
-	if (!c.scripted)
-		return;
-	if (oftarget(s->to)) {
-		if (eq(s->kind, "presence")) {
-			asked(s);
-			return;
-		}
-		r = resof(s->to);
-		w = r ? findworker(r) : NULL;
-		if (linkdown) {
-			if (eq(s->type, "get") && rnd(2))
-				tell("iq", "error", s->id, s->to, s->from, errorbody("wait", "remote-server-timeout"));
-		} else if (eq(s->kind, "iq") && (!w || !w->up)) {
-			if (eq(s->type, "get") || eq(s->type, "set"))
-				tell("iq", "error", s->id, s->to, s->from, errorbody("cancel", "service-unavailable"));
-		} else if (w && w->up && (eq(s->type, "get") || eq(s->type, "set"))) {
-			work(w, s);
-		} else if (w && w->up && w->alive && !w->hung && relay && eq(s->kind, "message") &&
-		           !eq(s->type, "error") && rnd(2)) {
-			tell("message", s->type, s->id, s->to, s->from, fault(HUGE, 300) ?
-			     content(0, 0) : fmt("<body>%lu</body>", ++token));
-		}
-	} else if (ours(s->to, NULL, NULL)) {
+	} else if (o->what == IHEADER) {
+		serveheader();
+	} else if (o->what == IHANDSHAKE) {
+		servehandshake();
+	} else if (!c.scripted) {
+		;
+	} else if (oftarget(s->to)) {
+		servetarget(s);
+	} else if (isours(s->to)) {
 		tell(s->kind, s->type, s->id, s->from, s->to, s->flags & KPING ? "<ping xmlns='urn:xmpp:ping'/>" : NULL);
 	} else if (eq(s->to, finaljid)) {
 		finals += eq(s->type, "result") && s->id && !strncmp(s->id, "final", 5);
-	} else if (relay && eq(s->kind, "iq") && (eq(s->type, "get") || eq(s->type, "set")) && rnd(4)) {
-		r2 = mem(sizeof(*r2));
-		r2->type = rnd(3) ? "result" : "error";
-		r2->id = s->id;
-		r2->from = s->to;
-		r2->to = s->from;
-		at(vt + (fault(SLOW, 200) ? rnd(100000) : 0), says, r2, 0, 0);
+	} else if (relay && isask(s) && rnd(4)) {
+		r.type = rnd(3) ? "result" : "error";
+		later(vt + (fault(SLOW, 200) ? rnd(100000) : 0), r);
 		if (fault(TWICE, 300)) {
-			struct reply *again_ = mem(sizeof(*r2));
-			*again_ = *r2;
-			if (rnd(2))
-				again_->from = people[rnd((unsigned)npeople)];
-			at(vt + rnd(50000), says, again_, 0, 0);
+			r.from = rnd(2) ? people[rnd(npeople)] : r.from;
+			later(vt + rnd(50000), r);
 		}
 	} else if (relay && eq(s->kind, "message") && !eq(s->type, "error") && !rnd(6)) {
 		tell("message", "error", s->id, s->to, s->from, errorbody("cancel", "gone"));
 	}
 }
 
-/* A connection stands; what comes first is up to the client. */
+/* A connection stands; what comes first is up to the client, with TLS. */
 static void
 servergreets(void)
 {
 	static br_x509_certificate chain[2];
 	static br_ec_private_key key;
 
-	if (*tlspin) {
-		chain[0].data = chain[1].data = cert;
-		chain[0].data_len = chain[1].data_len = sizeof(cert);
-		key.curve = BR_EC_secp256r1;
-		key.x = (unsigned char *)certkey;
-		key.xlen = sizeof(certkey);
-		br_ssl_server_init_full_ec(&sc, chain, 1 + rnd(2), BR_KEYTYPE_EC, &key);
-		br_ssl_engine_set_buffer(&sc.eng, scbytes, sizeof(scbytes), 1);
-		br_ssl_server_reset(&sc);
-		c.tls = 1;
-		c.badpin = on[TLSBAD];
-		if (mood == BADHEADER) {
-			c.quiet = 1;
-			if (rnd(2))
-				sendraw((const unsigned char *)"HTTP/1.1 400 Bad Request\r\n\r\n", 28);
-			else /* an alert */
-				sendraw((const unsigned char *)(rnd(2) ? "\25\3\3\0\2\2\50" : "\25\3\3\0\2\2\106"), 7);
-		}
-	}
-}
-
-/* The proxy has ended the connection, or its side of it. */
-static void
-serverlost(const char *why)
-{
-	if (c.open && c.connected && !c.fin)
-		cut(why, 0);
-	c.scripted = 0;
+	if (!*tlspin)
+		return;
+	chain[0] = chain[1] = (br_x509_certificate){ cert, sizeof(cert) };
+	key = (br_ec_private_key){ BR_EC_secp256r1, (unsigned char *)certkey, sizeof(certkey) };
+	br_ssl_server_init_full_ec(&sc, chain, 1 + rnd(2), BR_KEYTYPE_EC, &key);
+	br_ssl_engine_set_buffer(&sc.eng, scbytes, sizeof(scbytes), 1);
+	br_ssl_server_reset(&sc);
+	c.tls = 1;
+	c.badpin = on[TLSBAD];
+	c.quiet = mood == BADHEADER;
+	if (c.quiet && rnd(2))
+		sendraw("HTTP/1.1 400 Bad Request\r\n\r\n", 28);
+	else if (c.quiet) /* an alert */
+		sendraw(rnd(2) ? "\25\3\3\0\2\2\50" : "\25\3\3\0\2\2\106", 7);
 }
 
 static void
 cutlater(void *p, long arg)
 {
-	(void)p, (void)arg;
 	cut("the server ends the connection", 0);
 }
 
-/* The server ends the stream, politely with TLS or not. */
+/* How the server ends the stream. */
+enum { POLITELY, ABRUPTLY, TORN, BYRESET, INONEPIECE };
+
 static void
 serverends(const char *cond, int how)
 {
-	if (!c.open || !c.connected || c.fin || c.rst)
+	if (!linked())
 		return;
-	nsb = 0;
-	if (c.scripted && cond) {
-		adds(fmt("<stream:error><%s xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>", cond));
-		say_(sb, nsb);
-	}
-	if (c.scripted && how == 0)
-		say_("</stream:stream>", 16);
-	if (how == 4)           /* the last words and close_notify in one piece */
-		say_(" ", 1);
+	if (c.scripted && cond)
+		streamerror(cond, "</stream:error>");
+	if (c.scripted && how == POLITELY)
+		says("</stream:stream>");
+	if (how == INONEPIECE)          /* the last words and close_notify */
+		says(" ");
 	speak();
-	if (c.tls && (how == 4 || (how == 0 && rnd(2)))) {
+	if (c.tls && (how == INONEPIECE || (how == POLITELY && rnd(2)))) {
 		br_ssl_engine_close(&sc.eng);
 		pump();
 		c.blind = 1;            /* a closed engine gives us no more to read */
 	}
-	if (how == 2 && !c.blind && rnd(2) && c.sent > c.came) /* in the middle of a record */
+	if (how == TORN && !c.blind && rnd(2) && c.sent > c.came) /* in the middle of a record */
 		c.sent = c.came + rnd((unsigned)(c.sent - c.came));
 	c.scripted = 0;
 	if (c.blind && rnd(2)) /* it waits for our close_notify, with the last words in one piece */
 		at(vt + 30000, cutlater, NULL, 0, generation);
 	else
-		cut("the server ends the connection", how == 3);
+		cut("the server ends the connection", how == BYRESET);
 }
 
 /* ---- requesters ---- */
@@ -6090,55 +5778,40 @@ serverends(const char *cond, int how)
 static const char *
 somebody(void)
 {
-	size_t n;
 	char *s;
 
-	if (fault(ODDJID, 300)) {
-		switch (rnd(12)) {
-		case 0:
-			return fmt("%sx/r", target);
-		case 1:
-			return "b.test";
-		case 2:
-			return "u@b.test/%41 b/c@d'\"&<>";
-		case 3:
-			return "j\xc3\xbcrgen@b.test/\xd7\xa9\xd7\x9c\xd7\x95\xd7\x9d abc";
-		case 4:
-		case 5:
-		case 6:
-			n = 1021 + rnd(4);
-			s = mem(n + 1);
-			memset(s, 'l', n);
-			memcpy(s, "long@b.test/", 12);
-			if (rnd(2)) {
-				memcpy(s + 12, "\xc3\xbc", 2);
-				s[n - 4] = '\0';
-			}
-			return s;
-		case 7:
-			n = 1023 + rnd(2);
-			s = mem(n + 10);
-			memset(s, 'n', n);
-			strcpy(s + n, "@b.test");
-			return s;
-		case 8:
-			n = 90 + rnd(200);
-			s = mem(n + 20);
-			strcpy(s, "k@b.test/");
-			memset(s + 9, 'k', n);
-			return s;
+	if (!fault(ODDJID, 300))
+		return people[rnd(npeople)];
+	switch (rnd(12)) {
+	case 0:
+		return fmt("%sx/r", target);
+	case 1:
+		return "b.test";
+	case 2:
+		return "u@b.test/%41 b/c@d'\"&<>";
+	case 3:
+		return "j\xc3\xbcrgen@b.test/\xd7\xa9\xd7\x9c\xd7\x95\xd7\x9d abc";
+	case 4:
+	case 5:
+	case 6:
+		s = repeat('l', 1021 + rnd(4));
+		memcpy(s, "long@b.test/", 12);
+		if (rnd(2)) {
+			memcpy(s + 12, "\xc3\xbc", 2);
+			s[strlen(s) - 4] = '\0';
 		}
-		return "u@b.test/\x7f";
+		return s;
+	case 7:
+		return fmt("%s@b.test", repeat('n', 1023 + rnd(2)));
+	case 8:
+		return fmt("k@b.test/%s", repeat('k', 90 + rnd(200)));
 	}
-	return people[rnd((unsigned)npeople)];
+	return "u@b.test/\x7f";
 }
 
 static const char *
 someid(void)
 {
-	size_t n;
-	char *s;
-
 	if (!fault(ODDID, 350))
 		return fmt("i%lu", ++token);
 	switch (rnd(8)) {
@@ -6151,30 +5824,21 @@ someid(void)
 	case 4:
 		return "<'\"&>\t%/";
 	case 5:
-		n = REQUESTSIZE - 60 + rnd(60);
-		break;
+		return repeat('i', REQUESTSIZE - 60 + rnd(60));
 	case 6:
-		n = REQUESTSIZE + rnd(200);
-		break;
-	default:
-		if (!fault(HUGE, 200))
-			return "\xc3\xbc";
-		n = rnd(2) ? MAXSTANZA - 300 + rnd(400) : BUILD == 1 ? 600000 : 2 * MAXSTANZA;
+		return repeat('i', REQUESTSIZE + rnd(200));
 	}
-	s = mem(n + 1);
-	return memset(s, 'i', n);
+	if (!fault(HUGE, 200))
+		return "\xc3\xbc";
+	return repeat('i', rnd(2) ? MAXSTANZA - 300 + rnd(400) : BUILD == 1 ? 600000 : 2 * MAXSTANZA);
 }
 
 static const char *
 someaddress(void)
 {
-	char *s;
-
 	if (!often(wild ? 300 : 200))
 		return domain;
 	switch (rnd(wild ? 13 : 2)) {
-	default:
-		return fmt("node%u@%s", rnd(3), domain);
 	case 2:
 		return fmt("%s/x", domain);
 	case 3:
@@ -6188,114 +5852,99 @@ someaddress(void)
 	case 7:
 		return "PROXY.test";
 	case 8:
-		s = mem(1024 + 100);
-		memset(s, 'n', 1022 + rnd(3));
-		return strcat(strcat(s, "@"), domain);
+		return fmt("%s@%s", repeat('n', 1022 + rnd(3)), domain);
 	}
+	return fmt("node%u@%s", rnd(3), domain);
 }
 
 /* Somebody sends something, most often a request. */
 static void
-ask1(const char *f)
+send1(const char *f)
 {
 	static const char *const types[] = { "gets", "", NULL, "probe", "GET", "unavailable" };
-	const char *to = someaddress(), *id = someid(), *type = rnd(2) ? "get" : "set", *e, *body;
-	size_t head = 0;
+	static const char *const ptypes[] = {
+		NULL, "unavailable", "subscribe", "subscribed", "probe", "unsubscribed", "unsubscribe",
+		"error", "odd"
+	};
+	static const char *const leads[] = {
+		"/", "//", "w0", "%", "%/x", "%2F/x", "w%30/x", "w0/", "w0//", "w0/a/b", "w%/x",
+		"W0/x", "w0%00/x", "%C3/x", "w0'\"<&>/'\"<&>"
+	};
+	static const char *const ownids[] = {
+		"due99999999999999999999", "due0", "due00000000", "ask00000000", "ping", ""
+	};
+	const char *to = someaddress(), *id = someid(), *type = rnd(2) ? "get" : "set", *e;
+	const char *kind = "iq", *body = NULL;
 	struct worker *w;
+	size_t head = 0;
 
-	total->tally[TREQS]++;
+	count("sent to the proxy");
 	if (fault(MESSAGE, 200)) {
+		kind = "message";
 		type = rnd(2) ? rnd(3) ? NULL : "chat" : rnd(3) ? "normal" : rnd(2) ? "headline" : "error";
 		body = rnd(3) ? fmt("<body>%lu</body>", ++token) : rnd(3) ?
 		       fmt("<active xmlns='http://jabber.org/protocol/chatstates' n='%lu'/>", ++token) : rnd(2) ?
 		       fmt("<sent xmlns='urn:xmpp:carbons:2'>%lu</sent>", ++token) : content(0, 0);
-		e = encode(fullname(workers + rnd((unsigned)nworkers)));
+		e = encode(fullname(workers + rnd(nworkers)));
 		if (relay && rnd(4) == 0 && e)
 			to = under(domain, e);
-		tell("message", type, id, f, to, body);
-		return;
-	}
-	if (fault(PRESENCE, 100)) {
-		static const char *const ptypes[] = { NULL, "unavailable", "subscribe", "subscribed", "probe",
-		                                      "unsubscribed", "unsubscribe", "error", "odd" };
-		type = ptypes[rnd(COUNT(ptypes))];
-		tell("presence", type, id, rnd(4) ? f : fmt("%sx/r", target), to, NULL);
-		return;
-	}
-	if (fault(STRAY, 100)) {
-		static const char *const odd[] = {
-			"/", "//", "w0", "%", "%/x", "%2F/x", "w%30/x", "w0/", "w0//", "w0/a/b", "w%/x",
-			"W0/x", "w0%00/x", "%C3/x", "w0'\"<&>/'\"<&>"
-		};
+	} else if (fault(PRESENCE, 100)) {
+		kind = "presence";
+		type = ANY(ptypes);
+		f = rnd(4) ? f : fmt("%sx/r", target);
+	} else if (fault(STRAY, 100)) {
 		type = rnd(2) ? "result" : "error";
-		w = workers + rnd((unsigned)nworkers);
-		if (rnd(2) && nworkers)
-			id = rnd(2) ? odd[rnd(COUNT(odd))] : lead(w->name, rnd(2) ? fmt("r%u", rnd((unsigned)owns + 1)) : id);
+		w = workers + rnd(nworkers);
+		if (rnd(2))
+			id = rnd(2) ? ANY(leads) : lead(w->name, rnd(2) ? fmt("r%u", rnd((unsigned)owns + 1)) : id);
 		to = rnd(4) ? to : under(domain, "x");
-		tell("iq", type, id, f, to, content(0, 0));
-		return;
-	}
-	if (fault(STRAY, 40)) {
+		body = content(0, 0);
+	} else if (fault(STRAY, 40)) {
 		/* a server that folds the case of domains brings back what was sent to ours */
-		static const char *const ours_[] = {
-			"due99999999999999999999", "due0", "due00000000", "ask00000000", "ping", ""
-		};
-		type = rnd(2) ? "result" : types[rnd(COUNT(types))];
-		tell(rnd(3) ? "iq" : "message", type, rnd(4) ? ours_[rnd(COUNT(ours_))] :
-		     fmt("due%08x", rnd(UINT_MAX)), domain, domain, NULL);
-		return;
-	}
-	if (fault(STRAY, 60)) {
-		w = workers + rnd((unsigned)nworkers);
+		type = rnd(2) ? "result" : ANY(types);
+		id = rnd(4) ? ANY(ownids) : fmt("due%08x", rnd(UINT_MAX));
+		kind = rnd(3) ? "iq" : "message";
+		f = to = domain;
+	} else if (fault(STRAY, 60)) {
+		w = workers + rnd(nworkers);
 		type = rnd(2) ? "result" : "error";
-		tell("iq", type, id, fullname(w), under(domain, "u@b.test/stray"), content(0, 0));
-		return;
-	}
-	if (fault(ODDTYPE, 100)) {
-		type = types[rnd(COUNT(types))];
-		tell("iq", type, id, f, to, content(0, 0));
-		return;
-	}
-	if (fault(ODDTYPE, 30)) {
+		body = content(0, 0);
+		f = fullname(w);
+		to = under(domain, "u@b.test/stray");
+	} else if (fault(ODDTYPE, 100)) {
+		type = ANY(types);
+		body = content(0, 0);
+	} else if (fault(ODDTYPE, 30)) {
 		f = rnd(2) ? target : under(target, "w0");
-		tell("iq", type, id, f, to, content(0, 0));
-		return;
-	}
-	if (fault(ODDTYPE, 30)) {
+		body = content(0, 0);
+	} else if (fault(ODDTYPE, 30)) {
 		f = rnd(2) ? NULL : rnd(2) ? "" : domain;
-		tell("iq", type, id, f, to, content(0, 0));
-		return;
+		body = content(0, 0);
+	} else {
+		e = encode(f);
+		if (e && fault(OVERFLOW, 60))
+			head = headbytes("iq", type, id, under(to, e), fullname(workers));
+		body = content(head, (int)rnd(3) - 1);
 	}
-	e = encode(f);
-	if (e && fault(OVERFLOW, 60))
-		head = headbytes_("iq", type, id, under(to, e), fullname(workers));
-	tell("iq", type, id, f, to, content(head, (int)rnd(3) - 1));
+	tell(kind, type, id, f, to, body);
 }
 
 static void
-requests_(void *p, long every)
+sendmore(void *p, long every)
 {
 	int n = 1;
 
-	(void)p;
-	if (vt < finaltime) {
-		if (fault(FLOOD, 10))
-			n = (int)spread(10, BUILD == 1 ? 6000 : 300);
-		for (; n > 0; n--)
-			ask1(n > 1 ? people[0] : somebody());
-		at(vt + (healed ? 8 : 1) * (wild == 0 ? every : 1 + (long)rnd(2 * (unsigned)every)), requests_, NULL, every, 0);
-	}
+	if (vt >= finaltime)
+		return;
+	if (fault(FLOOD, 10))
+		n = (int)spread(10, BUILD == 1 ? 6000 : 300);
+	for (; n > 0; n--)
+		send1(n > 1 ? people[0] : somebody());
+	at(vt + (healed ? 8 : 1) * (wild == 0 ? every : 1 + (long)rnd(2 * (unsigned)every)), sendmore, NULL,
+	   every, 0);
 }
 
 /* ---- what goes wrong ---- */
-
-static void
-address(void *p, long arg)
-{
-	(void)p;
-	if (!healed)
-		addrs[arg / 8] = (int)(arg % 8);
-}
 
 /* The server stops listening for a while. */
 static void
@@ -6305,33 +5954,24 @@ downfor(int how, long long ms)
 
 	for (i = 0; i < naddrs; i++) {
 		addrs[i] = how;
-		at(vt + ms, address, NULL, i * 8 + SERVES, 0);
+		at(vt + ms, set, addrs + i, SERVES, 0);
 	}
-}
-
-static void
-undown(void *p, long arg)
-{
-	(void)p, (void)arg;
-	down = 0;
 }
 
 static void
 linkup(void *p, long arg)
 {
-	int i;
+	unsigned i;
 
-	(void)p, (void)arg;
 	note("the link to the target's server is back");
 	linkdown = 0;
 	for (i = 0; rnd(2) && i < nworkers; i++)
-		sendpresence(workers + i);
+		shows(workers + i, 0);
 }
 
 static void
 moodover(void *p, long arg)
 {
-	(void)p, (void)arg;
 	if (vt >= moodend)
 		mood = FINE;
 }
@@ -6339,40 +5979,28 @@ moodover(void *p, long arg)
 static void
 logback(void *p, long arg)
 {
-	(void)p, (void)arg;
 	if (logstate != LOGCLOSED)
 		logstate = 0;
 	logused = 0;
 }
 
+/* Something goes wrong on the network or with the server, for t ms. */
 static void
-trouble(void *p, long every)
+networktrouble(int f, long long t)
 {
-	static const char *const streamerrors[] = {
+	static const char *const errors[] = {
 		"conflict", "system-shutdown", "policy-violation", "internal-server-error", "reset",
 		"connection-timeout", "resource-constraint", "see-other-host", "undefined-condition"
 	};
-	static const char *const forbidden_[] = {
-		"<!-- a comment -->", "<?pi a?>", "<!DOCTYPE a>", "<a></b>", "<iq><iq></b>", "</stream:stream>",
-		"<a b='1' b='2'/>", "<a>&undefined;</a>", "\x01<a/>", "<a>\xff\xff</a>", "<u:x/ >"
-	};
-	struct worker *w = nworkers ? workers + rnd((unsigned)nworkers) : NULL;
-	long long t = 1000LL * spread(1, often(100) ? 4000 : 300);
-	const char *s, *id, *from, *cond;
-	int i, f = (int)rnd(BEHAVIOURS);
+	const char *cond;
+	unsigned i;
 
-	(void)p;
-	if (healed)
-		return;
-	at(vt + 1 + (long)rnd(2 * (unsigned)every), trouble, NULL, every, 0);
-	if (!fault(f, 1000))
-		return;
 	switch (f) {
 	case CUT:
-		serverends(NULL, c.tls && rnd(2) ? 4 : 1 + (int)rnd(2));
+		serverends(NULL, c.tls && rnd(2) ? INONEPIECE : rnd(2) ? TORN : ABRUPTLY);
 		break;
 	case RESET:
-		serverends(NULL, 3);
+		serverends(NULL, BYRESET);
 		break;
 	case LOSS:
 		if (c.open && keepalive) {
@@ -6387,20 +6015,25 @@ trouble(void *p, long every)
 			c.rstall = vt + t;
 		note("network: stands still until %lld (up) and %lld (down)", c.wstall / 1000, c.rstall / 1000);
 		break;
+	case SLOWLINK:
+		note("network: slow from now on");
+		c.rrate = spread(100, 5000);
+		tell("iq", "get", fmt("i%lu", ++token), people[0], domain, fmt("<q>%s</q>", filler(rnd(7000))));
+		break;
 	case REFUSE:
 		downfor(rnd(4) ? REFUSES : NOROUTE, t);
 		if (rnd(4))
-			serverends(NULL, 1);
+			serverends(NULL, ABRUPTLY);
 		break;
 	case SILENT:
-		i = (int)rnd((unsigned)naddrs);
+		i = rnd((unsigned)naddrs);
 		addrs[i] = rnd(2) ? SILENCE : REFUSES;
-		at(vt + t, address, NULL, i * 8 + SERVES, 0);
+		at(vt + t, set, addrs + i, SERVES, 0);
 		if (rnd(2))
-			serverends(NULL, 1);
+			serverends(NULL, ABRUPTLY);
 		break;
 	case STREAMERR:
-		cond = streamerrors[rnd(COUNT(streamerrors))];
+		cond = ANY(errors);
 		serverends(cond, (int)rnd(3));
 		break;
 	case BADSHAKE:
@@ -6409,7 +6042,7 @@ trouble(void *p, long every)
 		mood = f == TRICKLE ? TRICKLES : f == KICK ? KICKS : rnd(4) ? ERRHEADER + (int)rnd(5) : CLOSES;
 		moodend = vt + t;
 		at(moodend, moodover, NULL, 0, 0);
-		serverends("reset", 0);
+		serverends("reset", POLITELY);
 		break;
 	case RESTART:
 		for (i = 0; i < nworkers; i++)
@@ -6418,16 +6051,60 @@ trouble(void *p, long every)
 				at(vt + t + rnd(10000), comeslater, workers + i, 0, 0);
 			}
 		if (rnd(2))
-			serverends("system-shutdown", 0);
+			serverends("system-shutdown", POLITELY);
 		else
-			serverends(NULL, 1);
+			serverends(NULL, ABRUPTLY);
 		downfor(REFUSES, t);
 		down = 1;
-		at(vt + t, undown, NULL, 0, 0);
+		at(vt + t, set, &down, 0, 0);
+		break;
+	case LOGBLOCK:
+	case LOGFULL:
+	case LOGCLOSED:
+		note("the log is %s", f == LOGBLOCK ? "read by nobody" : f == LOGFULL ? "full" : "closed");
+		logstate = f;
+		logused = f == LOGBLOCK && rnd(2) ? 65536 - rnd(3000) : 0;
+		at(vt + t, logback, NULL, 0, 0);
+		break;
+	}
+}
+
+/* The server says something odd. */
+static void
+oddtrouble(int f, struct worker *w)
+{
+	static const char *const forbidden[] = {
+		"<!-- a comment -->", "<?pi a?>", "<!DOCTYPE a>", "<a></b>", "<iq><iq></b>", "</stream:stream>",
+		"<a b='1' b='2'/>", "<a>&undefined;</a>", "\x01<a/>", "<a>\xff\xff</a>", "<u:x/ >"
+	};
+	const char *s, *id, *from, *cond;
+
+	switch (f) {
+	case WHITE:
+		if (c.scripted)
+			says(rnd(2) ? " " : "\r");
+		if (c.scripted && rnd(2))
+			says("<x:odd xmlns:x='urn:x'><y/>z</x:odd>");
+		break;
+	case BROKEN:
+		if (c.scripted) {
+			s = ANY(forbidden);
+			note("server: %s", s);
+			says(s);
+			says("<x>");
+			c.scripted = 0;
+		}
+		break;
+	case HUGE:
+		if (c.scripted && c.costlyfrom < 0 && BUILD != 1) {
+			c.costlyfrom = c.sent;
+			says(fmt("<iq type='get' from='u@b.test/r' to='proxy.test' id='%s'/>",
+			         repeat('a', PARSERHARD / 20)));
+		}
 		break;
 	case PRERROR:
-		if (subscription == SUBSCRIBED && w) {
-			id = rnd(4) ? NULL : nasks && rnd(2) ? askids[(nasks - 1) % COUNT(askids)] : "x";
+		if (subscription == SUBSCRIBED) {
+			id = rnd(4) ? NULL : nasks && rnd(2) ? lastid() : "x";
 			from = rnd(2) ? target : fullname(w);
 			cond = rnd(3) ? "recipient-unavailable" : "remote-server-timeout";
 			tell("presence", "error", id, from, domain, errorbody(rnd(4) ? "cancel" : "wait", cond));
@@ -6438,106 +6115,76 @@ trouble(void *p, long every)
 		subscription = NOSUB;
 		break;
 	case UNSUB:
-		if (subscription == SUBSCRIBED && w) {
+		if (subscription == SUBSCRIBED) {
 			subscription = NOSUB;
-			tell("presence", "unsubscribed", NULL, rnd(2) ? target : fullname(w), domain, NULL);
+			telltype("unsubscribed", rnd(2) ? target : fullname(w));
 		}
-		break;
-	case UNREACH:
-		if (remote && !linkdown) {
-			note("the link to the target's server is down");
-			linkdown = 1;
-			at(vt + 4 * t, linkup, NULL, 0, 0);
-		}
-		break;
-	case WHITE:
-		if (c.scripted)
-			say_(rnd(2) ? " " : "\r\n", 1);
-		if (c.scripted && rnd(2))
-			say_("<x:odd xmlns:x='urn:x'><y/>z</x:odd>", 36);
-		break;
-	case BROKEN:
-		if (c.scripted) {
-			s = forbidden_[rnd(COUNT(forbidden_))];
-			note("server: %s", s);
-			say_(s, strlen(s));
-			say_("<x>", 3);
-			c.scripted = 0;
-		}
-		break;
-	case HUGE:
-		if (c.scripted && c.costlyfrom < 0 && BUILD != 1) {
-			c.costlyfrom = c.sent;
-			nsb = 0;
-			adds("<iq type='get' from='u@b.test/r' to='proxy.test' id='");
-			for (t = PARSERHARD / 20; t > 0; t--)
-				add("a", 1);
-			adds("'/>");
-			say_(sb, nsb);
-		}
-		break;
-	case HUNG:
-		if (w)
-			w->hung = !w->hung;
-		break;
-	case DIE:
-		if (w && w->up) {
-			goes(w, often(300));
-			at(vt + t, comeslater, w, 0, 0);
-		}
-		break;
-	case HIBERNATE:
-		if (w && w->up) {
-			note("worker %s dies and stays online", w->name);
-			w->alive = 0;
-			at(vt + 1000 * (5 + rnd(600)), gonelater, w, 0, 0);
-		}
-		break;
-	case REPLACE:
-		if (w && w->up) {
-			goes(w, 0);
-			comes(w);
-		}
-		break;
-	case USR1:
-		handle(SIGUSR1);
-		break;
-	case LOGBLOCK:
-	case LOGFULL:
-	case LOGCLOSED:
-		note("the log is %s", f == LOGBLOCK ? "read by nobody" : f == LOGFULL ? "full" : "closed");
-		logstate = f;
-		logused = f == LOGBLOCK && rnd(2) ? 65536 - rnd(3000) : 0;
-		at(vt + t, logback, NULL, 0, 0);
 		break;
 	case ASKED:
 		id = rnd(2) ? "a" : NULL;
 		tell("presence", rnd(2) ? "subscribe" : "probe", id, target, domain, NULL);
 		break;
 	case FOREIGN:
-		from = rnd(2) ? fmt("%sx/w0", target) : fmt("x%s/w0", target);
-		tell("presence", rnd(2) ? NULL : "unavailable", NULL, from, domain, NULL);
-		if (w && w->up)
+		from = fmt(rnd(2) ? "%sx/w0" : "x%s/w0", target);
+		telltype(rnd(2) ? NULL : "unavailable", from);
+		if (w->up)
 			tell("presence", rnd(2) ? NULL : "unavailable", NULL, fullname(w), fmt("n@%s", domain), NULL);
 		if (cansee()) {
-			char *l = mem(1100);
-			memset(l, 'r', 1022 + rnd(3));
-			tell("presence", NULL, NULL, under(target, rnd(2) ? l : ""), domain, NULL);
-			tell("presence", "unavailable", NULL, under(target, l), domain, NULL);
+			s = repeat('r', 1022 + rnd(3));
+			telltype(NULL, under(target, rnd(2) ? s : ""));
+			telltype("unavailable", under(target, s));
 			if (rnd(2))
-				tell("presence", NULL, NULL, under(target, "z/notours"), domain, NULL);
-			tell("presence", "unavailable", NULL, under(target, "z/notours"), domain, NULL);
+				telltype(NULL, under(target, "z/notours"));
+			telltype("unavailable", under(target, "z/notours"));
 		}
 		break;
-	case BOUNCE:
-		if (w && cansee())
-			sendpresence(w);
-		break;
-	case SLOWLINK:
-		note("network: slow from now on");
-		c.rrate = spread(100, 5000);
-		tell("iq", "get", fmt("i%lu", ++token), people[0], domain, fmt("<q>%s</q>", filler(rnd(7000))));
-		break;
+	}
+}
+
+/* Something goes wrong with a worker, for t ms. */
+static void
+workertrouble(int f, struct worker *w, long long t)
+{
+	if (f == HUNG)
+		w->hung = !w->hung;
+	if (f == BOUNCE)
+		shows(w, 0);
+	if (!w->up)
+		return;
+	if (f == DIE) {
+		goes(w, often(300));
+		at(vt + t, comeslater, w, 0, 0);
+	} else if (f == HIBERNATE) {
+		note("worker %s dies and stays online", w->name);
+		w->alive = 0;
+		at(vt + 1000 * (5 + rnd(600)), goneunseen, w, 0, 0);
+	} else if (f == REPLACE) {
+		goes(w, 0);
+		comes(w);
+	}
+}
+
+static void
+trouble(void *p, long every)
+{
+	struct worker *w = workers + rnd(nworkers);
+	long long t = 1000LL * spread(1, often(100) ? 4000 : 300);
+	int f = (int)rnd(BEHAVIOURS);
+
+	if (healed)
+		return;
+	at(vt + 1 + (long)rnd(2 * (unsigned)every), trouble, NULL, every, 0);
+	if (!fault(f, 1000))
+		return;
+	networktrouble(f, t);
+	oddtrouble(f, w);
+	workertrouble(f, w, t);
+	if (f == USR1)
+		handle(SIGUSR1);
+	if (f == UNREACH && remote && !linkdown) {
+		note("the link to the target's server is down");
+		linkdown = 1;
+		at(vt + 4 * t, linkup, NULL, 0, 0);
 	}
 }
 
@@ -6558,58 +6205,54 @@ bound(void)
 static void
 heal(void *p, long arg)
 {
+	struct worker *w;
 	int i;
 
-	(void)p, (void)arg;
 	note("all faults stop");
 	healed = 1;
 	for (i = 0; i < naddrs; i++)
 		addrs[i] = SERVES;
 	mood = FINE;
-	down = linkdown = deaf = 0;
+	down = linkdown = 0;
 	c.wstall = c.rstall = 0;
-	c.rrate = c.wrate = 0;
-	c.latency = 0;
-	if (c.open && c.rcap < 65536)
-		c.rcap = 65536;
-	if (c.open && c.wcap < 65536)
-		c.wcap = 65536;
+	c.rrate = c.wrate = c.latency = 0;
+	c.rcap = MAX(c.rcap, 65536);
+	c.wcap = MAX(c.wcap, 65536);
 	if (c.open && inflight() > 0 && !c.dead) {
 		c.wpending = 0;
-		draining();
+		drains(vt);
 	}
 	if (c.open && c.dead) {
 		c.dead = 0;
 		cut("the connection that was lost is reset", 1);
 	}
-	if (c.open && c.connected && !c.scripted && sin_.stopping && !c.fin)
+	if (c.open && !c.scripted && sin_.stopping)
 		cut("the server ends what it has broken", 0);
 	if (c.open && c.connected && !c.dead && !c.rst) {
-		c.rpending = 1;
-		at(vt, arrive, NULL, 0, generation);
+		c.rpending = 0;
+		arrives(vt);
 	}
 	logstate = 0;
 	logused = 0;
-	for (i = 0; i < nworkers; i++) {
+	for (w = workers; w < workers + nworkers; w++) {
 		/* what was lost, and waits for ever, ends when its worker leaves */
-		workers[i].up |= !answertime;
-		if (!answertime && subscription != SUBSCRIBED)
+		w->up |= !answertime;
+		if (!answertime)
 			subscription = SUBSCRIBED;
-		if (workers[i].hung || !workers[i].alive || workers[i].delay > 1000 || !answertime)
-			goes(workers + i, 0);
-		workers[i].hung = workers[i].wrong = workers[i].twice = workers[i].errs = 0;
-		workers[i].delay = 100;
-		if (i == 0 || rnd(2))
-			comes(workers + i);
+		if (w->hung || !w->alive || w->delay > 1000 || !answertime)
+			goes(w, 0);
+		w->hung = w->wrong = w->twice = w->errs = 0;
+		w->delay = 100;
+		if (w == workers || rnd(2))
+			comes(w);
 	}
 	if (subscription == PENDING)
-		at(vt, accept_, NULL, 0, 0);
+		at(vt, accepted, NULL, 0, 0);
 }
 
 static void
 lastrequest(void *p, long n)
 {
-	(void)p;
 	if (n == 0 && !c.scripted)
 		bad("recovery", "is not online %lld s after the faults have stopped", (vt - healtime) / 1000);
 	tell("iq", "get", fmt("final%ld", n), finaljid, domain, content(0, 0));
@@ -6619,17 +6262,15 @@ lastrequest(void *p, long n)
 static void
 isserved(void *p, long arg)
 {
-	(void)p, (void)arg;
 	if (finals != nfinal)
 		bad("recovery", "%d of %d requests are answered %lld s after the faults have stopped", finals,
 		    nfinal, (vt - healtime) / 1000);
-	total->tally[TSERVED]++;
+	count("worlds served at the end");
 }
 
 static void
 terminate(void *p, long sig)
 {
-	(void)p;
 	/* where places are few some move as they share one */
 	if (BUILD != 0 && total->stayed > 60 && total->moved == 0)
 		bad("sticktime", "nobody has ever moved to who has joined, though %.0f should have", total->stayed);
@@ -6645,13 +6286,9 @@ terminate(void *p, long sig)
 static void
 overtime(void *p, long arg)
 {
-	(void)p, (void)arg;
-	if (stopped || (slept >= 0 && vt < slept + 2000)) {
-		at(vt + 30000, overtime, NULL, 0, 0);
-		return;
-	}
-	bad("term", "does not leave %lld ms after a signal", vt - termat);
-	longjmp(ending, 1);
+	if (!stopped && (slept < 0 || vt >= slept + 2000))
+		bad("term", "does not leave %lld ms after a signal", vt - termat);
+	at(vt + 30000, overtime, NULL, 0, 0);
 }
 
 /* ---- worlds ---- */
@@ -6677,15 +6314,49 @@ br_prng_seeder_system(const char **name)
 	return seedprng;
 }
 
+/* Bytes as hexadecimal digits. */
+static const char *
+hexof(const unsigned char *b, size_t n, const char *format, const char *between)
+{
+	char *s = mem(3 * n + 1), *p = s;
+	size_t i;
+
+	for (i = 0; i < n; i++) {
+		p = stpcpy(p, i > 0 ? between : "");
+		p += sprintf(p, format, b[i]);
+	}
+	return s;
+}
+
+static void
+settletls(void)
+{
+	br_sha256_context sha;
+	unsigned char pin[32], other[32];
+	char digits[3] = "";
+	size_t i;
+	int two;
+
+	for (i = 0; i < sizeof(cert); i++) {
+		memcpy(digits, certhex + 2 * i, 2);
+		cert[i] = (unsigned char)strtol(digits, NULL, 16);
+	}
+	br_sha256_init(&sha);
+	br_sha256_update(&sha, cert, sizeof(cert));
+	br_sha256_out(&sha, pin);
+	for (i = 0; i < sizeof(other); i++)
+		other[i] = (unsigned char)(i + 7);
+	two = (int)rnd(2);
+	if (on[TLSBAD])
+		pin[rnd(32)] ^= (unsigned char)(1 << rnd(8));
+	tlspin = fmt("%s%s", two ? fmt("%s,", hexof(other, sizeof(other), "%02x", "")) : "",
+	             hexof(pin, sizeof(pin), "%02X", ":"));
+}
+
 /* Choose the settings: what config.h holds. */
 static void
 settle(void)
 {
-	br_sha256_context sha;
-	unsigned char pin[32];
-	char *s;
-	int i;
-
 	domain = "proxy.test";
 	secret = "secret <&>";
 	host = rnd(2) ? "server.test" : "127.0.0.1";
@@ -6709,25 +6380,9 @@ settle(void)
 	retry = rnd(4) ? rnd(3) : 1;
 	sticktime = rnd(3) ? spread(1, 300) : 0;
 	tlspin = "";
-	if (!on[TLS])
-		on[TLSBAD] = 0;
-	if (on[TLS]) {
-		for (i = 0; i < (int)sizeof(cert); i++)
-			cert[i] = (unsigned char)strtol(fmt("%.2s", certhex + 2 * i), NULL, 16);
-		br_sha256_init(&sha);
-		br_sha256_update(&sha, cert, sizeof(cert));
-		br_sha256_out(&sha, pin);
-		tlspin = s = mem(400);
-		if (rnd(2)) { /* another one first */
-			for (i = 0; i < 32; i++)
-				s += sprintf(s, "%02x", (i + 7) & 255);
-			*s++ = ',';
-		}
-		if (on[TLSBAD])
-			pin[rnd(32)] ^= (unsigned char)(1 << rnd(8));
-		for (i = 0; i < 32; i++)
-			s += sprintf(s, i ? ":%02X" : "%02X", pin[i]);
-	}
+	on[TLSBAD] &= on[TLS];
+	if (on[TLS])
+		settletls();
 	naddrs = wild == 0 ? 1 : 1 + (int)rnd(NADDR);
 }
 
@@ -6765,69 +6420,56 @@ spoil(void)
 	note("a setting is wrong");
 }
 
-static int
-listed(const char *list, const char *name)
-{
-	const char *s = strstr(list, name);
-
-	return s && (s == list || s[-1] == ',') && (!s[strlen(name)] || s[strlen(name)] == ',');
-}
-
 /* Write the settings down for whoever has to replay a failure. */
 static void
 writesettings(void)
 {
 	int i;
 
-	snprintf(settings, sizeof(settings), "choice %d relay %d keepalive %u backoffmax %u patience %u "
-	         "askmin %u askmax %u refresh %u answertime %u stall %u retry %u sticktime %u prefix '%s' tls %d addresses %d target %s; ",
-	         choice, relay, keepalive, backoffmax, patience, askmin, askmax, refresh, answertime,
-	         stall, retry, sticktime, prefix, on[TLS], naddrs, target);
+	settings = fmt("choice %d relay %d keepalive %u backoffmax %u patience %u askmin %u askmax %u "
+	               "refresh %u answertime %u stall %u retry %u sticktime %u prefix '%s' addresses %d target %s;",
+	               choice, relay, keepalive, backoffmax, patience, askmin, askmax, refresh, answertime,
+	               stall, retry, sticktime, prefix, naddrs, target);
 	for (i = 0; i < BEHAVIOURS; i++)
 		if (on[i])
-			snprintf(settings + strlen(settings), sizeof(settings) - strlen(settings), " %s",
-			         behaviours[i].name);
+			settings = fmt("%s %s", settings, behaviours[i].name);
 }
 
-/* Make the people of this world and what happens first. */
+static const char *
+workername(unsigned i)
+{
+	if (on[ODDJID] && rnd(4) == 0 && i > 0)
+		switch (rnd(5)) {
+		case 0:
+			return fmt("w%05d%s", i, repeat('L', 1016 + rnd(2)));
+		case 1:
+			return fmt("w\xc3\xbc%d\xd7\xa9", i);
+		case 2:
+			return fmt("w/<'\"&%%>%d x", i);
+		case 3:
+			return fmt("other%d", i);
+		}
+	return fmt("w%d", i);
+}
+
+/* Make the people of this world. */
 static void
 populate(void)
 {
 	struct worker *w;
-	long long length;
-	char *l;
-	int i, n;
+	unsigned i;
 
-	n = BUILD == 0 ? 1 + (int)rnd(6) : BUILD == 1 ? 1 + (int)spread(0, 30) : 1 + (int)rnd(60);
+	nworkers = BUILD == 0 ? 1 + rnd(6) : BUILD == 1 ? 1 + spread(0, 30) : 1 + rnd(60);
 	if (on[MANY])
-		n = BUILD == 0 ? 12 : BUILD == 1 ? 200 + (int)rnd(1300) : 120;
-	if (wild == 0 && n > MAXRESOURCES)
-		n = MAXRESOURCES;
-	workers = mem((size_t)n * sizeof(*workers));
-	nworkers = n;
-	for (i = 0; i < n; i++) {
+		nworkers = BUILD == 0 ? 12 : BUILD == 1 ? 200 + rnd(1300) : 120;
+	if (wild == 0)
+		nworkers = MIN(nworkers, MAXRESOURCES);
+	workers = mem(nworkers * sizeof(*workers));
+	for (i = 0; i < nworkers; i++) {
 		w = workers + i;
-		w->name = fmt("w%d", i);
-		if (on[ODDJID] && rnd(4) == 0 && i > 0) {
-			l = mem(1030);
-			switch (rnd(5)) {
-			case 0:
-				memset(l, 'L', 1022 + rnd(2));
-				memcpy(l, fmt("w%05d", i), 6);
-				w->name = l;
-				break;
-			case 1:
-				w->name = fmt("w\xc3\xbc%d\xd7\xa9", i);
-				break;
-			case 2:
-				w->name = fmt("w/<'\"&%%>%d x", i);
-				break;
-			case 3:
-				w->name = fmt("other%d", i);
-				break;
-			}
-		}
-		w->delay = on[SLOW] && rnd(3) == 0 ? 1 + rnd(answertime ? 2000 * answertime : 100000) : wild ? rnd(2000) : 0;
+		w->name = workername(i);
+		w->delay = on[SLOW] && rnd(3) == 0 ? 1 + rnd(answertime ? 2000 * answertime : 100000) :
+		           wild ? rnd(2000) : 0;
 		w->hung = on[HUNG] && rnd(4) == 0;
 		w->mute = rnd(3) == 0; /* as six of fourteen libraries */
 		w->punctual = on[SLOW] && rnd(4) == 0;
@@ -6837,31 +6479,36 @@ populate(void)
 		w->presbytes = on[BIGPRES] ? rnd(BUILD == 0 ? 1000 : 3000) : 0;
 		at(wild ? rnd(20000) : 0, comeslater, w, 0, 0);
 	}
-	npeople = 1 + (int)rnd(20);
-	people = mem((size_t)npeople * sizeof(*people));
+	npeople = 1 + rnd(20);
+	people = mem(npeople * sizeof(*people));
 	for (i = 0; i < npeople; i++)
 		people[i] = fmt("u%d@b.test/r%d", i / 3, i);
 	style = (int)rnd(4);
 	quote = rnd(4) ? '\'' : '"';
 	prosody = (int)rnd(2);
 	listsall = (int)rnd(2);
-	accepts = 1;
 	accepttime = wild ? rnd(60000) : 0;
 	subscription = rnd(2) ? SUBSCRIBED : NOSUB;
-	for (i = 0; i < naddrs; i++)
-		addrs[i] = SERVES;
-	length = 1000LL * spread(60, wild ? 7200 : 3600);
+}
+
+/* Say what happens first, and at the end. */
+static void
+plan(void)
+{
+	static const int sigs[] = { SIGTERM, SIGTERM, SIGTERM, SIGINT, SIGINT, SIGINT, SIGHUP, SIGQUIT };
+	long long end;
+	int i, n;
+
+	healtime = 1000LL * spread(60, wild ? 7200 : 3600);
 	/* so many presences that a world takes a moment of the machine's time */
-	i = (int)(n * ((length + bound()) / 1000) / (on[BIGPRES] ? 4000 : 20000));
-	if ((int)refresh < i)
-		refresh = (unsigned)i;
-	healtime = length;
+	i = (int)(nworkers * ((healtime + bound()) / 1000) / (on[BIGPRES] ? 4000 : 20000));
+	refresh = MAX(refresh, (unsigned)i);
 	finaltime = healtime + bound();
 	n = (int)spread(30, often(100) ? 3000 : 600);
-	at(rnd(2000), requests_, NULL, (long)(length / n + 1), 0);
+	at(rnd(2000), sendmore, NULL, (long)(healtime / n + 1), 0);
 	if (wild) {
 		i = (int)rnd(20000);
-		at(i, trouble, NULL, (long)(length / (int)(spread(3, 40) * BEHAVIOURS / 8) + 1), 0);
+		at(i, trouble, NULL, (long)(healtime / (int)(spread(3, 40) * BEHAVIOURS / 8) + 1), 0);
 	}
 	at(healtime, heal, NULL, 0, 0);
 	if (!on[TLSBAD]) {
@@ -6870,97 +6517,77 @@ populate(void)
 			at(finaltime + i * 300, lastrequest, NULL, i, 0);
 		at(finaltime + n * 300 + 4000, isserved, NULL, 0, 0);
 	}
-	length = rnd(4) ? finaltime + n * 300 + 4000 + rnd(1000) : rnd(2) ? rnd((unsigned)healtime) : rnd(20000);
+	end = rnd(4) ? finaltime + n * 300 + 4000 + rnd(1000) : rnd(2) ? rnd((unsigned)healtime) : rnd(20000);
 	termarmed = rnd(40) ? 0 : SIGTERM; /* as soon as a stream opens */
-	i = (int)rnd(8);
-	at(length, terminate, NULL, i < 3 ? SIGTERM : i < 6 ? SIGINT : i < 7 ? SIGHUP : SIGQUIT, 0);
-	at(length + 30000, overtime, NULL, 0, 0);
+	at(end, terminate, NULL, ANY(sigs), 0);
+	at(end + 30000, overtime, NULL, 0, 0);
 }
 
 /* The machine's time passes and the world's does not. */
 static void
 stuck(int sig)
 {
-	(void)sig;
 	bad("stuck", "takes more than 90 s of the machine's time");
-	_exit(1);
 }
 
-/* Nothing of one world is left in the next. */
+/* Nothing of one world is left in the next, if that is in the same process. */
 __attribute__((no_sanitize("address")))
 static void
 reset(void)
 {
 #ifdef INPROCESS
 	static char *bounds[][2] = { { __start_cpbss, __stop_cpbss }, { __start_wbss, __stop_wbss } };
-	size_t n = (size_t)(__stop_cpdata - __start_cpdata), i, k;
-	volatile char *s;
+	size_t n = (size_t)(__stop_cpdata - __start_cpdata), i;
+	volatile char *s, *data = __start_cpdata;
 
-	if (!saved) {
-		saved = malloc(n);
+	if (!saved && (saved = malloc(n)))
 		for (i = 0; i < n; i++)
-			((volatile char *)saved)[i] = __start_cpdata[i];
-	} else {
-		for (i = 0; i < n; i++)
-			((volatile char *)__start_cpdata)[i] = saved[i];
-	}
-	for (k = 0; k < 2; k++) {
-		s = bounds[k][0];
-#if __has_feature(address_sanitizer)
-		for (; s < bounds[k][1]; s++)
+			saved[i] = data[i];
+	for (i = 0; i < n; i++)
+		data[i] = saved[i];
+	for (i = 0; i < 2; i++)
+		for (s = bounds[i][0]; s < bounds[i][1]; s++)
 			*s = 0;
-#else
-		memset(bounds[k][0], 0, (size_t)(bounds[k][1] - bounds[k][0]));
-#endif
-	}
 #endif
 }
 
 static void
-world(uint64_t seed_)
+world(uint64_t seed)
 {
 	static const unsigned shares_[] = { 0, 60, 200, 400 };
 	static char arg0[] = "client_proxy";
 	char *argv[] = { arg0, NULL };
 	struct chunk *k;
-	uint64_t p;
+	unsigned p;
 	int i;
 
 	reset();
-	theseed = seed_;
-	chance = scramble(seed_ + 1);
-	entropy = scramble(seed_ + 77777);
+	theseed = seed;
+	chance = scramble(seed + 1);
+	entropy = scramble(seed + 77777);
 	tracehash = 0xcbf29ce484222325;
 	blocks.next = blocks.prev = &blocks;
 	openlist.next = openlist.prev = &openlist;
-	lastend = -1;
-	termat = -1;
-	slept = paused = -1;
-	owns = 0;
-	budget_ = 60000;
-	wild = (int)rnd(8);
-	wild = wild < 2 ? 0 : wild < 4 ? 1 : wild < 6 ? 2 : 3;
+	lastend = termat = slept = paused = -1;
+	budget = 60000;
+	wild = (int)rnd(8) / 2;
 	if (getenv("WORLDWILD"))
 		wild = atoi(getenv("WORLDWILD"));
 	for (i = 0; i < BEHAVIOURS; i++) {
-		p = shares_[wild] * (uint64_t)behaviours[i].weight / 100;
-		if (i == TLS || i == DECLS)
-			p = 150;
-		on[i] = (char)often((unsigned)p);
-		if (listed(without, behaviours[i].name))
-			on[i] = 0;
-		if (listed(with, behaviours[i].name))
-			on[i] = 1;
+		p = i == TLS || i == DECLS ? 150 : shares_[wild] * behaviours[i].weight / 100;
+		on[i] = (char)often(p);
+		on[i] &= !listed(without, behaviours[i].name);
+		on[i] |= listed(with, behaviours[i].name);
 	}
 	settle();
 	populate();
+	plan();
 	if (!rnd(12))
 		spoil();
 	writesettings();
-	total->tally[TWORLDS]++;
-	total->tally[TTLS] += on[TLS];
+	total->worlds++;
 	if (verbose)
-		fprintf(stderr, "seed %llu, build %d, wild %d: %s\n", (unsigned long long)seed_, BUILD, wild, settings);
+		fprintf(stderr, "seed %llu, build %d, wild %d: %s\n", (unsigned long long)seed, BUILD, wild, settings);
 	running = 1;
 #ifndef FUZZ                            /* libFuzzer has a limit of its own */
 	setitimer(ITIMER_PROF, &(struct itimerval){ .it_value = { 90, 0 } }, NULL);
@@ -6972,10 +6599,10 @@ world(uint64_t seed_)
 	total->hash = fnv(total->hash, &tracehash, sizeof(tracehash));
 	if (verbose)
 		fprintf(stderr, "trace %016llx\n", (unsigned long long)tracehash);
-	if (sin_.p)
+	if (sin_.p) {
 		XML_ParserFree(sin_.p);
-	if (sout.p)
 		XML_ParserFree(sout.p);
+	}
 	while (blocks.next != &blocks)
 		w_free(blocks.next + 1);
 	while ((k = chunks)) {
@@ -6984,29 +6611,32 @@ world(uint64_t seed_)
 	}
 }
 
-#ifdef FUZZ
+static const char *
+env(const char *name)
+{
+	return getenv(name) ? getenv(name) : "";
+}
+
+/* Before the first world. */
 static void
 prepare(void)
 {
-	static struct total t;
-
-	total = &t;
-	masked = getenv("WORLDMASK") ? getenv("WORLDMASK") : "";
-	without = getenv("WORLDWITHOUT") ? getenv("WORLDWITHOUT") : "";
+	total = mmap(NULL, sizeof(*total), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	masked = env("WORLDMASK");
+	without = env("WORLDWITHOUT");
+	with = env("WORLDWITH");
+	signal(SIGPROF, stuck);
 }
 
+#ifdef FUZZ
 int
 LLVMFuzzerTestOneInput(const unsigned char *data, size_t size)
 {
-	uint64_t h = fnv(0, data, size);
-
 	if (!total)
 		prepare();
 	fuzzbytes = data;
 	nfuzzbytes = size;
-	fuzzstart = data;
-	fuzzsize = size;
-	world(h);
+	world(fnv(0, data, size));
 	return 0;
 }
 #else
@@ -7015,83 +6645,58 @@ LLVMFuzzerTestOneInput(const unsigned char *data, size_t size)
 int __llvm_profile_write_file(void);
 #endif
 
-static void
-summary(void)
+/* Run one world, in a process of its own: 1 if it is bad. */
+static int
+isbad(uint64_t seed)
 {
-	static const char *const names_[] = {
-		"worlds", "connections", "sent to the proxy", "requests handed out", "answers",
-		"messages", "TLS worlds", "worlds served at the end", "timed out", "failed",
-		"busy", "too large", "asks for presence", "log lines"
-	};
-	size_t i;
+#ifdef INPROCESS
+	world(seed);
+	return 0;
+#else
+	pid_t pid = fork();
+	int status;
 
-	printf("build %d: %.1f hours", BUILD, total->hours);
-	for (i = 0; i < COUNT(names_); i++)
-		printf(", %lld %s", total->tally[i], names_[i]);
-	printf("\nerrors:");
-	for (i = 0; i < COUNT(total->errors) && total->errors[i].cond; i++)
-		printf(" %s %ld", total->errors[i].cond, total->errors[i].n);
-	printf("\nfaults:");
-	for (i = 0; i < BEHAVIOURS; i++)
-		if (total->had[i])
-			printf(" %s %ld", behaviours[i].name, total->had[i]);
-	printf("\ntrace %016llx\n", (unsigned long long)total->hash);
+	if (pid == 0) {
+		world(seed);
+		fflush(NULL);
+#ifdef COVERAGE
+		__llvm_profile_write_file();
+#endif
+		_exit(0);
+	}
+	waitpid(pid, &status, 0);
+	if (WIFSIGNALED(status) || WEXITSTATUS(status) > 1)
+		fprintf(stderr, "seed %llu, build %d: the process dies\n", (unsigned long long)seed, BUILD);
+	return status != 0;
+#endif
 }
 
 /* usage: world SECONDS SEED STEP: run SEED, SEED + STEP, ... for so long; with 0
- * seconds only SEED, and tell all. With -n N instead of seconds: so many worlds. */
+ * seconds only SEED, and tell all. With -N instead of seconds: so many worlds. */
 int
 main(int argc, char **argv)
 {
-	struct timespec t0, t;
-	uint64_t seed_, step;
-	long seconds, n = 0, most = LONG_MAX;
+	uint64_t seed, step;
+	time_t begun = time(NULL);
+	long seconds;
+	size_t i;
 
 	if (argc != 4)
 		return 2;
 	seconds = atol(argv[1]);
-	if (seconds < 0) {
-		most = -seconds;
-		seconds = LONG_MAX;
-	}
-	seed_ = strtoull(argv[2], NULL, 10);
+	seed = strtoull(argv[2], NULL, 10);
 	step = strtoull(argv[3], NULL, 10);
-	masked = getenv("WORLDMASK") ? getenv("WORLDMASK") : "";
-	without = getenv("WORLDWITHOUT") ? getenv("WORLDWITHOUT") : "";
-	with = getenv("WORLDWITH") ? getenv("WORLDWITH") : "";
-	total = mmap(NULL, sizeof(*total), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	verbose = seconds == 0;
-	signal(SIGPROF, stuck);
-	clock_gettime(CLOCK_MONOTONIC, &t0);
+	prepare();
 	do {
-#ifdef INPROCESS
-		world(seed_);
-#else
-		pid_t pid;
-		int status;
-
-		if ((pid = fork()) == 0) {
-			world(seed_);
-			fflush(NULL);
-#ifdef COVERAGE
-			__llvm_profile_write_file();
-#endif
-			_exit(0);
-		}
-		waitpid(pid, &status, 0);
-		if (!WIFEXITED(status) || WEXITSTATUS(status)) {
-			if (WIFSIGNALED(status) || WEXITSTATUS(status) != 1)
-				fprintf(stderr, "seed %llu, build %d: the process dies\n", (unsigned long long)seed_, BUILD);
+		if (isbad(seed))
 			return 1;
-		}
-#endif
-		seed_ += step;
-		n++;
-		clock_gettime(CLOCK_MONOTONIC, &t);
-	} while (n < most && t.tv_sec - t0.tv_sec < seconds);
-	summary();
-	printf("%.0f worlds a second\n", (double)n / ((double)(t.tv_sec - t0.tv_sec) +
-	       (double)(t.tv_nsec - t0.tv_nsec) / 1e9));
+		seed += step;
+	} while (seconds < 0 ? total->worlds < -seconds : time(NULL) - begun < seconds);
+	printf("build %d: %.1f hours, %ld worlds", BUILD, total->hours, total->worlds);
+	for (i = 0; total->counts[i].what; i++)
+		printf(", %ld %s", total->counts[i].n, total->counts[i].what);
+	printf("\ntrace %016llx\n", (unsigned long long)total->hash);
 	return 0;
 }
 #endif /* FUZZ */
