@@ -3364,6 +3364,10 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		r = a->w == ARES ? resource(resof(o->to)) : NULL;
 		if (r)
 			checkchoice(e->stays, e->fits && retry ? 1 + (s->rest + 20 < REQUESTSIZE / 2) : 0, r);
+		if (r && r->pings >= 5) {
+			r->pings = 2;   /* a trial, whether meant as one or not */
+			r->passed = 0;
+		}
 		if (r && (r->open == 0 || r->pings > 1)) {
 			r->lifehi = vt;
 			r->life = idle(r) ? vt : r->life;
