@@ -5934,7 +5934,7 @@ logback(void *p, long arg)
 	logused = 0;
 }
 
-/* Something goes wrong on the network or with the server, for t ms. */
+/* The connection, or the server, is in trouble for t ms. */
 static void
 networktrouble(int f, long long t)
 {
@@ -5945,56 +5945,42 @@ networktrouble(int f, long long t)
 	const char *cond;
 	unsigned i;
 
-	switch (f) {
-	case CUT:
+	if (f == CUT) {
 		serverends(NULL, c.tls && rnd(2) ? INONEPIECE : rnd(2) ? TORN : ABRUPTLY);
-		break;
-	case RESET:
+	} else if (f == RESET) {
 		serverends(NULL, BYRESET);
-		break;
-	case LOSS:
-		if (c.open && keepalive) {
-			note("network: all is lost from now on");
-			c.dead = 1;
-		}
-		break;
-	case STALL:
+	} else if (f == LOSS && c.open && keepalive) {
+		note("network: all is lost from now on");
+		c.dead = 1;
+	} else if (f == STALL) {
 		if (rnd(3))
 			c.wstall = vt + t;
 		if (rnd(2))
 			c.rstall = vt + t;
 		note("network: stands still until %lld (up) and %lld (down)", c.wstall / 1000, c.rstall / 1000);
-		break;
-	case SLOWLINK:
+	} else if (f == SLOWLINK) {
 		note("network: slow from now on");
 		c.rrate = spread(100, 5000);
 		tell("iq", "get", fmt("i%lu", ++token), people[0], domain, fmt("<q>%s</q>", filler(rnd(7000))));
-		break;
-	case REFUSE:
+	} else if (f == REFUSE) {
 		downfor(rnd(4) ? REFUSES : NOROUTE, t);
 		if (rnd(4))
 			serverends(NULL, ABRUPTLY);
-		break;
-	case SILENT:
+	} else if (f == SILENT) {
 		i = rnd((unsigned)naddrs);
 		addrs[i] = rnd(2) ? SILENCE : REFUSES;
 		at(vt + t, set, addrs + i, SERVES, 0);
 		if (rnd(2))
 			serverends(NULL, ABRUPTLY);
-		break;
-	case STREAMERR:
+	} else if (f == STREAMERR) {
 		cond = ANY(errors);
 		serverends(cond, (int)rnd(3));
-		break;
-	case BADSHAKE:
-	case TRICKLE:
-	case KICK:
+	} else if (f == BADSHAKE || f == TRICKLE || f == KICK) {
 		mood = f == TRICKLE ? TRICKLES : f == KICK ? KICKS : rnd(4) ? ERRHEADER + (int)rnd(5) : CLOSES;
 		moodend = vt + t;
 		at(moodend, moodover, NULL, 0, 0);
 		serverends("reset", POLITELY);
-		break;
-	case RESTART:
+	} else if (f == RESTART) {
 		for (i = 0; i < nworkers; i++)
 			if (workers[i].up) {
 				goes(workers + i, 0);
@@ -6007,108 +5993,97 @@ networktrouble(int f, long long t)
 		downfor(REFUSES, t);
 		down = 1;
 		at(vt + t, set, &down, 0, 0);
-		break;
-	case LOGBLOCK:
-	case LOGFULL:
-	case LOGCLOSED:
+	} else if (f == UNREACH && remote && !linkdown) {
+		note("the link to the target's server is down");
+		linkdown = 1;
+		at(vt + 4 * t, linkup, NULL, 0, 0);
+	} else if (f == LOGBLOCK || f == LOGFULL || f == LOGCLOSED) {
 		note("the log is %s", f == LOGBLOCK ? "read by nobody" : f == LOGFULL ? "full" : "closed");
 		logstate = f;
 		logused = f == LOGBLOCK && rnd(2) ? 65536 - rnd(3000) : 0;
 		at(vt + t, logback, NULL, 0, 0);
-		break;
 	}
 }
 
-/* The server says something odd. */
+/* While there is a stream the server says something odd. */
 static void
-oddtrouble(int f, struct worker *w)
+oddtrouble(int f)
 {
 	static const char *const forbidden[] = {
 		"<!-- a comment -->", "<?pi a?>", "<!DOCTYPE a>", "<a></b>", "<iq><iq></b>", "</stream:stream>",
 		"<a b='1' b='2'/>", "<a>&undefined;</a>", "\x01<a/>", "<a>\xff\xff</a>", "<u:x/ >"
 	};
-	const char *s, *id, *from, *cond;
+	const char *s;
 
-	switch (f) {
-	case WHITE:
-		if (c.scripted)
-			says(rnd(2) ? " " : "\r");
-		if (c.scripted && rnd(2))
+	if (f == WHITE) {
+		says(rnd(2) ? " " : "\r");
+		if (rnd(2))
 			says("<x:odd xmlns:x='urn:x'><y/>z</x:odd>");
-		break;
-	case BROKEN:
-		if (c.scripted) {
-			s = ANY(forbidden);
-			note("server: %s", s);
-			says(s);
-			says("<x>");
-			c.scripted = 0;
-		}
-		break;
-	case HUGE:
-		if (c.scripted && c.costlyfrom < 0 && BUILD != 1) {
-			c.costlyfrom = c.sent;
-			says(fmt("<iq type='get' from='u@b.test/r' to='proxy.test' id='%s'/>",
-			         repeat('a', PARSERHARD / 20)));
-		}
-		break;
-	case PRERROR:
-		if (subscription == SUBSCRIBED) {
-			id = rnd(4) ? NULL : nasks && rnd(2) ? lastid() : "x";
-			from = rnd(2) ? target : fullname(w);
-			cond = rnd(3) ? "recipient-unavailable" : "remote-server-timeout";
-			tell("presence", "error", id, from, domain, errorbody(rnd(4) ? "cancel" : "wait", cond));
-		}
-		break;
-	case ROSTERLOST:
+	} else if (f == BROKEN) {
+		s = ANY(forbidden);
+		note("server: %s", s);
+		says(s);
+		says("<x>");
+		c.scripted = 0;
+	} else if (f == HUGE && c.costlyfrom < 0 && BUILD != 1) {
+		c.costlyfrom = c.sent;
+		says(fmt("<iq type='get' from='u@b.test/r' to='proxy.test' id='%s'/>",
+		         repeat('a', PARSERHARD / 20)));
+	}
+}
+
+/* Presence of the target, or of others, that is not expected. */
+static void
+presencetrouble(int f, struct worker *w)
+{
+	const char *id, *from, *cond;
+
+	if (f == PRERROR && subscription == SUBSCRIBED) {
+		id = rnd(4) ? NULL : nasks && rnd(2) ? lastid() : "x";
+		from = rnd(2) ? target : fullname(w);
+		cond = rnd(3) ? "recipient-unavailable" : "remote-server-timeout";
+		tell("presence", "error", id, from, domain, errorbody(rnd(4) ? "cancel" : "wait", cond));
+	} else if (f == ROSTERLOST) {
 		note("server: the roster entry is lost");
 		subscription = NOSUB;
-		break;
-	case UNSUB:
-		if (subscription == SUBSCRIBED) {
-			subscription = NOSUB;
-			telltype("unsubscribed", rnd(2) ? target : fullname(w));
-		}
-		break;
-	case ASKED:
+	} else if (f == UNSUB && subscription == SUBSCRIBED) {
+		subscription = NOSUB;
+		telltype("unsubscribed", rnd(2) ? target : fullname(w));
+	} else if (f == ASKED) {
 		id = rnd(2) ? "a" : NULL;
 		tell("presence", rnd(2) ? "subscribe" : "probe", id, target, domain, NULL);
-		break;
-	case FOREIGN:
+	} else if (f == FOREIGN) {
 		from = fmt(rnd(2) ? "%sx/w0" : "x%s/w0", target);
 		telltype(rnd(2) ? NULL : "unavailable", from);
 		if (w->up)
 			tell("presence", rnd(2) ? NULL : "unavailable", NULL, fullname(w), fmt("n@%s", domain), NULL);
-		if (cansee()) {
-			s = repeat('r', 1022 + rnd(3));
-			telltype(NULL, under(target, rnd(2) ? s : ""));
-			telltype("unavailable", under(target, s));
-			if (rnd(2))
-				telltype(NULL, under(target, "z/notours"));
-			telltype("unavailable", under(target, "z/notours"));
-		}
-		break;
+		if (!cansee())
+			return;
+		from = repeat('r', 1022 + rnd(3));
+		telltype(NULL, under(target, rnd(2) ? from : ""));
+		telltype("unavailable", under(target, from));
+		if (rnd(2))
+			telltype(NULL, under(target, "z/notours"));
+		telltype("unavailable", under(target, "z/notours"));
 	}
 }
 
-/* Something goes wrong with a worker, for t ms. */
+/* Worker w is in trouble for t ms. */
 static void
 workertrouble(int f, struct worker *w, long long t)
 {
-	if (f == HUNG)
+	if (f == HUNG) {
 		w->hung = !w->hung;
-	if (f == BOUNCE)
+	} else if (f == BOUNCE) {
 		shows(w, 0);
-	if (!w->up)
-		return;
-	if (f == DIE) {
+	} else if (f == DIE && w->up) {
 		goes(w, often(300));
 		at(vt + t, comeslater, w, 0, 0);
-	} else if (f == HIBERNATE) {
+	} else if (f == HIBERNATE && w->up) {
 		note("worker %s dies and stays online", w->name);
 		w->alive = 0;
 		at(vt + 1000 * (5 + rnd(600)), goneunseen, w, 0, 0);
-	} else if (f == REPLACE) {
+	} else if (f == REPLACE && w->up) {
 		goes(w, 0);
 		comes(w);
 	}
@@ -6127,15 +6102,12 @@ trouble(void *p, long every)
 	if (!fault(f, 1000))
 		return;
 	networktrouble(f, t);
-	oddtrouble(f, w);
+	if (c.scripted)
+		oddtrouble(f);
+	presencetrouble(f, w);
 	workertrouble(f, w, t);
 	if (f == USR1)
 		handle(SIGUSR1);
-	if (f == UNREACH && remote && !linkdown) {
-		note("the link to the target's server is down");
-		linkdown = 1;
-		at(vt + 4 * t, linkup, NULL, 0, 0);
-	}
 }
 
 /* ---- the end of a world ---- */
