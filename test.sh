@@ -1800,7 +1800,7 @@ XML_Bool XML_SetReparseDeferralEnabled(XML_Parser, XML_Bool);
 
 enum { KCARBON = 1, KBODY = 2, KFLEET = 4, KPING = 8 };
 static const struct {
-	const char *local, *space;      /* NULL: any */
+	const char *name, *xmlns;       /* NULL: any */
 	unsigned flag;
 } children[] = {
 	{ "sent", "urn:xmpp:carbons:2", KCARBON },
@@ -1828,13 +1828,12 @@ struct stanza {
 struct seen {
 	XML_Parser p;
 	void (*opened)(const char **, int), (*got)(struct stanza *), (*end)(const char *);
-	int depth, rootns, open, dead, isout, stopping;
+	int depth, open, dead, isout, stopping;
 	struct stanza s;
 	int inerror, inshow;
 	uint64_t h;             /* of the content so far */
 	int brackets;           /* ] in a row were written last */
-	size_t declbytes;       /* of the namespace declarations of the next tag */
-	struct { const char *name, *uri; int again; } decl[16]; /* in the header */
+	struct { const char *name, *value; } decl[16]; /* of prefixes, in the header */
 	size_t ndecl;
 	size_t fed;
 	size_t owed;            /* bytes of white space that have to follow a large tag */
@@ -1863,46 +1862,10 @@ headbytes(const char *kind, const char *type, const char *id, const char *from, 
 	       (id ? attrbytes("id", id) : 0) + attrbytes("from", from) + attrbytes("to", to);
 }
 
-static const char *space, *local, *nsprefix; /* of the name that was split last */
-
-/* Split what expat calls a name: "space local prefix", by line feeds. */
-static void
-split(const char *name)
-{
-	static char b[4096];
-	char *s;
-
-	snprintf(b, sizeof(b), "%s", name);
-	space = nsprefix = "";
-	local = b;
-	if (!(s = strchr(b, '\n')))
-		return;
-	*s++ = '\0';
-	space = b;
-	local = s;
-	if ((s = strchr(s, '\n'))) {
-		*s++ = '\0';
-		nsprefix = s;
-	}
-}
-
-/* 1 if the name is in the namespace of stanzas, by any of its names. */
 static int
-isstanzas(void)
+isstanzas(const char *xmlns)
 {
-	return eq(space, COMPONENTNS) || eq(space, "jabber:client") || eq(space, "jabber:server");
-}
-
-static uint64_t
-hashname(uint64_t h)
-{
-	return hashstring(hashstring(h, isstanzas() ? "jabber:client" : space), local);
-}
-
-static size_t
-namebytes(void)
-{
-	return strlen(local) + (*nsprefix ? strlen(nsprefix) + 1 : 0);
+	return eq(xmlns, COMPONENTNS) || eq(xmlns, "jabber:client") || eq(xmlns, "jabber:server");
 }
 
 static const char *
@@ -1923,28 +1886,6 @@ stop(struct seen *d, const char *why)
 	d->stopping = 1;
 }
 
-static void XMLCALL
-onns(void *data, const char *prefix, const char *uri)
-{
-	struct seen *d = data;
-	const char *name = prefix ? fmt("xmlns:%s", prefix) : "xmlns";
-	size_t i;
-
-	uri = uri ? uri : "";
-	if (d->depth == 0 && !prefix) {
-		d->rootns = eq(uri, COMPONENTNS);
-	} else if (d->depth == 0) {
-		if (!eq(prefix, "stream") && d->ndecl < COUNT(d->decl)) {
-			d->decl[d->ndecl].name = name;
-			d->decl[d->ndecl++].uri = copy(uri);
-		}
-	} else if (d->depth > 1 || prefix) { /* the stanza's own does not go out */
-		d->declbytes += attrbytes(name, uri);
-		for (i = 0; d->depth == 1 && i < d->ndecl; i++)
-			d->decl[i].again |= eq(d->decl[i].name, name);
-	}
-}
-
 /* What is owed of white space behind a large tag has to be there by now. */
 static void
 checkwhite(const struct seen *d)
@@ -1954,89 +1895,97 @@ checkwhite(const struct seen *d)
 		    d->owed, d->s.tag);
 }
 
+/* A tag has an attribute that is passed on. */
+static void
+onattribute(struct seen *d, uint64_t *sum, const char *name, const char *value)
+{
+	d->s.rest += attrbytes(name, value);
+	*sum += scramble(hashstring(hashstring(0x9ae16a3b2f90404f, name), value));
+}
+
 /* A stanza begins. */
 static void
-onstanza(struct seen *d)
+onstanza(struct seen *d, uint64_t *sum, const char *name, const char **a)
 {
 	struct stanza *s = &d->s;
+	const char *xmlns = attribute(a, "xmlns");
 	size_t i;
 
 	checkwhite(d);
 	memset(s, 0, sizeof(*s));
-	s->kind = copy(local);
-	s->nons = !isstanzas();
-	if (eq(space, STREAMSNS))
-		s->kind = eq(local, "error") ? "stream:error" : "stream:other";
+	s->kind = copy(name);
+	s->from = copy(attribute(a, "from"));
+	s->to = copy(attribute(a, "to"));
+	s->type = copy(attribute(a, "type"));
+	s->id = copy(attribute(a, "id"));
+	s->nons = xmlns && !isstanzas(xmlns);
 	d->h = 0xcbf29ce484222325;
 	d->inerror = d->inshow = 0;
 	/* what the header declares is declared on it */
-	for (i = 0; i < d->ndecl; i++) {
-		if (!d->decl[i].again)
-			s->rest += attrbytes(d->decl[i].name, d->decl[i].uri);
-		d->decl[i].again = 0;
-	}
+	for (i = 0; i < d->ndecl; i++)
+		if (!attribute(a, d->decl[i].name))
+			onattribute(d, sum, d->decl[i].name, d->decl[i].value);
 }
 
 /* An element in a stanza begins. */
 static void
-onelement(struct seen *d, const char **a)
+onelement(struct seen *d, const char *name, const char **a)
 {
 	struct stanza *s = &d->s;
 	size_t i;
 
-	s->rest += (size_t)d->open + 1 + namebytes();
+	s->rest += (size_t)d->open + 1 + strlen(name);
 	s->elements++;
-	d->h = hashname(fnv(d->h, "\1", 1));
+	d->h = hashstring(fnv(d->h, "\1", 1), name);
 	if (d->depth == 3) {
-		d->inerror = eq(local, "error");
-		d->inshow = eq(local, "show");
+		d->inerror = eq(name, "error");
+		d->inshow = eq(name, "show");
 		if (d->inerror && attribute(a, "type"))
 			snprintf(s->etype, sizeof(s->etype), "%s", attribute(a, "type"));
 		for (i = 0; i < COUNT(children); i++)
-			if ((!children[i].local || eq(local, children[i].local)) &&
-			    (!children[i].space || eq(space, children[i].space)))
+			if ((!children[i].name || eq(name, children[i].name)) &&
+			    (!children[i].xmlns || eq(attribute(a, "xmlns"), children[i].xmlns)))
 				s->flags |= children[i].flag;
 	}
 	if (!*s->cond && (d->depth == 3 ? eq(s->kind, "stream:error") : d->depth == 4 && d->inerror))
-		snprintf(s->cond, sizeof(s->cond), "%s", local);
+		snprintf(s->cond, sizeof(s->cond), "%s", name);
+}
+
+static void
+onheader(struct seen *d, const char *name, const char **a)
+{
+	size_t i;
+
+	for (i = 0; a[i]; i += 2)
+		if (!strncmp(a[i], "xmlns:", 6) && !eq(a[i], "xmlns:stream") && d->ndecl < COUNT(d->decl)) {
+			d->decl[d->ndecl].name = copy(a[i]);
+			d->decl[d->ndecl++].value = copy(a[i + 1]);
+		}
+	d->opened(a, eq(name, "stream:stream") && eq(attribute(a, "xmlns"), COMPONENTNS) &&
+	          eq(attribute(a, "xmlns:stream"), STREAMSNS));
 }
 
 static void XMLCALL
 onstart(void *data, const char *name, const char **a)
 {
-	static const char *const names[] = { "from", "to", "type", "id" };
 	struct seen *d = data;
-	struct stanza *s = &d->s;
-	const char **own[] = { &s->from, &s->to, &s->type, &s->id };
 	uint64_t sum = 0;
-	size_t i, tag = (size_t)XML_GetCurrentByteCount(d->p);
 
-	split(name);
-	if (d->depth++ == 0) {
-		d->opened(a, eq(space, STREAMSNS) && eq(local, "stream") && eq(nsprefix, "stream") &&
-		          d->rootns);
-		return;
-	}
+	d->depth++;
 	if (d->stopping)
 		return;
-	if (d->depth == 2)
-		onstanza(d);
-	else
-		onelement(d, a);
-	s->tag = MAX(s->tag, tag);
-	s->rest += d->declbytes;
-	d->declbytes = 0;
-	for (; *a; a += 2) {
-		split(*a);
-		for (i = 0; i < COUNT(names) && !eq(*a, names[i]); i++)
-			;
-		if (d->depth == 2 && i < COUNT(names)) {
-			*own[i] = copy(a[1]);
-			continue;
-		}
-		s->rest += attrbytes("", a[1]) + namebytes();
-		sum += scramble(hashstring(hashname(0x9ae16a3b2f90404f), a[1]));
+	if (d->depth == 1) {
+		onheader(d, name, a);
+		return;
 	}
+	if (d->depth == 2)
+		onstanza(d, &sum, name, a);
+	else
+		onelement(d, name, a);
+	d->s.tag = MAX(d->s.tag, (size_t)XML_GetCurrentByteCount(d->p));
+	for (; *a; a += 2)
+		if (d->depth > 2 || !listed("from,to,type,id,xmlns", *a))
+			onattribute(d, &sum, a[0], a[1]);
 	d->h = fnv(d->h, &sum, sizeof(sum));
 	d->open = 1;
 	d->brackets = 0;
@@ -2048,7 +1997,6 @@ onend(void *data, const char *name)
 	struct seen *d = data;
 	struct stanza *s = &d->s;
 
-	split(name);
 	if (--d->depth == 0) {
 		stop(d, NULL);
 		return;
@@ -2057,7 +2005,7 @@ onend(void *data, const char *name)
 		return;
 	if (d->depth == 2)
 		d->inshow = 0;
-	s->rest += d->open ? 2 : 3 + namebytes();
+	s->rest += d->open ? 2 : 3 + strlen(name);
 	d->open = 0;
 	d->brackets = 0;
 	d->h = fnv(d->h, "\2", 1);
@@ -2127,14 +2075,12 @@ seenopen(struct seen *d, int isout, void (*opened)(const char **, int),
 	d->opened = opened;
 	d->got = got;
 	d->end = end;
-	d->p = XML_ParserCreateNS("UTF-8", '\n');
-	XML_SetReturnNSTriplet(d->p, 1);
+	d->p = XML_ParserCreate("UTF-8");
 	XML_SetHashSalt(d->p, 1);
 	if (XML_SetReparseDeferralEnabled)
 		XML_SetReparseDeferralEnabled(d->p, XML_FALSE);
 	XML_SetUserData(d->p, d);
 	XML_SetElementHandler(d->p, onstart, onend);
-	XML_SetNamespaceDeclHandler(d->p, onns, NULL);
 	XML_SetCharacterDataHandler(d->p, ontext);
 	XML_SetCommentHandler(d->p, oncomment);
 	XML_SetProcessingInstructionHandler(d->p, onpi);
@@ -5238,7 +5184,7 @@ content(size_t head, int over)
 	if (head) {
 		n = strlen(q) + strlen("</q>") + 1 + strlen("</iq>") + head;
 		for (i = 0; i < sin_.ndecl; i++)
-			n += attrbytes(sin_.decl[i].name, sin_.decl[i].uri);
+			n += attrbytes(sin_.decl[i].name, sin_.decl[i].value);
 		if (n < MAXSTANZA)
 			return fmt("%s%s</q>", q, repeat('z', MAXSTANZA + (size_t)over - n));
 	}
