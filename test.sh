@@ -1717,41 +1717,36 @@ bad(const char *what, const char *f, ...)
 
 /* ---- events to come ---- */
 
-struct event {
+static struct event {
+	struct event *next;
 	long long when;
-	unsigned long order;
 	void (*what)(void *, long);
 	void *ptr;
 	long arg;
 	unsigned gen;           /* of the connection; 0: of any */
-};
-static struct event *heap;
-static size_t nheap, heapcap;
-static unsigned long norder;
+} *events, *spare;              /* in the order of time; that are over */
 static unsigned generation;
-
-static int
-sooner(const struct event *a, const struct event *b)
-{
-	return a->when < b->when || (a->when == b->when && a->order < b->order);
-}
 
 static void
 at(long long when, void (*what)(void *, long), void *ptr, long arg, unsigned gen)
 {
-	struct event e = { MAX(when, vt), norder++, what, ptr, arg, gen };
-	size_t i, up;
+	struct event *e = spare, **place = &events;
 
-	heap = room(heap, nheap, 1, &heapcap, sizeof(*heap));
-	for (i = nheap++; i > 0 && sooner(&e, heap + (up = (i - 1) / 2)); i = up)
-		heap[i] = heap[up];
-	heap[i] = e;
+	if (e)
+		spare = e->next;
+	else
+		e = mem(sizeof(*e));
+	when = MAX(when, vt);
+	while (*place && (*place)->when <= when)
+		place = &(*place)->next;
+	*e = (struct event){ *place, when, what, ptr, arg, gen };
+	*place = e;
 }
 
 static long long
 nextevent(void)
 {
-	return nheap ? heap[0].when : FOREVER;
+	return events ? events->when : FOREVER;
 }
 
 static void speak(void);
@@ -1760,17 +1755,11 @@ static void speak(void);
 static void
 happen(void)
 {
-	struct event e = heap[0], last = heap[--nheap];
-	size_t i, down;
+	struct event *first = events, e = *first;
 
-	for (i = 0; (down = 2 * i + 1) < nheap; i = down) {
-		if (down + 1 < nheap && sooner(heap + down + 1, heap + down))
-			down++;
-		if (!sooner(heap + down, &last))
-			break;
-		heap[i] = heap[down];
-	}
-	heap[i] = last;
+	events = e.next;
+	first->next = spare;
+	spare = first;
 	vt = MAX(vt, e.when);
 	if (!e.gen || e.gen == generation)
 		e.what(e.ptr, e.arg);
@@ -2943,12 +2932,12 @@ predict(struct input *i, struct expect *e)
 /* ---- the model: whom the setting choice may choose ---- */
 
 static struct stick {           /* who was served last, by whom */
-	struct stick *chain;
+	struct stick *next;
 	const char *who;
 	struct res *res;
 	unsigned long joined, seq, seq0; /* how many had joined, and when it was free to choose */
 	long long at;
-} *sticks[1024];
+} *sticks;
 static struct res *charge;      /* with STANDBY */
 static int hashandicaps;        /* something spoke against somebody, once */
 static unsigned long chargejoined, nmoved;
@@ -3006,16 +2995,18 @@ handicapped(const struct res *r)
 static void
 checkstick(const char *who, int get, struct res *r, int fair, int sure)
 {
-	struct stick **at = sticks + hashstring(5, who) % COUNT(sticks), *l;
+	struct stick *l;
 	struct res *x;
 	long long until;
 	int stayed, free, joined = 0;
 
-	while (*at && !eq((*at)->who, who))
-		at = &(*at)->chain;
-	if (!*at)
-		*at = memcpy(mem(sizeof(*l)), &(struct stick){ .who = who, .at = onlineat }, sizeof(*l));
-	l = *at;
+	for (l = sticks; l && !eq(l->who, who); l = l->next)
+		;
+	if (!l) {
+		l = mem(sizeof(*l));
+		*l = (struct stick){ .next = sticks, .who = who, .at = onlineat };
+		sticks = l;
+	}
 	until = l->at + sticktime * 1000LL;
 	free = vt > until + 3000;
 	stayed = l->res && known(l->res) == 1 && l->res->joined == l->joined;
@@ -3096,10 +3087,10 @@ forgetmodel(void)
 	openlist.prev = openlist.next = &openlist;
 	memset(keys, 0, sizeof(keys));
 	memset(resbuckets, 0, sizeof(resbuckets));
-	memset(sticks, 0, sizeof(sticks));
 	memset(askids, 0, sizeof(askids));
 	memset(&dueping, 0, sizeof(dueping));
 	resources = charge = NULL;
+	sticks = NULL;
 	iq = NULL;
 	niq = iqcap = ihead = iarr = iread = inread = 0;
 	nres = nasks = nmoved = 0;
@@ -4883,7 +4874,10 @@ judgeasks(void)
 	else if (msub && lastprobe && probeend == OPEN && back2 >= 0 &&
 	         (doubted || (prestook < lastask && !unans)))
 		due = back2;
-	else if (msub && probeend == OPEN)
+	else if (!msub) /* after a probe the time begins anew */
+		due = MIN(due, MAX(lastask, deniedat) +
+		          (sawpres ? 1000LL * (MAX(askmax, refresh) + patience) : askpause()));
+	else if (probeend == OPEN)
 		due = MIN(due, (npings > 1 ? pingat : lastask) + refresh * 1000LL);
 	due = MAX(due, held);
 	if (due < FOREVER && vt > due + 3000 && !on[SMALLBUF] && !on[SLOWLINK])
@@ -4943,13 +4937,6 @@ judge(short events, long long end)
 	most = keepalive * 2000LL + 1000;
 	if (keepalive && vt > life + most && ((events & POLLIN && c.came == c.took) || vt > c.lastwrite + most))
 		bad("keepalive", "keeps a connection that has been silent for %lld ms", vt - c.lastread);
-	if (!(events & POLLOUT) && nasks > 0) {
-		/* after a probe the time begins anew */
-		most = 4000LL * patience + 2000;
-		if (vt > paused + 1000LL * refresh + most && vt > MAX(lastask, deniedat) +
-		    (sawpres ? MAX(askmax, 2 * refresh) * 1000LL + most : askpause() + 1000))
-			bad("asklate", "has not asked for presence for %lld ms", vt - lastask);
-	}
 }
 
 /* Set what has happened to the descriptors; returns how many are ready. */
