@@ -2223,15 +2223,14 @@ struct res {
 	                                * come or gone before */
 };
 static struct res *resbuckets[4096], *resources;
-static size_t nres;
 static long nin, nmaybe;        /* of them */
 static unsigned long njoins, nleft;
 static uint64_t shares;
 
 /* The subscription, and what the program has asked. Times are -1 for never. */
 static const char *askids[4];   /* the last ones */
-static unsigned long nasks;
-static int msub, sawpres;
+static unsigned long nasks, nsince; /* asks; since it was subscribed */
+static int msub, sawpres;       /* sawpres: presence has come since */
 static long long probe0, probe1, probe2, anyheard, lastask, deniedat;
 static int lastprobe, npings;   /* the last ask was a probe; pings that went with it */
 static enum { OPEN, DENIED, UNREACHED } probeend; /* how it is over */
@@ -2244,7 +2243,6 @@ static long long sawtype, prestook; /* presence of the target with a type was re
                                      * one taken */
 static long long lastheld;      /* it had to wait before it could write or read, or slept */
 static long long onlineat, turnedat; /* this turn of the loop began */
-static long long credits, creditat; /* thousandths of an ask */
 static size_t loglost;          /* lines that the log did not take */
 
 static const char *
@@ -2281,7 +2279,6 @@ resource(const char *name)
 	(*r)->name = copy(name);
 	(*r)->heard = (*r)->left = -1;
 	(*r)->next = resources;
-	nres++;
 	return resources = *r;
 }
 
@@ -3093,7 +3090,7 @@ forgetmodel(void)
 	sticks = NULL;
 	iq = NULL;
 	niq = iqcap = ihead = iarr = iread = inread = 0;
-	nres = nasks = nmoved = 0;
+	nasks = nsince = nmoved = 0;
 	nin = nmaybe = nopenlo = nopenhi = nmistaken = 0;
 	shares = hashandicaps = 0;
 	msub = sawpres = mayask = lastprobe = npings = doubted = unans = counts = clean1 = 0;
@@ -3101,15 +3098,6 @@ forgetmodel(void)
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = -1;
 	lastheld = onlineat = dueback = duejudged = duetill = -1;
 	wantask = FOREVER;
-	credits = 3000;
-	creditat = vt;
-}
-
-/* There is a reason for so many asks. */
-static void
-trigger(int n)
-{
-	credits += n * 1000;
 }
 
 /* Because of what it has taken in it has to ask by then. */
@@ -3134,7 +3122,7 @@ denied(void)
 	leaveall();
 	if (msub) {
 		wantask = FOREVER;
-		want(vt + askmin * 1000LL);
+		nsince = sawpres = 0;
 	}
 	probeend = DENIED;
 	msub = doubted = unans = 0;
@@ -3146,11 +3134,8 @@ heardof(const struct stanza *s, struct res *r)
 {
 	sawpres = 1;
 	mayask |= s->type || back2 >= 0;
-	if (eq(s->type, "subscribe")) {
-		trigger(1);
-		if (!msub)
-			want(vt + 500);
-	}
+	if (eq(s->type, "subscribe") && !msub)
+		want(vt + 500);
 	if (!eq(s->to, domain))
 		return;
 	if (!s->type || eq(s->type, "unavailable")) {
@@ -3172,13 +3157,10 @@ heardof(const struct stanza *s, struct res *r)
 			leaveall();
 	} else if (eq(s->type, "subscribed")) {
 		msub = 1;
-		trigger(1);
 		want(vt);
 	} else if (eq(s->type, "unsubscribed")) {
 		denied();
-		trigger(1);
 	} else if (eq(s->type, "error")) {
-		trigger(1);
 		if (r || !s->id || !eq(s->id, lastid()) || probeend == UNREACHED)
 			return;
 		if (!eq(s->etype, "wait") && strncmp(s->cond, "remote-server", 13)) {
@@ -3225,10 +3207,8 @@ sends(struct res *r, const struct stanza *s)
 static void
 serviceless(struct res *r, const struct stanza *s, const struct expect *e)
 {
-	if (!r->svctime || vt - r->svctime >= refresh * 1000LL) {
+	if (!r->svctime || vt - r->svctime >= refresh * 1000LL)
 		r->svctime = vt;
-		trigger(2);     /* asks whether it is there, and once more if all is silent */
-	}
 	mayask |= r->svctime == vt || r->left >= r->svctime || r->joinedat >= r->svctime;
 	if (e->key && isanswer(s) && known(r) == 1 && msub && s->elements <= 200 &&
 	    r->left < r->joinedat && (!r->svcat || vt > r->svcat + refresh * 1000LL + 100)) {
@@ -3489,11 +3469,14 @@ isselfping(struct stanza *o)
 	return 1;
 }
 
-/* How long it waits until it asks again while nobody answers, in ms. */
+/* When it asks again while it is not subscribed and nothing comes: askmin after the
+ * first time, or after it was denied, then each time after twice as long. */
 static long long
-askpause(void)
+nextask(void)
 {
-	return 1000LL * (nasks > 20 ? askmax : MIN(askmax, (long long)askmin << (nasks - 1)));
+	long long pause = nsince > 20 ? askmax : (long long)askmin << MAX(nsince, 1) - 1;
+
+	return MAX(lastask, deniedat) + 1000 * MIN(pause, askmax);
 }
 
 /* 1 if the proxy may be late by no fault of its own. */
@@ -3508,7 +3491,7 @@ static int
 ispresenceask(struct stanza *o)
 {
 	int probe = eq(o->type, "probe"), over = back2 >= 0 && probeend == OPEN, silent = 0, clean;
-	long long gap = vt - lastask, most;
+	long long gap = vt - lastask;
 	struct res *r;
 	size_t i;
 
@@ -3523,23 +3506,17 @@ ispresenceask(struct stanza *o)
 			bad("ask", "asks with id %s twice", o->id);
 	for (r = resources; r; r = r->next)
 		silent |= r->st != OUT && r->heard <= probe2;
-	if (probe && silent)
-		trigger(1);     /* who was silent in one is asked again */
 	if (lastprobe && probeend == OPEN && npings == 1 && back1 >= 0 && back1 < vt && lastheld < lastask &&
 	    sawtype < back1 && !on[SLOWCALL])
 		bad("ask", "asks again before a probe is over");
 	if (!probe && msub && lastprobe && probeend == UNREACHED && !unans && lastheld < lastask)
 		bad("ask", "subscribes anew though the target cannot be reached");
-	if (probe && lastprobe && !on[SLOWCALL] && !on[ERRORS] && !silent && iarr == iread &&
+	if (probe && lastprobe && !on[SLOWCALL] && !silent && iarr == iread &&
 	    gap < refresh * 1000LL - 100 && !mayask && lastheld < lastask)
 		bad("askrate", "probes again after %lld ms for no reason", gap);
-	most = 8000 + 4000 * (long long)nres;
-	credits = MIN(most, credits + (vt - creditat) * 2 / MIN(askmin, refresh)) - 1000;
-	creditat = vt;
-	if (credits < 0 && !isslow())
-		bad("askrate", "asks for presence too often, last %lld ms ago", gap);
-	if (nasks > 0 && !sawpres && gap < askpause() - 20 && !isslow())
-		bad("askrate", "asks again after %lld ms, not %lld", gap, askpause());
+	if (nasks > 0 && !msub && !sawpres && vt < nextask() - 20 && !isslow())
+		bad("askrate", "asks again %lld ms too early", nextask() - vt);
+	nsince++;
 	askids[nasks++ % COUNT(askids)] = copy(o->id);
 	count("asks for presence");
 	if (probe)
@@ -4875,8 +4852,7 @@ judgeasks(void)
 	         (doubted || (prestook < lastask && !unans)))
 		due = back2;
 	else if (!msub) /* after a probe the time begins anew */
-		due = MIN(due, MAX(lastask, deniedat) +
-		          (sawpres ? 1000LL * (MAX(askmax, refresh) + patience) : askpause()));
+		due = MIN(due, sawpres ? MAX(lastask, deniedat) + 1000LL * MAX(askmax, refresh) : nextask());
 	else if (probeend == OPEN)
 		due = MIN(due, (npings > 1 ? pingat : lastask) + refresh * 1000LL);
 	due = MAX(due, held);
