@@ -1645,9 +1645,12 @@ room(void *old, size_t used, size_t more, size_t *cap, size_t each)
 static int
 listed(const char *list, const char *name)
 {
-	const char *s = strstr(list, name);
+	const char *s;
 
-	return s && (s == list || s[-1] == ',') && strchr(",", s[strlen(name)]);
+	for (s = list; (s = strstr(s, name)); s++)
+		if ((s == list || s[-1] == ',') && strchr(",", s[strlen(name)]))
+			return 1;
+	return 0;
 }
 
 static uint64_t
@@ -1851,12 +1854,6 @@ headbytes(const char *kind, const char *type, const char *id, const char *from, 
 	       (id ? attrbytes("id", id) : 0) + attrbytes("from", from) + attrbytes("to", to);
 }
 
-static int
-isstanzas(const char *xmlns)
-{
-	return eq(xmlns, COMPONENTNS) || eq(xmlns, "jabber:client") || eq(xmlns, "jabber:server");
-}
-
 static const char *
 attribute(const char **a, const char *name)
 {
@@ -1907,7 +1904,7 @@ onstanza(struct seen *d, uint64_t *sum, const char *name, const char **a)
 	s->to = copy(attribute(a, "to"));
 	s->type = copy(attribute(a, "type"));
 	s->id = copy(attribute(a, "id"));
-	s->nons = xmlns && !isstanzas(xmlns);
+	s->nons = xmlns && !listed(COMPONENTNS ",jabber:client,jabber:server", xmlns);
 	d->h = 0xcbf29ce484222325;
 	d->inerror = d->inshow = 0;
 	/* what the header declares is declared on it */
@@ -5396,17 +5393,6 @@ work(struct worker *w, const struct stanza *s)
 	}
 }
 
-static struct worker *
-findworker(const char *name)
-{
-	unsigned i;
-
-	for (i = 0; i < nworkers; i++)
-		if (eq(workers[i].name, name))
-			return workers + i;
-	return NULL;
-}
-
 /* Presence of the proxy for the target's account. */
 static void
 asked(const struct stanza *s)
@@ -5517,9 +5503,12 @@ servehandshake(void)
 static void
 servetarget(const struct stanza *s)
 {
-	struct worker *w = resof(s->to) ? findworker(resof(s->to)) : NULL;
-	int up = w && w->up;
+	struct worker *w = workers;
+	int up;
 
+	while (w < workers + nworkers && !eq(w->name, resof(s->to)))
+		w++;
+	up = w < workers + nworkers && w->up;
 	if (eq(s->kind, "presence")) {
 		asked(s);
 	} else if (linkdown) {
