@@ -670,15 +670,15 @@ hasroom(void)
 }
 
 /* Put a stanza: its name, its attributes, but for those that are NULL, and the rest of
- * it, in which the largest tag has `tag' bytes. It goes out whole or not at all: 0 if
- * there is no room or it is larger than servers take. White space follows a large tag:
- * a server whose expat defers parsing (see newparser) looks at it again when twice as
- * much has come, and all that follows waits with it. */
+ * it, in which the largest tag has `tag' bytes. White space follows a large tag: a
+ * server whose expat defers parsing (see newparser) looks at it again when twice as
+ * much has come, and all that follows waits with it. Stanza and space go out whole or
+ * not at all: 0 if there is no room or they are larger than servers take. */
 static int
 putstanza(const char *name, const char *t, const char *i, const char *f,
           const char *d, const char *rest, size_t len, size_t tag)
 {
-	size_t start = out.len;
+	size_t start = out.len, space = 0;
 
 	out.full = 0;
 	put(&out, "<", 1);
@@ -689,13 +689,12 @@ putstanza(const char *name, const char *t, const char *i, const char *f,
 	putattr(&out, "to", d);
 	tag += out.len - start;
 	put(&out, rest, len);
+	for (; tag > LARGETAG && space < tag && !out.full; space++)
+		put(&out, " ", 1);
 	if (out.full || out.len - start > MAXSTANZA) {
 		out.len = start;
 		return 0;
 	}
-	if (tag > LARGETAG)
-		for (; tag > 0 && out.len - start < MAXSTANZA; tag--)
-			put(&out, " ", 1);
 	return 1;
 }
 
@@ -900,14 +899,17 @@ gone(int i)
 
 	if (n > 0)
 		say("failed: %u requests held by resources that left", n);
+	/* who had no place must be heard to have one now */
+	if (toomany && subscribed)
+		asktime = now;
 	toomany = 0;
 	/* nobody waits for what it has asked itself; the last one takes its place in the
 	 * table, so that there are no holes */
 	for (r = FIRST; r < nused; r++) {
-		if (i < 0 || requests[r].resource == i)
-			requests[r].resource = -1;
-		else if (requests[r].resource == ASKEDBY(i))
+		if (requests[r].resource < -1 && (i < 0 || requests[r].resource == ASKEDBY(i)))
 			move(r, FREE);
+		else if (i < 0 || requests[r].resource == i)
+			requests[r].resource = -1;
 		else if (requests[r].resource == last)
 			requests[r].resource = i;
 		else if (requests[r].resource == ASKEDBY(last))
@@ -982,7 +984,11 @@ settle(int r)
 	if (!requests[r].hasid)
 		i = NULL;
 	if (requests[r].due > 0 && requests[r].tries > 0 && nresources > (loser >= 0)) {
-		w = choose(requester, 1, loser);
+		/* with STANDBY it may be in charge again, and keeps it */
+		if ((w = choose(requester, 1, loser)) == loser) {
+			move(r, OPEN);
+			return;
+		}
 		standin(src, address, requester);
 		rest += strlen(rest) + 1;
 		if (putstanza("iq", "get", i, src, fulljid(dst, w), rest, strlen(rest), strlen(rest))) {
@@ -1354,9 +1360,11 @@ response(const char *src, const char *requester, int i, int bounced)
 
 	if (bounced && holds && requests[r].tries > 0 && nresources > 1 &&
 	    choice != STANDBY) {
-		resources[i].nretried++;
-		move(r, FAILED);
-		settle(r);
+		/* it may have been taken back in this turn */
+		if (requests[r].list == OPEN) {
+			resources[i].nretried++;
+			move(r, FAILED);
+		}
 		return;
 	}
 	if (requests[r].list == DONE ||
