@@ -2701,12 +2701,19 @@ isanswer(const struct stanza *s)
 	return eq(s->kind, "iq") && (eq(s->type, "result") || eq(s->type, "error"));
 }
 
+/* 1 if so much of a stanza may have no room: white space follows a large tag. */
+static int
+isfull(size_t tag, size_t rest)
+{
+	return tag + rest + (tag > 2000 ? tag : 0) > MAXSTANZA;
+}
+
 static void
 may(struct expect *e, int w, const struct stanza *s, const char *type, const char *from,
     const char *to, const char *cond)
 {
 	e->a[e->n++] = (struct alt){ w, s->kind, type, w == APLAIN ? NULL : s->id, from, to, cond, s->pay };
-	if (w == AERR && headbytes(s->kind, "error", s->id, from, to) + 120 > MAXSTANZA)
+	if (w == AERR && isfull(headbytes(s->kind, "error", s->id, from, to), 120))
 		e->must = 0;    /* there is no room to say it */
 }
 
@@ -2720,10 +2727,27 @@ mayerr(struct expect *e, const struct stanza *s, const char *cond)
 		may(e, AERR, s, "error", s->to, s->from, cond);
 }
 
+/* 1 if it may be too large to go from there to there, 2 if it surely is. */
 static int
 toolarge(const struct stanza *s, const char *from, const char *to)
 {
-	return headbytes(s->kind, s->type, s->id, from, to) + s->rest > MAXSTANZA;
+	size_t head = headbytes(s->kind, s->type, s->id, from, to);
+
+	return head + s->rest > MAXSTANZA ? 2 : isfull(head + s->tag, s->rest);
+}
+
+/* It passes, or is too large: who waits for an answer, or has sent it, is told so. */
+static void
+passes(struct expect *e, const struct stanza *s, const char *from, const char *to)
+{
+	int large = toolarge(s, from, to);
+
+	if (large && isanswer(s))
+		may(e, AERR, s, "error", from, to, "policy-violation");
+	else if (large)
+		mayerr(e, s, "policy-violation");
+	if (large < 2)
+		may(e, AFWD, s, s->type, from, to, NULL);
 }
 
 /* One that goes from src, which is NULL if that is too long, with an id to a
@@ -2734,8 +2758,8 @@ handing(struct expect *e, const struct stanza *s, const char *id, const char *se
 {
 	const char *user = dst ? dst : s->from;
 	struct stanza out = *s;
-	int large = 0, fits = 0, busy = 0;
-	struct res *r;
+	int large = 0, fits = 0, busy = 0, k;
+	struct res *r = src && !dst ? resources : NULL;
 
 	out.id = id;
 	if (!src)
@@ -2745,15 +2769,21 @@ handing(struct expect *e, const struct stanza *s, const char *id, const char *se
 		mayerr(e, s, "resource-constraint");
 		busy = shareof(NULL, 1) + shareof(user, 1) >= MAXREQUESTS;
 	}
-	if (!src || dst)
-		large = toolarge(&out, src ? src : self, dst ? dst : target);
+	if (!r) {
+		k = toolarge(&out, src ? src : self, dst ? dst : target);
+		large = k > 0;
+		fits = k < 2;
+	}
 	/* the length of the resource that it draws decides */
-	for (r = src && !dst ? resources : NULL; r; r = r->next)
-		if (r->st != OUT)
-			*(toolarge(&out, src, under(target, r->name)) ? &large : &fits) = 1;
+	for (; r; r = r->next)
+		if (r->st != OUT) {
+			k = toolarge(&out, src, under(target, r->name));
+			large |= k > 0;
+			fits |= k < 2;
+		}
 	if (large)
 		mayerr(e, s, "policy-violation");
-	if (src && !busy && (!large || fits))
+	if (src && !busy && fits)
 		may(e, dst ? AFWD : ARES, &out, s->type, src, dst, NULL);
 }
 
@@ -2816,10 +2846,7 @@ leading(struct expect *e, const struct stanza *s, const char *src, const char *f
 		    (q->res && known(q->res) != 1)))
 			e->must = 0;
 	}
-	if (toolarge(s, src, f))
-		may(e, AERR, s, "error", src, f, "policy-violation");
-	else
-		may(e, AFWD, s, s->type, src, f, NULL);
+	passes(e, s, src, f);
 }
 
 /* A request from a user, or a message for the client. */
@@ -2865,7 +2892,7 @@ predict(struct input *i, struct expect *e)
 	if (other && (oftarget(other) || isours(other)))
 		other = NULL;
 	/* else whom to answer may be more than fits */
-	e->must = headbytes(s->kind, s->type, s->id, s->from, s->to) <= MAXSTANZA - 100 &&
+	e->must = !isfull(headbytes(s->kind, s->type, s->id, s->from, s->to), 100) &&
 	          s->tag <= PARSERHARD / 28;
 	if (eq(s->kind, "presence")) {
 		if (eq(s->type, "subscribe"))
@@ -2910,10 +2937,7 @@ predict(struct input *i, struct expect *e)
 	} else if (s->flags & KCARBON) {
 		;
 	} else if (mine && other) {
-		if (toolarge(s, self, other))
-			mayerr(e, s, "policy-violation");
-		else
-			may(e, AFWD, s, s->type, self, other, NULL);
+		passes(e, s, self, other);
 	} else if (!mine && !below) {
 		forclient(e, s, self);
 	} else {
@@ -4057,7 +4081,7 @@ got_out(struct stanza *s)
 			bad("large", "writes a stanza of %zu bytes: Prosody closes the stream", len);
 		note("proxy: %s", describe(s));
 		/* it looks again at twice what it had, which was the tag less a byte at most */
-		sout.owed = s->tag <= 2050 ? 0 : MIN(s->tag - 2, MAXSTANZA - len);
+		sout.owed = s->tag <= 2050 ? 0 : s->tag - 2;
 		newwritten(ISTANZA)->s = *s;
 		madeend = s->end;
 		check(s);
