@@ -2387,7 +2387,6 @@ static long nopenlo, nopenhi;   /* open ones, surely and maybe */
 static long nmistaken;          /* of several alike another may have been answered */
 static unsigned long nerrs;
 static long long madeend;       /* where the stanza ends that the program has just made */
-static struct req *bouncing;    /* its resource is not there, as its server has just said */
 static struct {                 /* a ping to itself, whether what is due has come */
 	const char *id;
 	long long asked, from;  /* written; due before that is meant */
@@ -3300,7 +3299,6 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		endreq(q, q->times > 1 ? QERRED : QENDED); /* others may answer, too */
 	} else if (q && q->res && q->get && eq(s->cond, "recipient-unavailable")) {
 		q->bounced = 1;
-		bouncing = q;
 	}
 }
 
@@ -3362,7 +3360,7 @@ isfailure(struct stanza *o)
 			continue;
 		n++;
 		oldest = q;
-		if (late ? vt + slack(100) >= deadline(q) : q->st == QFAILING ||
+		if (late ? vt + slack(100) >= deadline(q) : q->st == QFAILING || q->bounced ||
 		    (q->res && (known(q->res) != 1 || q->res->left >= q->given)))
 			best = q;
 	}
@@ -3441,7 +3439,7 @@ isretry(struct stanza *o)
 		return k->vague ? 2 : 0;
 	k->vague |= n > 1;
 	q = best;
-	if (!k->vague && q->bounced && r == q->res)
+	if (!k->vague && q->bounced && r == q->res && r->left < q->given)
 		bad("retry", "a get of %s is handed on to %s, which has bounced it", f, r->name);
 	for (x = resources; choice != STANDBY && !k->vague && r->pings > 0 && !r->doubtful && x; x = x->next)
 		if (x != q->res && known(x) == 1 && x->pings == 0)
@@ -4157,12 +4155,9 @@ taken(void)
 static void
 handled(void)
 {
-	bouncing = NULL;
 	peek();
 	while (skip())
 		;
-	if (bouncing && bouncing->bounced && bouncing->st == QOPEN && !bouncing->key->vague)
-		bad("retry", "a get of %s bounces, and is neither handed on nor answered", bouncing->key->f);
 	if (ihead < iread && iq[ihead].what != IEND)
 		bad("effect", "has read %s, and nothing has come of it", describe(&iq[ihead].s));
 }
@@ -4820,9 +4815,12 @@ judgerequests(void)
 			bad("late", "a request of %s has no answer after %lld ms", q->key->f, vt - q->written);
 		endreq(q, QERRED);
 	}
-	for (q = stall && retry ? openlist.next : &openlist; q != &openlist; q = q->next) {
-		if (q->st != QOPEN || !q->get || q->key->vague || q->times > (int)retry || known(q->res) != 1 ||
-		    !stalled(q->res) || q->given >= q->res->pinged)
+	for (q = retry ? openlist.next : &openlist; q != &openlist; q = q->next) {
+		if (q->st != QOPEN || !q->get || q->key->vague)
+			continue;
+		if (q->bounced)
+			bad("retry", "a get of %s bounces, and is neither handed on nor answered", q->key->f);
+		if (q->times > (int)retry || known(q->res) != 1 || !stalled(q->res) || q->given >= q->res->pinged)
 			continue;
 		for (x = resources; x; x = x->next)
 			if (x != q->res && known(x) == 1 && x->pings == 0 && x->wellat < q->res->pinged &&
