@@ -121,11 +121,10 @@ static int nlines;              /* that others have caused in this second */
 static unsigned long nunsaid;   /* lines that are missing */
 static long long linetime = LLONG_MAX; /* when this second is over */
 
-/* resources of the target that are online */
-static char names[MAXRESOURCES][PARTMAX + 1];
+/* resources of the target that are online, and by their marks */
 static struct resource {
 	uint64_t mark;              /* hash of its name */
-	int chain;                  /* the next in the bucket of its mark; -1: none */
+	struct resource *chain;     /* the next in the bucket of its mark */
 	int open;                   /* requests that it has not answered */
 	int missed;                 /* probes in a row that it has not answered */
 	int drains;                 /* it shows dnd */
@@ -134,10 +133,11 @@ static struct resource {
 	long long trusted;          /* until then its service-unavailable starts no probe */
 	unsigned long nhanded, nanswered, nretried, nlate;
 	unsigned long long waited;  /* ms, for its answers */
-} resources[MAXRESOURCES];
-static int marks[MAXRESOURCES]; /* buckets; -1: empty */
+	char name[PARTMAX + 1];
+} resources[MAXRESOURCES], *marks[MAXRESOURCES];
 static int nresources, toomany;
-static int trial = MAXRESOURCES; /* the stalled one to be tried next, if it still is one */
+/* the stalled one to be tried next, if it still is one */
+static struct resource *trial = resources + MAXRESOURCES;
 static long long checktime;     /* somebody may have been silent for too long */
 
 /* who was served lately, in a place by hash; by whom; how long that counts */
@@ -149,29 +149,27 @@ static struct stick {
 /* Requests that were handed out. Each slot is in one list: the free ones; those of
  * requests already answered, by us or after they were handed on, kept so that another
  * answer is recognised, until the slot is needed; those of open ones, the oldest
- * first; and of those to be answered with an error. The first in the table are the
- * lists' heads. All that were ever used are in the bucket of their key. Those without
- * an answer, MAXREQUESTS at most, have a text each, from the stack of spare ones. */
-enum { FREE, DONE, OPEN, FAILED, FIRST };
-#define ASKEDBY(i)    (-2 - (i)) /* in the place of a resource: what i has asked a user */
-static struct {
-	int list, prev, next;
-	int chain;                  /* the next in the bucket; 0: none */
-	int resource;               /* that has it or has failed it, or ASKEDBY one;
-	                             * -1: none */
+ * first; and of those to be answered with an error. All that were ever used are in the
+ * bucket of their key. Those without an answer, MAXREQUESTS at most, have a text each,
+ * from the stack of spare ones. */
+enum { FREE, DONE, OPEN, FAILED, LISTS };
+static struct request {
+	int list;
 	int hasid;
-	int text;                   /* which of texts */
 	int tries;                  /* how often it may still be handed on; -1: never */
+	struct request *prev, *next;
+	struct request *chain;      /* the next in the bucket of its key */
+	struct resource *holder;    /* that has it or has failed it, if it is online */
+	struct resource *asker;     /* that has asked it of a user */
+	char *text;                 /* requester, address, id, and content if it fits; or "" */
 	uint64_t key;               /* hash of requester, address asked and id */
 	uint64_t share;             /* hash of the requester's bare JID */
 	long long handed;           /* ms, to its resource */
 	long long due;              /* its answer, in ms; UNWRITTEN: still in out; 0: it
 	                             * has not come in time */
-} requests[FIRST + 2 * MAXREQUESTS];
-/* requester, address, id, and content if it fits; or "" */
-static char texts[MAXREQUESTS][REQUESTSIZE];
-static int buckets[MAXREQUESTS], spare[MAXREQUESTS];
-static int nused = FIRST;       /* of the table so far */
+} lists[LISTS], requests[2 * MAXREQUESTS], *buckets[MAXREQUESTS];
+static char texts[MAXREQUESTS][REQUESTSIZE], *spare[MAXREQUESTS];
+static int nused;               /* of the table so far */
 static int nopen, shedding;     /* without an answer; some were refused lately */
 static int shares[2][SHARES];   /* of nopen, each requester's: the less of two places */
 
@@ -439,31 +437,31 @@ dec(char *dst, const char *src, char stop)
 
 /* ---- resources ---- */
 
-/* Where the resource with this mark is in the table, or -1. */
-static int
+/* The resource with this mark, or NULL. */
+static struct resource *
 findmark(uint64_t mark)
 {
-	int i;
+	struct resource *w = marks[mark % MAXRESOURCES];
 
-	for (i = marks[mark % MAXRESOURCES]; i >= 0 && resources[i].mark != mark;)
-		i = resources[i].chain;
-	return i;
+	while (w && w->mark != mark)
+		w = w->chain;
+	return w;
 }
 
 /* The same for the resource of this JID. */
-static int
+static struct resource *
 findresource(const char *jid)
 {
 	const char *s = strchr(jid, '/');
 
-	return s ? findmark(hash(0, s + 1, strlen(s + 1))) : -1;
+	return s ? findmark(hash(0, s + 1, strlen(s + 1))) : NULL;
 }
 
-/* Write the full JID of resource i into dst[JIDMAX + 1]. */
+/* Write the full JID of a resource into dst[JIDMAX + 1]. */
 static char *
-fulljid(char *dst, int i)
+fulljid(char *dst, const struct resource *w)
 {
-	stpcpy(stpcpy(stpcpy(dst, target), "/"), names[i]);
+	stpcpy(stpcpy(stpcpy(dst, target), "/"), w->name);
 	return dst;
 }
 
@@ -471,33 +469,33 @@ fulljid(char *dst, int i)
 static void
 indexresources(void)
 {
-	int i, *bucket;
+	struct resource *w, **bucket;
 
-	memset(marks, -1, sizeof(marks));
-	for (i = 0; i < nresources; i++) {
-		bucket = marks + resources[i].mark % MAXRESOURCES;
-		resources[i].chain = *bucket;
-		*bucket = i;
+	memset(marks, 0, sizeof(marks));
+	for (w = resources; w < resources + nresources; w++) {
+		bucket = marks + w->mark % MAXRESOURCES;
+		w->chain = *bucket;
+		*bucket = w;
 	}
 }
 
-/* This resource is online. Returns where it is in the table; -1: it is not. */
-static int
+/* This resource is online. Returns it; NULL: it is not in the table. */
+static struct resource *
 addresource(const char *name)
 {
 	size_t len = strlen(name);
 	uint64_t mark = hash(0, name, len);
-	int i = findmark(mark);
+	struct resource *w = findmark(mark);
 
-	if (i >= 0) {
-		heard = resources[i].missed ? 2 : heard;
-		resources[i].missed = 0;
+	if (w) {
+		heard = w->missed ? 2 : heard;
+		w->missed = 0;
 	} else if (len == 0 || len > PARTMAX) {
 		say("ignored: %s/%.99s: not a legal resource", target, name);
 	} else if (nresources < MAXRESOURCES) {
-		i = nresources++;
-		memcpy(names[i], name, len + 1);
-		resources[i] = (struct resource){ .mark = mark };
+		w = resources + nresources++;
+		*w = (struct resource){ .mark = mark };
+		memcpy(w->name, name, len);
 		indexresources();
 		say("joined: %s/%.99s: %d online", target, name, nresources);
 	} else if (!toomany) {
@@ -507,26 +505,26 @@ addresource(const char *name)
 	} else {
 		heard = 2; /* it was there before, and the dead may fill the table */
 	}
-	return i;
+	return w;
 }
 
-/* Resource i is alive. */
+/* A resource is alive. */
 static void
-recover(int i)
+recover(struct resource *w)
 {
-	if (resources[i].pings > 1)
-		say("recovered: %s/%.99s", target, names[i]);
-	resources[i].pings = 0;
-	resources[i].steptime = now;
+	if (w->pings > 1)
+		say("recovered: %s/%.99s", target, w->name);
+	w->pings = 0;
+	w->steptime = now;
 }
 
-/* What speaks against resource i: it is stalled, it drains, it has as many
+/* What speaks against a resource: it is stalled, it drains, it has as many
  * open requests as there are places left; the first most. 0: nothing. */
 static int
-handicap(int i)
+handicap(const struct resource *w)
 {
-	return 4 * (resources[i].pings > 1) + 2 * resources[i].drains +
-	       (choice != STANDBY && resources[i].open >= MAXREQUESTS - nopen);
+	return 4 * (w->pings > 1) + 2 * w->drains +
+	       (choice != STANDBY && w->open >= MAXREQUESTS - nopen);
 }
 
 /* The resource for jid; there must be one. With STICKY, or relay, who was served
@@ -534,50 +532,52 @@ handicap(int i)
  * then the setting: with STANDBY the name, with STICKY the least hash of all pairs',
  * so that nobody else moves when one joins or leaves (rendezvous hashing). For a
  * request that another has lost, except with STANDBY, it counts most that the new one
- * is not silent itself; `loser', if it is not -1, is not asked again. Where it goes
+ * is not silent itself; `loser', if it is not NULL, is not asked again. Where it goes
  * is not remembered: the requester's others stay where they are. */
-static int
-choose(const char *jid, int lost, int loser)
+static struct resource *
+choose(const char *jid, int lost, const struct resource *loser)
 {
 	int how = relay && choice != STANDBY ? STICKY : choice;
-	int i = 0, stays = -1, enough, found = 0, ties = 0;
+	int n, ties = 0;
 	uint64_t who = 0, cost, best = UINT64_MAX;
+	struct resource *w, *found, *stays = NULL, *end = resources + nresources;
 	struct stick *last;
 
 	lost = lost && how != STANDBY;
-	for (; how == RANDOM && !lost && i < 16; i++)
-		if (handicap(found = (int)uniform((uint64_t)nresources)) == 0)
+	for (n = 0; how == RANDOM && !lost && n < 16; n++)
+		if (handicap(found = resources + uniform((uint64_t)nresources)) == 0)
 			return found;
 	if (how == STICKY)
 		who = hash(0, jid, strcspn(jid, relay ? "/" : ""));
 	last = sticks + mix(who ^ salt) % MAXREQUESTS;
 	if ((how == STICKY || how == STANDBY) && last->who == who && now < last->until)
 		stays = findmark(last->mark);
-	found = MAX(stays, 0);
-	enough = how == STICKY && relay ? 4 : 1; /* who talks to one that drains stays */
-	for (i = stays >= 0 && !lost && handicap(stays) < enough ? nresources : 0; i < nresources; i++) {
-		if (i == loser)
+	found = stays ? stays : resources;
+	/* who talks to one that drains stays */
+	n = how == STICKY && relay ? 4 : 1;
+	for (w = stays && !lost && handicap(stays) < n ? end : resources; w < end; w++) {
+		if (w == loser)
 			continue;
-		cost = (uint64_t)(lost && resources[i].pings > 0) << 63 | (uint64_t)handicap(i) << 60;
-		if (i == stays)
+		cost = (uint64_t)(lost && w->pings > 0) << 63 | (uint64_t)handicap(w) << 60;
+		if (w == stays)
 			; /* rather than any that is no better */
 		else if (how == STANDBY)
 			cost++;
 		else if (how == STICKY)
-			cost += mix(resources[i].mark ^ who) >> 4;
+			cost += mix(w->mark ^ who) >> 4;
 		else if (how == LEASTBUSY)
-			cost += (uint64_t)resources[i].open;
+			cost += (uint64_t)w->open;
 		ties = cost < best ? 1 : ties + (cost == best);
 		if (cost < best || (cost == best && (how == STANDBY ?
-		    strcmp(names[i], names[found]) < 0 : uniform((uint64_t)ties) == 0)))
-			found = i;
+		    strcmp(w->name, found->name) < 0 : uniform((uint64_t)ties) == 0)))
+			found = w;
 		best = MIN(cost, best);
 	}
 	if (lost)
 		return found;
-	if (how == STANDBY && last->mark != resources[found].mark)
-		say("in charge: %s/%.99s", target, names[found]);
-	*last = (struct stick){ who, resources[found].mark,
+	if (how == STANDBY && last->mark != found->mark)
+		say("in charge: %s/%.99s", target, found->name);
+	*last = (struct stick){ who, found->mark,
 	                        how == STANDBY ? NEVER : now + sticktime * 1000LL };
 	return found;
 }
@@ -748,44 +748,45 @@ putping(const char *i, const char *d)
 /* Put request r into a list: of open ones by when it is due, of others at the end.
  * Only what is without an answer remembers who has had it last. */
 static void
-move(int r, int list)
+move(struct request *r, int list)
 {
-	int prev = requests[list].prev, n = (list >= OPEN) - (requests[r].list >= OPEN);
+	struct request *prev = lists[list].prev;
+	int n = (list >= OPEN) - (r->list >= OPEN);
 
-	if (requests[r].resource >= 0)
-		resources[requests[r].resource].open += (list == OPEN) - (requests[r].list == OPEN);
-	requests[requests[r].prev].next = requests[r].next;
-	requests[requests[r].next].prev = requests[r].prev;
-	while (list == OPEN && prev != OPEN && requests[prev].due > requests[r].due)
-		prev = requests[prev].prev;
-	requests[r].list = list;
-	requests[r].prev = prev;
-	requests[r].next = requests[prev].next;
-	requests[requests[r].next].prev = requests[prev].next = r;
+	if (r->holder)
+		r->holder->open += (list == OPEN) - (r->list == OPEN);
+	r->prev->next = r->next;
+	r->next->prev = r->prev;
+	while (list == OPEN && prev != lists + OPEN && prev->due > r->due)
+		prev = prev->prev;
+	r->list = list;
+	r->prev = prev;
+	r->next = prev->next;
+	r->next->prev = prev->next = r;
 	if (n > 0)
-		requests[r].text = spare[nopen];
+		r->text = spare[nopen];
 	nopen += n;
 	if (n < 0)
-		spare[nopen] = requests[r].text;
-	shares[0][requests[r].share % SHARES] += n;
-	shares[1][(requests[r].share >> 32) % SHARES] += n;
+		spare[nopen] = r->text;
+	shares[0][r->share % SHARES] += n;
+	shares[1][(r->share >> 32) % SHARES] += n;
 	if (list < OPEN)
-		requests[r].resource = -1;
+		r->holder = r->asker = NULL;
 }
 
-/* Request r is in the hands of resource i, or for i ASKEDBY one in a user's, who
+/* Request r is in the hands of resource w, or with NULL in those of a user, who
  * cannot be seen to leave. */
 static void
-giveto(int r, int i)
+giveto(struct request *r, struct resource *w)
 {
-	requests[r].resource = i;
-	requests[r].handed = now;
-	if (i >= 0) {
-		resources[i].nhanded++;
-		if (resources[i].pings > 4 || resources[i].open + resources[i].pings == 0)
-			resources[i].steptime = now;
-		if (resources[i].pings > 4)
-			resources[i].pings = 2;
+	r->holder = w;
+	r->handed = now;
+	if (w) {
+		w->nhanded++;
+		if (w->pings > 4 || w->open + w->pings == 0)
+			w->steptime = now;
+		if (w->pings > 4)
+			w->pings = 2;
 		checktime = stall ? MIN(checktime, now + stall * 1000LL) : NEVER;
 	}
 	move(r, OPEN);
@@ -815,26 +816,30 @@ isgreedy(const char *user, uint64_t who)
 	return greedy;
 }
 
-/* Remember the request that resource i, or for i ASKEDBY one a user, was handed. If its addresses and id are too
- * long it counts, but cannot be answered by us; a get with its content can be
- * handed on. */
+/* Remember the request just handed to `holder', or that `asker' has asked of a user:
+ * the other is NULL. If its addresses and id are too long it counts, but cannot be
+ * answered by us; a get with its content can be handed on. */
 static void
-track(const char *address, uint64_t who, int i)
+track(const char *address, uint64_t who, struct resource *holder, struct resource *asker)
 {
-	int r = requests[FREE].prev, *p;
+	struct request *r = lists[FREE].prev, **p;
 	struct buffer text;
 
-	/* a slot that was never used is all zero: alone in the list of free ones */
-	if (r == FREE)
-		r = nused < (int)LEN(requests) ? nused++ : requests[DONE].next;
+	if (r == lists + FREE && nused == LEN(requests)) {
+		r = lists[DONE].next;
+	} else if (r == lists + FREE) {
+		r = requests + nused++;
+		r->prev = r->next = r;
+	}
 	/* it may still be in the bucket of the last request that was here */
-	for (p = buckets + requests[r].key % MAXREQUESTS; *p && *p != r;)
-		p = &requests[*p].chain;
-	*p = requests[r].chain;
-	requests[r].due = UNWRITTEN;
-	requests[r].share = who;
-	giveto(r, i);
-	text = (struct buffer){ texts[requests[r].text], REQUESTSIZE, 0, 0 };
+	for (p = buckets + r->key % MAXREQUESTS; *p && *p != r;)
+		p = &(*p)->chain;
+	*p = r->chain;
+	r->due = UNWRITTEN;
+	r->share = who;
+	r->asker = asker;
+	giveto(r, holder);
+	text = (struct buffer){ r->text, REQUESTSIZE, 0, 0 };
 	put(&text, from, strlen(from) + 1);
 	put(&text, address, strlen(address) + 1);
 	putall(&text, id ? id : "", NULL);
@@ -847,24 +852,25 @@ track(const char *address, uint64_t who, int i)
 	}
 	put(&text, body.s, body.len);
 	put(&text, "", 1);
-	requests[r].tries = i < 0 || text.full || !same(type, "get") ? -1 : (int)retry;
-	requests[r].hasid = id != NULL;
-	requests[r].key = makekey(from, address);
-	requests[r].chain = buckets[requests[r].key % MAXREQUESTS];
-	buckets[requests[r].key % MAXREQUESTS] = r;
+	r->tries = asker || text.full || !same(type, "get") ? -1 : (int)retry;
+	r->hasid = id != NULL;
+	r->key = makekey(from, address);
+	r->chain = buckets[r->key % MAXREQUESTS];
+	buckets[r->key % MAXREQUESTS] = r;
 }
 
 /* The request that the answer in the tree is for, from requester to address: that
- * of resource i if there are several alike; 0: none. */
-static int
-findrequest(const char *requester, const char *address, int i)
+ * of resource w if there are several alike; or NULL. */
+static struct request *
+findrequest(const char *requester, const char *address, const struct resource *w)
 {
 	uint64_t key = makekey(requester, address);
-	int r, found = 0, fit, best = FREE;
+	struct request *r, *found = NULL;
+	int fit, best = FREE;
 
-	for (r = buckets[key % MAXREQUESTS]; r && best <= OPEN; r = requests[r].chain) {
-		fit = MIN(requests[r].list, OPEN) + (requests[r].list >= OPEN && requests[r].resource == i);
-		if (requests[r].key == key && fit > best) {
+	for (r = buckets[key % MAXREQUESTS]; r && best <= OPEN; r = r->chain) {
+		fit = MIN(r->list, OPEN) + (r->list >= OPEN && r->holder == w);
+		if (r->key == key && fit > best) {
 			best = fit;
 			found = r;
 		}
@@ -872,18 +878,18 @@ findrequest(const char *requester, const char *address, int i)
 	return found;
 }
 
-/* Take requests out of the hands of resource i, with -1 of all: each, or those that
+/* Take requests out of the hands of resource w, with NULL of all: each, or those that
  * can be handed on. Returns how many. */
 static unsigned
-takeback(int i, int each)
+takeback(const struct resource *w, int each)
 {
+	struct request *r, *next;
 	unsigned n = 0;
-	int r, next;
 
-	for (r = requests[OPEN].next; r != OPEN; r = next) {
-		next = requests[r].next;
-		if (requests[r].resource >= 0 && (i < 0 || requests[r].resource == i) &&
-		    (each || (requests[r].tries > 0 && requests[r].handed < now))) {
+	for (r = lists[OPEN].next; r != lists + OPEN; r = next) {
+		next = r->next;
+		if (r->holder && (!w || r->holder == w) &&
+		    (each || (r->tries > 0 && r->handed < now))) {
 			move(r, FAILED);
 			n++;
 		}
@@ -891,33 +897,34 @@ takeback(int i, int each)
 	return n;
 }
 
-/* Resource i, or with -1 each of them, has left. */
+/* A resource, or with NULL each of them, has left. The last takes its place in the
+ * table, so that there are no holes. */
 static void
-gone(int i)
+gone(struct resource *w)
 {
-	unsigned n = takeback(i, 1);
-	int r, last = nresources - 1;
+	struct resource *last = w ? resources + nresources - 1 : NULL;
+	struct request *r;
+	unsigned n = takeback(w, 1);
 
 	if (n > 0)
 		say("failed: %u requests held by resources that left", n);
 	toomany = 0;
-	/* nobody waits for what it has asked itself; the last one takes its place in the
-	 * table, so that there are no holes */
-	for (r = FIRST; r < nused; r++) {
-		if (i < 0 || requests[r].resource == i)
-			requests[r].resource = -1;
-		else if (requests[r].resource == ASKEDBY(i))
-			move(r, FREE);
-		else if (requests[r].resource == last)
-			requests[r].resource = i;
-		else if (requests[r].resource == ASKEDBY(last))
-			requests[r].resource = ASKEDBY(i);
+	for (r = requests; r < requests + nused; r++) {
+		if (!w)
+			r->holder = r->asker = NULL;
+		else if (r->asker == w)
+			move(r, FREE); /* nobody waits for its answer */
+		if (r->holder == w)
+			r->holder = NULL;
+		if (r->holder == last)
+			r->holder = w;
+		if (r->asker == last)
+			r->asker = w;
 	}
-	if (i >= 0) {
-		nresources = last;
-		say("left: %s/%.99s: %d online", target, names[i], nresources);
-		memmove(names[i], names[last], sizeof(names[i]));
-		resources[i] = resources[last];
+	if (w) {
+		nresources--;
+		say("left: %s/%.99s: %d online", target, w->name, nresources);
+		*w = *last;
 	} else if (nresources > 0) {
 		say("left: %s, all of its resources: 0 online", target);
 		nresources = 0;
@@ -930,39 +937,38 @@ gone(int i)
 static void
 forget(void)
 {
-	int r;
+	int i;
 
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(buckets, 0, sizeof(buckets));
 	memset(shares, 0, sizeof(shares));
-	judgetime = nopen = shedding = depth = subscribed = unanswered = 0;
+	judgetime = nused = nopen = shedding = depth = subscribed = unanswered = 0;
 	checktime = NEVER;
-	for (r = 0; r < FIRST; r++)
-		requests[r].prev = requests[r].next = r;
-	for (r = 0; r < MAXREQUESTS; r++)
-		spare[r] = r;
-	requests[OPEN].due = NEVER;
-	nused = FIRST;
-	gone(-1);
+	for (i = 0; i < LISTS; i++)
+		lists[i].prev = lists[i].next = lists + i;
+	lists[OPEN].due = NEVER;
+	for (i = 0; i < MAXREQUESTS; i++)
+		spare[i] = texts[i];
+	gone(NULL);
 }
 
 /* Give up what was due at time t. */
 static void
 expire(long long t)
 {
-	const char *text;
-	int r, i, n = 0;
+	struct request *r;
+	struct resource *w;
+	int n = 0;
 
-	for (; requests[r = requests[OPEN].next].due <= t; n++) {
-		text = texts[requests[r].text];
-		i = requests[r].resource;
+	for (; (r = lists[OPEN].next)->due <= t; n++) {
+		w = r->holder;
 		if (n == 0 && maysay())
 			say("timed out: request of %.99s to %.99s%s%.99s, and maybe others",
-			    *text ? text : "(untracked)", text + strlen(text) + 1,
-			    i < 0 ? "" : " at ", i < 0 ? "" : names[i]);
-		if (i >= 0)
-			resources[i].nlate++;
-		requests[r].due = 0;
+			    *r->text ? r->text : "(untracked)", r->text + strlen(r->text) + 1,
+			    w ? " at " : "", w ? w->name : "");
+		if (w)
+			w->nlate++;
+		r->due = 0;
 		move(r, FAILED);
 	}
 }
@@ -971,28 +977,26 @@ expire(long long t)
  * it came to it, if there is one; when it is due stays. Else we answer. What cannot be
  * answered by us is forgotten: its answer may still come. */
 static void
-settle(int r)
+settle(struct request *r)
 {
-	const char *requester = texts[requests[r].text];
-	const char *address = requester + strlen(requester) + 1;
-	const char *i = address + strlen(address) + 1, *rest = i;
+	const char *requester = r->text, *address = requester + strlen(requester) + 1;
+	const char *i = address + strlen(address) + 1, *rest = i + strlen(i) + 1;
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
-	int w, loser = requests[r].resource;
+	struct resource *w;
 
-	if (!requests[r].hasid)
+	if (!r->hasid)
 		i = NULL;
-	if (requests[r].due > 0 && requests[r].tries > 0 && nresources > (loser >= 0)) {
-		w = choose(requester, 1, loser);
+	if (r->due > 0 && r->tries > 0 && nresources > (r->holder != NULL)) {
+		w = choose(requester, 1, r->holder);
 		standin(src, address, requester);
-		rest += strlen(rest) + 1;
 		if (putstanza("iq", "get", i, src, fulljid(dst, w), rest, strlen(rest), strlen(rest))) {
-			requests[r].tries--;
+			r->tries--;
 			giveto(r, w);
 			return;
 		}
 	}
 	if (*requester)
-		puterror("iq", i, address, requester, requests[r].due > 0 ? GONE : LATE);
+		puterror("iq", i, address, requester, r->due > 0 ? GONE : LATE);
 	move(r, *requester ? DONE : FREE);
 }
 
@@ -1002,29 +1006,29 @@ settle(int r)
 static void
 checkresources(long long t)
 {
-	struct resource *w;
+	struct resource *w, *end = resources + nresources;
 	char dst[JIDMAX + 1];
-	int i, well = 0;
+	int well = 0;
 
 	checktime = NEVER;
-	for (w = resources, i = 0; stall && i < nresources; i++, w++) {
+	for (w = resources; stall && w < end; w++) {
 		if (w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t && hasroom()) {
-			putping("stall", fulljid(dst, i));
+			putping("stall", fulljid(dst, w));
 			if (++w->pings == 2)
-				say("stalled: %s/%.99s: silent for %lld s, %d open", target, names[i],
+				say("stalled: %s/%.99s: silent for %lld s, %d open", target, w->name,
 				    (now - w->steptime) / 1000 + stall, w->open);
 			w->steptime = now;
 		}
 		if (w->pings > 4 && !w->drains && choice != STANDBY)
-			trial = i;
+			trial = w;
 		if (w->open + w->pings > 0)
 			checktime = MIN(checktime, w->steptime + stall * 1000LL);
 		well += w->pings < 2;
 	}
 	/* only now it is known whether anybody is well */
-	for (i = 0; well > 0 && i < nresources; i++)
-		if (resources[i].pings > 1 && resources[i].steptime == now)
-			resources[i].nretried += takeback(i, 0);
+	for (w = resources; well > 0 && w < end; w++)
+		if (w->pings > 1 && w->steptime == now)
+			w->nretried += takeback(w, 0);
 }
 
 /* ---- routing ---- */
@@ -1046,7 +1050,7 @@ drop(const char *why)
 static void
 ask(int probe)
 {
-	int i;
+	struct resource *w;
 
 	sprintf(askid, "ask%08lx", uniform(1ULL << 32));
 	putpresence(probe ? "probe" : "subscribe", askid, domain, target);
@@ -1055,8 +1059,8 @@ ask(int probe)
 	if (probe) {
 		putping(askid, domain);
 		/* one that follows another too soon only takes its place */
-		for (i = 0; sweeptime == NEVER && i < nresources; i++)
-			resources[i].missed++;
+		for (w = resources; sweeptime == NEVER && w < resources + nresources; w++)
+			w->missed++;
 		heard = doubted = 0;
 	}
 	sweeptime = probe ? UNWRITTEN : NEVER;
@@ -1068,7 +1072,7 @@ ask(int probe)
 static void
 sweep(void)
 {
-	int i;
+	struct resource *w;
 
 	sweeptime = NEVER;
 	asktime = doubted ? now : asktime;
@@ -1076,12 +1080,12 @@ sweep(void)
 		say("unanswered: a probe of %s: subscribing again", target);
 		asktime = now;
 	}
-	for (i = nresources - 1; i >= 0; i--)
+	for (w = resources + nresources; w-- > resources;)
 		if (heard < 2)
-			resources[i].missed = 0;
-		else if (resources[i].missed > 1)
-			gone(i);
-		else if (resources[i].missed)
+			w->missed = 0;
+		else if (w->missed > 1)
+			gone(w);
+		else if (w->missed)
 			asktime = now;
 }
 
@@ -1097,7 +1101,7 @@ chores(void)
 	}
 	if (now >= asktime && sweeptime >= SWEEPING && hasroom())
 		ask(subscribed && !unanswered);
-	if (now >= MAX(judgetime, MIN(checktime, requests[requests[OPEN].next].due)) &&
+	if (now >= MAX(judgetime, MIN(checktime, lists[OPEN].next->due)) &&
 	    hasroom()) {
 		sprintf(dueid, "due%08lx", uniform(1ULL << 32));
 		putping(dueid, domain);
@@ -1106,9 +1110,9 @@ chores(void)
 	}
 	/* with STANDBY another takes over at once */
 	if (choice == STANDBY && nresources > 0)
-		choose("", 0, -1);
-	while (requests[FAILED].next != FAILED && hasroom())
-		settle(requests[FAILED].next);
+		choose("", 0, NULL);
+	while (lists[FAILED].next != lists + FAILED && hasroom())
+		settle(lists[FAILED].next);
 }
 
 /* A ping to ourselves is back, if it has the id of one. The server has read the probe
@@ -1133,7 +1137,7 @@ static void
 denied(const char *why)
 {
 	say("not subscribed: %s: %s", target, why);
-	gone(-1);
+	gone(NULL);
 	if (subscribed)
 		asktime = now + (askpause = askmin * 1000LL);
 	subscribed = unanswered = 0;
@@ -1202,7 +1206,8 @@ static void
 targetpresence(void)
 {
 	const char *name = strchr(from, '/');
-	int i = findresource(from), leaves = same(type, "unavailable");
+	struct resource *w = findresource(from);
+	int leaves = same(type, "unavailable");
 	int show = child(0, "show", ""), drains;
 
 	if (!*type || leaves) {
@@ -1211,16 +1216,16 @@ targetpresence(void)
 	}
 	if (!*type && name && !strncmp(name + 1, prefix, strlen(prefix))) {
 		/* while a probe is out it may be only the server that says so */
-		if (i >= 0 && sweeptime == NEVER)
-			recover(i);
+		if (w && sweeptime == NEVER)
+			recover(w);
 		body.s[body.len] = '\0';
 		drains = show && !strncmp(body.s + nodes[show].end, ">dnd<", 5);
-		if ((i = addresource(name + 1)) >= 0 && drains != resources[i].drains) {
-			resources[i].drains = drains;
-			say("%s: %s/%.99s", drains ? "draining" : "back", target, names[i]);
+		if ((w = addresource(name + 1)) && drains != w->drains) {
+			w->drains = drains;
+			say("%s: %s/%.99s", drains ? "draining" : "back", target, w->name);
 		}
-	} else if (leaves && (!name || i >= 0)) {
-		gone(i);
+	} else if (leaves && (!name || w)) {
+		gone(w);
 	} else if (same(type, "subscribed")) {
 		if (!subscribed)
 			say("subscribed: %s", target);
@@ -1280,12 +1285,13 @@ refuse(int why)
 }
 
 /* Hand a request, for which address is to answer, or a message to dst, from src and
- * with id i: resource w of the target, or for w ASKEDBY one a user. Either way it is
- * the user whose share counts: he could keep requests of others open. */
+ * with id i: to resource `holder' of the target, or from `asker' to a user. Either way
+ * it is the user whose share counts: he could keep requests of others open. */
 static void
-handout(const char *i, const char *src, const char *address, const char *dst, int w)
+handout(const char *i, const char *src, const char *address, const char *dst,
+        struct resource *holder, struct resource *asker)
 {
-	const char *user = w >= 0 ? from : dst;
+	const char *user = holder ? from : dst;
 	uint64_t who = hash(salt, user, strcspn(user, "/"));
 	int iq = same(kind, "iq");
 
@@ -1295,7 +1301,7 @@ handout(const char *i, const char *src, const char *address, const char *dst, in
 		refuse(LARGE);
 	} else if (iq) {
 		nrequests++;
-		track(address, who, w);
+		track(address, who, holder, asker);
 	} else {
 		nmessages++;
 	}
@@ -1315,62 +1321,60 @@ leadid(const char *name)
 }
 
 /* Who has asked for an answer that comes from outside; `id' becomes the asker's own.
- * Returns where it is in the table, -1: it is not online. */
-static int
+ * NULL: it is not online. */
+static struct resource *
 findasker(void)
 {
 	char name[PARTMAX + 1];
 	const char *own = id ? dec(name, id, '/') : NULL;
-	int i = own ? findmark(hash(0, name, strlen(name))) : -1;
+	struct resource *w = own ? findmark(hash(0, name, strlen(name))) : NULL;
 
-	if (i >= 0)
+	if (w)
 		id = own + 1;
-	return i;
+	return w;
 }
 
-/* There is an error from resource i. Does the client say so, or its server, because it
+/* There is an error from a resource. Does the client say so, or its server, because it
  * has left? Probe, once. */
 static void
-doubt(int i)
+doubt(struct resource *w)
 {
-	if (!subscribed || now < resources[i].trusted ||
+	if (!subscribed || now < w->trusted ||
 	    !child(child(0, "error", NULL), "service-unavailable", NS_STANZAS))
 		return;
-	resources[i].trusted = now + refresh * 1000LL;
+	w->trusted = now + refresh * 1000LL;
 	doubted = sweeptime != NEVER;
 	asktime = doubted ? asktime : now;
 }
 
-/* An answer, from src, one of our addresses, to the requester; resource i has sent
- * it, -1: nobody known. One that cannot pass still ends the request. That a get has
+/* An answer, from src, one of our addresses, to the requester; resource w has sent
+ * it, NULL: nobody known. One that cannot pass still ends the request. That a get has
  * failed only who has it can say: the error of who had it before was expected; and if
  * its server says for it that it is not there (bounced), others are asked. */
 static void
-response(const char *src, const char *requester, int i, int bounced)
+response(const char *src, const char *requester, struct resource *w, int bounced)
 {
 	int failed = same(type, "error");
-	int r = findrequest(requester, src, i);
-	int holds = r && i >= 0 && requests[r].resource == i;
+	struct request *r = findrequest(requester, src, w);
+	int holds = r && w && r->holder == w;
 
-	if (bounced && holds && requests[r].tries > 0 && nresources > 1 &&
-	    choice != STANDBY) {
-		resources[i].nretried++;
+	if (bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
+		w->nretried++;
 		move(r, FAILED);
 		settle(r);
 		return;
 	}
-	if (requests[r].list == DONE ||
-	    (failed && r && requests[r].tries >= 0 && !holds)) {
+	if (r && (r->list == DONE || (failed && r->tries >= 0 && !holds))) {
 		nlate++;
 		return;
 	}
 	if (holds) {
-		resources[i].nanswered++;
-		resources[i].waited += (unsigned long long)(now - requests[r].handed);
+		w->nanswered++;
+		w->waited += (unsigned long long)(now - r->handed);
 	}
 	/* if others have had it they may answer as well */
 	if (r)
-		move(r, requests[r].tries >= 0 && requests[r].tries < (int)retry ? DONE : FREE);
+		move(r, r->tries >= 0 && r->tries < (int)retry ? DONE : FREE);
 	if (forward(id, src, requester))
 		nanswers++;
 	else
@@ -1383,29 +1387,29 @@ static void
 totarget(const char *self)
 {
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
-	struct resource *w = resources + trial;
-	int iq = same(kind, "iq"), get, i;
+	struct resource *w;
+	int iq = same(kind, "iq"), get;
 
 	if (nresources == 0) {
 		refuse(iq ? NOBODY : GONE);
 		return;
 	}
-	i = choose(from, 0, -1);
+	w = choose(from, 0, NULL);
 	/* rather with a get that others may have as well, as it is no part of a dialog */
 	get = same(type, "get") && retry &&
 	      strlen(from) + strlen(to) + strlen(id ? id : "") + body.len + 4 <= REQUESTSIZE;
-	if (iq && trial < nresources && w->pings > 4 && !w->drains &&
-	    (get || (!relay && choice != STICKY && w->pings > 7)))
-		i = trial;
+	if (iq && trial < resources + nresources && trial->pings > 4 && !trial->drains &&
+	    (get || (!relay && choice != STICKY && trial->pings > 7)))
+		w = trial;
 	if (standin(src, self, from))
-		handout(id, src, to, fulljid(dst, i), i);
+		handout(id, src, to, fulljid(dst, w), w, NULL);
 	else
 		refuse(LONGADDRESS);
 }
 
 /* Handle the stanza that has come. Below the exceptions it reads like the tables
  * of the man page: the first line that fits applies. It is mine if it is
- * from the target, by its resource i if that is known; its own server has sent what
+ * from the target, by its resource w if that is known; its own server has sent what
  * bounced. The address encodes a stranger if that is neither the target nor one of us. */
 static void
 route(void)
@@ -1414,7 +1418,8 @@ route(void)
 	int iq = same(kind, "iq"), error = same(type, "error");
 	int asks = iq && (same(type, "get") || same(type, "set"));
 	int answers = iq && (error || same(type, "result"));
-	int i, mine, stranger, bounced;
+	int mine, stranger, bounced;
+	struct resource *w;
 	const char *below;           /* the resource of our address, from its slash on */
 
 	if (!from || !*from || !to || !isours(to)) {
@@ -1427,12 +1432,12 @@ route(void)
 		*other = '\0';
 	mine = istarget(from);
 	stranger = *other && !istarget(other) && !isours(other);
-	i = mine ? findresource(from) : -1;
+	w = mine ? findresource(from) : NULL;
 	bounced = error && child(child(0, "error", NULL), "recipient-unavailable", NS_STANZAS);
-	if (i >= 0 && error)
-		doubt(i);
-	if (i >= 0 && !same(kind, "presence") && (!bounced || resources[i].pings < 2))
-		recover(i);
+	if (w && error)
+		doubt(w);
+	if (w && !same(kind, "presence") && (!bounced || w->pings < 2))
+		recover(w);
 	if (!mine && isours(from))
 		judge(id ? id : "");
 	else if (same(kind, "presence"))
@@ -1441,15 +1446,15 @@ route(void)
 		; /* that it is alive is all it says */
 	else if (asks && !mine && !below)
 		totarget(self);
-	else if (asks && relay && i >= 0 && stranger && standin(outside, self, other))
-		handout(leadid(names[i]), self, outside, other, ASKEDBY(i));
+	else if (asks && relay && w && stranger && standin(outside, self, other))
+		handout(leadid(w->name), self, outside, other, NULL, w);
 	else if (asks)
 		refuse(!mine || (relay && below) ? NOBODY : UNKNOWN);
 	else if (answers && mine && strchr(from, '/') && stranger)
-		response(self, other, i, bounced);
-	else if (answers && relay && !mine && !below && (i = findasker()) >= 0 &&
+		response(self, other, w, bounced);
+	else if (answers && relay && !mine && !below && (w = findasker()) &&
 	         standin(outside, self, from))
-		response(outside, fulljid(asker, i), ASKEDBY(i), 0);
+		response(outside, fulljid(asker, w), NULL, 0);
 	else if (iq && !answers)
 		refuse(ILLEGAL);
 	else if (iq)
@@ -1459,7 +1464,7 @@ route(void)
 	else if (child(0, "sent", NS_CARBONS) || child(0, "received", NS_CARBONS))
 		drop("a carbon copy");
 	else if (mine && stranger)
-		handout(id, self, self, other, ASKEDBY(i));
+		handout(id, self, self, other, NULL, w);
 	else if (!mine && !below)
 		totarget(self);
 	else
@@ -2145,7 +2150,7 @@ flush(void)
 	unsigned char *s;
 	size_t len;
 	ssize_t n;
-	int r;
+	struct request *r;
 
 	while ((len = unsent(&s)) > 0 && (n = write(fd, s, len)) > 0) {
 		if (!hasroom())
@@ -2168,8 +2173,8 @@ flush(void)
 	if (tlshas(BR_SSL_SENDREC))
 		return;
 	/* only now what was in it begins to wait for its answer */
-	for (r = requests[OPEN].prev; requests[r].due == UNWRITTEN; r = requests[r].prev)
-		requests[r].due = answertime ? now + answertime * 1000LL : NEVER;
+	for (r = lists[OPEN].prev; r->due == UNWRITTEN; r = r->prev)
+		r->due = answertime ? now + answertime * 1000LL : NEVER;
 	if (state == CLOSING)
 		shutdown(fd, SHUT_WR);
 }
@@ -2278,7 +2283,7 @@ report(void)
 	    refused, ndropped, nconnected, nresources, nopen, bytesin, bytesout + outpos);
 	for (w = resources; w < resources + nresources; w++)
 		say("resource: %s/%.99s: %d open, %lu handed out, %lu answered, %lu retried away, "
-		    "%lu timed out, %llu ms, %s", target, names[w - resources], w->open, w->nhanded,
+		    "%lu timed out, %llu ms, %s", target, w->name, w->open, w->nhanded,
 		    w->nanswered, w->nretried, w->nlate, w->waited / MAX(w->nanswered, 1),
 		    w->pings > 1 ? "stalled" : w->drains ? "draining" : "up");
 }
@@ -2307,10 +2312,10 @@ run(void)
 		next = MIN(deadline, linetime);
 		if (state == ONLINE && isreading())
 			next = MIN(MIN(next, sweeptime < SWEEPING ? sweeptime : asktime),
-			           MAX(judgetime, MIN(checktime, requests[requests[OPEN].next].due)));
+			           MAX(judgetime, MIN(checktime, lists[OPEN].next->due)));
 		/* nothing else will wake us for these */
 		if (state >= OPENING && hasroom() &&
-		    (isheld() || tlshas(TLSUNREAD) || requests[FAILED].next != FAILED))
+		    (isheld() || tlshas(TLSUNREAD) || lists[FAILED].next != lists + FAILED))
 			next = now;
 		n = poll(p, 2, (int)MIN(MAX(next - now, 0), INT_MAX));
 		now = milliseconds();
