@@ -161,14 +161,16 @@ static struct request {
 	struct request *chain;      /* the next in the bucket of its key */
 	struct resource *holder;    /* that has it or has failed it, if it is online */
 	struct resource *asker;     /* that has asked it of a user */
-	char *text;                 /* requester, address, id, and content if it fits; or "" */
+	int text;                   /* which of texts */
 	uint64_t key;               /* hash of requester, address asked and id */
 	uint64_t share;             /* hash of the requester's bare JID */
 	long long handed;           /* ms, to its resource */
 	long long due;              /* its answer, in ms; UNWRITTEN: still in out; 0: it
 	                             * has not come in time */
 } lists[LISTS], requests[2 * MAXREQUESTS], *buckets[MAXREQUESTS];
-static char texts[MAXREQUESTS][REQUESTSIZE], *spare[MAXREQUESTS];
+/* requester, address, id, and content if it fits; or "" */
+static char texts[MAXREQUESTS][REQUESTSIZE];
+static int spare[MAXREQUESTS];
 static int nused;               /* of the table so far */
 static int nopen, shedding;     /* without an answer; some were refused lately */
 static int shares[2][SHARES];   /* of nopen, each requester's: the less of two places */
@@ -839,7 +841,7 @@ track(const char *address, uint64_t who, struct resource *holder, struct resourc
 	r->share = who;
 	r->asker = asker;
 	giveto(r, holder);
-	text = (struct buffer){ r->text, REQUESTSIZE, 0, 0 };
+	text = (struct buffer){ texts[r->text], REQUESTSIZE, 0, 0 };
 	put(&text, from, strlen(from) + 1);
 	put(&text, address, strlen(address) + 1);
 	putall(&text, id ? id : "", NULL);
@@ -948,7 +950,7 @@ forget(void)
 		lists[i].prev = lists[i].next = lists + i;
 	lists[OPEN].due = NEVER;
 	for (i = 0; i < MAXREQUESTS; i++)
-		spare[i] = texts[i];
+		spare[i] = i;
 	gone(NULL);
 }
 
@@ -956,15 +958,17 @@ forget(void)
 static void
 expire(long long t)
 {
+	const char *text;
 	struct request *r;
 	struct resource *w;
 	int n = 0;
 
 	for (; (r = lists[OPEN].next)->due <= t; n++) {
+		text = texts[r->text];
 		w = r->holder;
 		if (n == 0 && maysay())
 			say("timed out: request of %.99s to %.99s%s%.99s, and maybe others",
-			    *r->text ? r->text : "(untracked)", r->text + strlen(r->text) + 1,
+			    *text ? text : "(untracked)", text + strlen(text) + 1,
 			    w ? " at " : "", w ? w->name : "");
 		if (w)
 			w->nlate++;
@@ -979,7 +983,7 @@ expire(long long t)
 static void
 settle(struct request *r)
 {
-	const char *requester = r->text, *address = requester + strlen(requester) + 1;
+	const char *requester = texts[r->text], *address = requester + strlen(requester) + 1;
 	const char *i = address + strlen(address) + 1, *rest = i + strlen(i) + 1;
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
 	struct resource *w;
