@@ -84,11 +84,12 @@ struct buffer {
 	int full;
 };
 
-/* An element, and where in body its name and namespace lie and its tag ends. What
- * is in it follows it, and is deeper. */
+/* An element, and where in the stanza's body its name and namespace lie and its tag
+ * ends. What is in it follows it, and is deeper. */
 struct node {
 	int depth;
-	size_t name, len, ns, nslen, end;
+	char *name, *ns, *end;
+	size_t len, nslen;
 };
 
 enum { WAITING, CONNECTING, OPENING, ONLINE, CLOSING }; /* state of the connection */
@@ -191,16 +192,21 @@ static int heard, unanswered;   /* presence came since, 2: of who was there befo
 static struct buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
 static size_t outpos;
 
-/* the stanza that is being read: what we look at in its own tag, then all else
- * as it goes out, and a tree of the elements in it, two levels deep */
-static struct buffer head = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
-static struct buffer body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
-static const char *kind, *from, *to, *type, *id, *ns;
-/* The first is the stanza itself, the last any that is not looked at. */
-static struct node nodes[257];
-static int nnodes;
-static size_t tagend;           /* where the last start tag in body has ended */
-static size_t largest;          /* bytes of its largest tag */
+/* the stanza that is being read */
+static struct {
+	const char *kind, *from, *to, *type, *id, *ns;
+	struct buffer head;         /* holds these, */
+	struct buffer body;         /* and this all else, as it goes out */
+	/* the elements in body, two levels deep; the first is the stanza itself, the
+	 * last any that is not looked at */
+	struct node nodes[257];
+	int nnodes;
+	size_t tagend;              /* where the last start tag in body has ended */
+	size_t largest;             /* bytes of its largest tag */
+} st = {
+	.head = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 },
+	.body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 }
+};
 
 /* the parser and its input */
 static XML_Parser parser;
@@ -705,9 +711,9 @@ putstanza(const char *name, const char *t, const char *i, const char *f,
 static int
 forward(const char *i, const char *f, const char *t)
 {
-	if (head.full || body.full)
+	if (st.head.full || st.body.full)
 		return 0;
-	return putstanza(kind, *type ? type : NULL, i, f, t, body.s, body.len, largest);
+	return putstanza(st.kind, *st.type ? st.type : NULL, i, f, t, st.body.s, st.body.len, st.largest);
 }
 
 /* Put an error (RFC 6120 8.3) about a stanza with this name and id, from f, to t. */
@@ -801,7 +807,7 @@ makekey(const char *requester, const char *address)
 	uint64_t h = hash(salt, requester, strlen(requester));
 
 	h = hash(h, address, strlen(address));
-	return id && *id ? hash(h, id, strlen(id)) : h;
+	return st.id && *st.id ? hash(h, st.id, strlen(st.id)) : h;
 }
 
 /* 1 if a requester has as many open requests as there are places left: so who floods
@@ -842,21 +848,21 @@ track(const char *address, uint64_t who, struct resource *holder, struct resourc
 	r->asker = asker;
 	giveto(r, holder);
 	text = (struct buffer){ texts[r->text], REQUESTSIZE, 0, 0 };
-	put(&text, from, strlen(from) + 1);
+	put(&text, st.from, strlen(st.from) + 1);
 	put(&text, address, strlen(address) + 1);
-	putall(&text, id ? id : "", NULL);
+	putall(&text, st.id ? st.id : "", NULL);
 	put(&text, "", 1);
 	if (text.full) {
 		memset(text.s, 0, 2);
 		if (nuntracked++ == 0)
 			say("untracked: request from %.99s: its addresses and id are longer "
-			    "than %d bytes, and so may be others'", from, REQUESTSIZE);
+			    "than %d bytes, and so may be others'", st.from, REQUESTSIZE);
 	}
-	put(&text, body.s, body.len);
+	put(&text, st.body.s, st.body.len);
 	put(&text, "", 1);
-	r->tries = asker || text.full || !same(type, "get") ? -1 : (int)retry;
-	r->hasid = id != NULL;
-	r->key = makekey(from, address);
+	r->tries = asker || text.full || !same(st.type, "get") ? -1 : (int)retry;
+	r->hasid = st.id != NULL;
+	r->key = makekey(st.from, address);
 	r->chain = buckets[r->key % MAXREQUESTS];
 	buckets[r->key % MAXREQUESTS] = r;
 }
@@ -1042,9 +1048,9 @@ drop(const char *why)
 {
 	ndropped++;
 	if (maysay())
-		say("dropped: %.99s %.99s from %.99s to %.99s: %s", kind,
-		    *type ? type : "(no type)", from ? from : "(nobody)",
-		    to ? to : "(nobody)", why);
+		say("dropped: %.99s %.99s from %.99s to %.99s: %s", st.kind,
+		    *st.type ? st.type : "(no type)", st.from ? st.from : "(nobody)",
+		    st.to ? st.to : "(nobody)", why);
 }
 
 /* Ask for the target's presence: for the subscription until it is granted, each
@@ -1148,38 +1154,37 @@ denied(const char *why)
 	sweeptime = NEVER;
 }
 
-/* 1 if body has what there, or it is NULL. */
+/* 1 if str[len] is `what', or that is NULL. */
 static int
-matches(const char *what, size_t start, size_t len)
+matches(const char *what, const char *str, size_t len)
 {
-	return !what || (strlen(what) == len && !memcmp(body.s + start, what, len));
+	return !what || (strlen(what) == len && !memcmp(str, what, len));
 }
 
-/* The first element in element n, with this name and in this namespace if they
- * are not NULL; 0 if there is none. */
-static int
-child(int n, const char *name, const char *space)
+/* The first element in element n, with NULL in the stanza, that has this name and
+ * this namespace, if they are not NULL; or NULL. */
+static struct node *
+child(struct node *n, const char *name, const char *ns)
 {
-	int i;
+	struct node *c, *parent = n ? n : st.nodes;
 
-	for (i = n + 1; i < nnodes && nodes[i].depth > nodes[n].depth; i++)
-		if (nodes[i].depth == nodes[n].depth + 1 &&
-		    matches(name, nodes[i].name, nodes[i].len) &&
-		    matches(space, nodes[i].ns, nodes[i].nslen))
-			return i;
-	return 0;
+	for (c = parent + 1; c < st.nodes + st.nnodes && c->depth > parent->depth; c++)
+		if (c->depth == parent->depth + 1 && matches(name, c->name, c->len) &&
+		    matches(ns, c->ns, c->nslen))
+			return c;
+	return NULL;
 }
 
-/* The condition of an error, element n: the name of the first one in it. */
+/* The condition of an error: the name of the first element in it. */
 static const char *
-condition(int n)
+condition(struct node *error)
 {
-	int i = child(n, NULL, NULL);
+	struct node *n = child(error, NULL, NULL);
 
-	if (!i)
+	if (!n)
 		return "no condition given";
-	body.s[nodes[i].name + nodes[i].len] = '\0';
-	return body.s + nodes[i].name;
+	n->name[n->len] = '\0';
+	return n->name;
 }
 
 /* A presence error from the target. Servers also send them when a session dies
@@ -1188,14 +1193,15 @@ condition(int n)
 static void
 presenceerror(void)
 {
-	int error = child(0, "error", NULL);
+	struct node *error = child(NULL, "error", NULL);
 	const char *why = condition(error);
 
-	if (strchr(from, '/') || !id || !same(id, askid))
+	if (strchr(st.from, '/') || !st.id || !same(st.id, askid))
 		return;
-	body.s[nodes[error].end] = '\0';
+	if (error)
+		*error->end = '\0';
 	if (strncmp(why, "remote-server-", 14) &&
-	    !strstr(body.s + nodes[error].name, " type='wait'")) {
+	    !(error && strstr(error->name, " type='wait'"))) {
 		denied(why);
 		return;
 	}
@@ -1209,35 +1215,35 @@ presenceerror(void)
 static void
 targetpresence(void)
 {
-	const char *name = strchr(from, '/');
-	struct resource *w = findresource(from);
-	int leaves = same(type, "unavailable");
-	int show = child(0, "show", ""), drains;
+	const char *name = strchr(st.from, '/');
+	struct resource *w = findresource(st.from);
+	struct node *show = child(NULL, "show", "");
+	int leaves = same(st.type, "unavailable"), drains;
 
-	if (!*type || leaves) {
+	if (!*st.type || leaves) {
 		heard = MAX(heard, 1);
 		unanswered = 0;
 	}
-	if (!*type && name && !strncmp(name + 1, prefix, strlen(prefix))) {
+	if (!*st.type && name && !strncmp(name + 1, prefix, strlen(prefix))) {
 		/* while a probe is out it may be only the server that says so */
 		if (w && sweeptime == NEVER)
 			recover(w);
-		body.s[body.len] = '\0';
-		drains = show && !strncmp(body.s + nodes[show].end, ">dnd<", 5);
+		st.body.s[st.body.len] = '\0';
+		drains = show && !strncmp(show->end, ">dnd<", 5);
 		if ((w = addresource(name + 1)) && drains != w->drains) {
 			w->drains = drains;
 			say("%s: %s/%.99s", drains ? "draining" : "back", target, w->name);
 		}
 	} else if (leaves && (!name || w)) {
 		gone(w);
-	} else if (same(type, "subscribed")) {
+	} else if (same(st.type, "subscribed")) {
 		if (!subscribed)
 			say("subscribed: %s", target);
 		subscribed = 1;
 		ask(1);
-	} else if (same(type, "unsubscribed")) {
+	} else if (same(st.type, "unsubscribed")) {
 		denied("it refuses or has withdrawn the subscription");
-	} else if (same(type, "error")) {
+	} else if (same(st.type, "error")) {
 		presenceerror();
 	}
 }
@@ -1247,21 +1253,21 @@ targetpresence(void)
 static void
 presence(const char *self)
 {
-	int subscribes = same(type, "subscribe"), mine = istarget(from);
+	int subscribes = same(st.type, "subscribe"), mine = istarget(st.from);
 
-	if (subscribes || same(type, "probe")) {
+	if (subscribes || same(st.type, "probe")) {
 		if (subscribes || !mine)
-			putpresence(mine ? "subscribed" : "unsubscribed", NULL, self, from);
+			putpresence(mine ? "subscribed" : "unsubscribed", NULL, self, st.from);
 		if (mine)
-			putpresence(NULL, NULL, self, from);
+			putpresence(NULL, NULL, self, st.from);
 		/* the roster of a fresh installation may know us only now */
 		if (mine && subscribes && (!subscribed || unanswered))
 			asktime = MIN(asktime, now + 500);
-	} else if (mine && same(to, domain)) {
+	} else if (mine && same(st.to, domain)) {
 		targetpresence();
 	} else if (!mine && maysay()) {
 		say("ignored: presence %.99s of %.99s: the target is %.99s",
-		    *type ? type : "(no type)", from, target);
+		    *st.type ? st.type : "(no type)", st.from, target);
 	}
 }
 
@@ -1270,10 +1276,10 @@ presence(const char *self)
 static int
 isfleeting(void)
 {
-	return !child(0, "body", NULL) &&
-	       (child(0, NULL, "http://jabber.org/protocol/chatstates") ||
-	        child(0, NULL, "urn:xmpp:receipts") ||
-	        child(0, NULL, "urn:xmpp:chat-markers:0"));
+	return !child(NULL, "body", NULL) &&
+	       (child(NULL, NULL, "http://jabber.org/protocol/chatstates") ||
+	        child(NULL, NULL, "urn:xmpp:receipts") ||
+	        child(NULL, NULL, "urn:xmpp:chat-markers:0"));
 }
 
 /* Answer the stanza with an error, from the address that was asked. Errors never
@@ -1281,11 +1287,11 @@ isfleeting(void)
 static void
 refuse(int why)
 {
-	if (same(type, "error") || (same(kind, "message") &&
-	    (same(type, "headline") || (why == GONE && isfleeting()))))
+	if (same(st.type, "error") || (same(st.kind, "message") &&
+	    (same(st.type, "headline") || (why == GONE && isfleeting()))))
 		ndropped++;
 	else
-		puterror(kind, id, to, from, why);
+		puterror(st.kind, st.id, st.to, st.from, why);
 }
 
 /* Hand a request, for which address is to answer, or a message to dst, from src and
@@ -1295,9 +1301,9 @@ static void
 handout(const char *i, const char *src, const char *address, const char *dst,
         struct resource *holder, struct resource *asker)
 {
-	const char *user = holder ? from : dst;
+	const char *user = holder ? st.from : dst;
 	uint64_t who = hash(salt, user, strcspn(user, "/"));
-	int iq = same(kind, "iq");
+	int iq = same(st.kind, "iq");
 
 	if (iq && isgreedy(user, who)) {
 		refuse(BUSY);
@@ -1316,11 +1322,11 @@ handout(const char *i, const char *src, const char *address, const char *dst,
 static const char *
 leadid(const char *name)
 {
-	const char *led = head.s + head.len;
+	const char *led = st.head.s + st.head.len;
 
-	putescaped(&head, name, strlen(name), "%/");
-	putall(&head, "/", id ? id : "", NULL);
-	put(&head, "", 1);
+	putescaped(&st.head, name, strlen(name), "%/");
+	putall(&st.head, "/", st.id ? st.id : "", NULL);
+	put(&st.head, "", 1);
 	return led;
 }
 
@@ -1330,11 +1336,11 @@ static struct resource *
 findasker(void)
 {
 	char name[PARTMAX + 1];
-	const char *own = id ? dec(name, id, '/') : NULL;
+	const char *own = st.id ? dec(name, st.id, '/') : NULL;
 	struct resource *w = own ? findmark(hash(0, name, strlen(name))) : NULL;
 
 	if (w)
-		id = own + 1;
+		st.id = own + 1;
 	return w;
 }
 
@@ -1344,7 +1350,7 @@ static void
 doubt(struct resource *w)
 {
 	if (!subscribed || now < w->trusted ||
-	    !child(child(0, "error", NULL), "service-unavailable", NS_STANZAS))
+	    !child(child(NULL, "error", NULL), "service-unavailable", NS_STANZAS))
 		return;
 	w->trusted = now + refresh * 1000LL;
 	doubted = sweeptime != NEVER;
@@ -1358,7 +1364,7 @@ doubt(struct resource *w)
 static void
 response(const char *src, const char *requester, struct resource *w, int bounced)
 {
-	int failed = same(type, "error");
+	int failed = same(st.type, "error");
 	struct request *r = findrequest(requester, src, w);
 	int holds = r && w && r->holder == w;
 
@@ -1379,10 +1385,10 @@ response(const char *src, const char *requester, struct resource *w, int bounced
 	/* if others have had it they may answer as well */
 	if (r)
 		move(r, r->tries >= 0 && r->tries < (int)retry ? DONE : FREE);
-	if (forward(id, src, requester))
+	if (forward(st.id, src, requester))
 		nanswers++;
 	else
-		puterror(kind, id, src, requester, LARGE);
+		puterror(st.kind, st.id, src, requester, LARGE);
 }
 
 /* A request or a message for the target: hand it to one of its resources. All of
@@ -1392,21 +1398,21 @@ totarget(const char *self)
 {
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
 	struct resource *w;
-	int iq = same(kind, "iq"), get;
+	int iq = same(st.kind, "iq"), get;
 
 	if (nresources == 0) {
 		refuse(iq ? NOBODY : GONE);
 		return;
 	}
-	w = choose(from, 0, NULL);
+	w = choose(st.from, 0, NULL);
 	/* rather with a get that others may have as well, as it is no part of a dialog */
-	get = same(type, "get") && retry &&
-	      strlen(from) + strlen(to) + strlen(id ? id : "") + body.len + 4 <= REQUESTSIZE;
+	get = same(st.type, "get") && retry &&
+	      strlen(st.from) + strlen(st.to) + strlen(st.id ? st.id : "") + st.body.len + 4 <= REQUESTSIZE;
 	if (iq && trial < resources + nresources && trial->pings > 4 && !trial->drains &&
 	    (get || (!relay && choice != STICKY && trial->pings > 7)))
 		w = trial;
-	if (standin(src, self, from))
-		handout(id, src, to, fulljid(dst, w), w, NULL);
+	if (standin(src, self, st.from))
+		handout(st.id, src, st.to, fulljid(dst, w), w, NULL);
 	else
 		refuse(LONGADDRESS);
 }
@@ -1419,34 +1425,34 @@ static void
 route(void)
 {
 	char self[BAREMAX + 1], outside[JIDMAX + 1], other[PARTMAX + 1], asker[JIDMAX + 1];
-	int iq = same(kind, "iq"), error = same(type, "error");
-	int asks = iq && (same(type, "get") || same(type, "set"));
-	int answers = iq && (error || same(type, "result"));
+	int iq = same(st.kind, "iq"), error = same(st.type, "error");
+	int asks = iq && (same(st.type, "get") || same(st.type, "set"));
+	int answers = iq && (error || same(st.type, "result"));
 	int mine, stranger, bounced;
 	struct resource *w;
 	const char *below;           /* the resource of our address, from its slash on */
 
-	if (!from || !*from || !to || !isours(to)) {
+	if (!st.from || !*st.from || !st.to || !isours(st.to)) {
 		drop("not from anybody to us");
 		return;
 	}
-	below = strchr(to, '/');
-	*stpncpy(self, to, below ? (size_t)(below - to) : strlen(to)) = '\0';
+	below = strchr(st.to, '/');
+	*stpncpy(self, st.to, below ? (size_t)(below - st.to) : strlen(st.to)) = '\0';
 	if (!below || !dec(other, below + 1, '\0'))
 		*other = '\0';
-	mine = istarget(from);
+	mine = istarget(st.from);
 	stranger = *other && !istarget(other) && !isours(other);
-	w = mine ? findresource(from) : NULL;
-	bounced = error && child(child(0, "error", NULL), "recipient-unavailable", NS_STANZAS);
+	w = mine ? findresource(st.from) : NULL;
+	bounced = error && child(child(NULL, "error", NULL), "recipient-unavailable", NS_STANZAS);
 	if (w && error)
 		doubt(w);
-	if (w && !same(kind, "presence") && (!bounced || w->pings < 2))
+	if (w && !same(st.kind, "presence") && (!bounced || w->pings < 2))
 		recover(w);
-	if (!mine && isours(from))
-		judge(id ? id : "");
-	else if (same(kind, "presence"))
+	if (!mine && isours(st.from))
+		judge(st.id ? st.id : "");
+	else if (same(st.kind, "presence"))
 		presence(self);
-	else if (answers && mine && !below && id && same(id, "stall"))
+	else if (answers && mine && !below && st.id && same(st.id, "stall"))
 		; /* that it is alive is all it says */
 	else if (asks && !mine && !below)
 		totarget(self);
@@ -1454,10 +1460,10 @@ route(void)
 		handout(leadid(w->name), self, outside, other, NULL, w);
 	else if (asks)
 		refuse(!mine || (relay && below) ? NOBODY : UNKNOWN);
-	else if (answers && mine && strchr(from, '/') && stranger)
+	else if (answers && mine && strchr(st.from, '/') && stranger)
 		response(self, other, w, bounced);
 	else if (answers && relay && !mine && !below && (w = findasker()) &&
-	         standin(outside, self, from))
+	         standin(outside, self, st.from))
 		response(outside, fulljid(asker, w), NULL, 0);
 	else if (iq && !answers)
 		refuse(ILLEGAL);
@@ -1465,10 +1471,10 @@ route(void)
 		drop(mine ? "no requester in the address" : "to nobody who has asked");
 	else if (!relay || (mine && !below))
 		refuse(UNKNOWN);
-	else if (child(0, "sent", NS_CARBONS) || child(0, "received", NS_CARBONS))
+	else if (child(NULL, "sent", NS_CARBONS) || child(NULL, "received", NS_CARBONS))
 		drop("a carbon copy");
 	else if (mine && stranger)
-		handout(id, self, self, other, NULL, w);
+		handout(st.id, self, self, other, NULL, w);
 	else if (!mine && !below)
 		totarget(self);
 	else
@@ -1489,7 +1495,7 @@ putdecls(const char **atts)
 		for (a = atts; *a && !same(*a, name); a += 2)
 			;
 		if (!*a)
-			putattr(&body, name, value);
+			putattr(&st.body, name, value);
 	}
 }
 
@@ -1497,10 +1503,10 @@ putdecls(const char **atts)
 static const char *
 keep(const char *s)
 {
-	size_t start = head.len;
+	size_t start = st.head.len;
 
-	put(&head, s, strlen(s) + 1);
-	return head.len > start ? head.s + start : NULL;
+	put(&st.head, s, strlen(s) + 1);
+	return st.head.len > start ? st.head.s + start : NULL;
 }
 
 /* A stanza, or the stream itself, begins. Its namespace does not go out: our
@@ -1509,32 +1515,32 @@ keep(const char *s)
 static void
 startstanza(const char *name, const char **atts)
 {
-	head.len = body.len = 0;
-	head.full = body.full = 0;
-	nnodes = 1;
-	nodes[0].depth = depth;
-	from = to = type = id = ns = NULL;
-	if (!(kind = keep(name)))
-		kind = "";
+	st.head.len = st.body.len = 0;
+	st.head.full = st.body.full = 0;
+	st.nnodes = 1;
+	st.nodes[0].depth = depth;
+	st.from = st.to = st.type = st.id = st.ns = NULL;
+	if (!(st.kind = keep(name)))
+		st.kind = "";
 	putdecls(atts);
 	for (; *atts; atts += 2)
 		if (same(atts[0], "from"))
-			from = keep(atts[1]);
+			st.from = keep(atts[1]);
 		else if (same(atts[0], "to"))
-			to = keep(atts[1]);
+			st.to = keep(atts[1]);
 		else if (same(atts[0], "type"))
-			type = keep(atts[1]);
+			st.type = keep(atts[1]);
 		else if (same(atts[0], "id"))
-			id = keep(atts[1]);
+			st.id = keep(atts[1]);
 		else if (same(atts[0], "xmlns"))
-			ns = keep(atts[1]);
+			st.ns = keep(atts[1]);
 		else
-			putattr(&body, atts[0], atts[1]);
-	if (!type)
-		type = "";
-	largest = body.len;
-	put(&body, ">", 1);
-	tagend = body.len;
+			putattr(&st.body, atts[0], atts[1]);
+	if (!st.type)
+		st.type = "";
+	st.largest = st.body.len;
+	put(&st.body, ">", 1);
+	st.tagend = st.body.len;
 }
 
 /* An element in the stanza begins. It is in the tree if there is room for it, and it
@@ -1542,28 +1548,28 @@ startstanza(const char *name, const char **atts)
 static void
 addelement(const char *name, const char **atts)
 {
-	struct node *n = nodes + nnodes;
-	size_t start = body.len;
+	struct node *n = st.nodes + st.nnodes;
+	size_t start = st.body.len;
 
-	put(&body, "<", 1);
-	put(&body, name, strlen(name));
+	put(&st.body, "<", 1);
+	put(&st.body, name, strlen(name));
 	n->depth = depth;
-	n->name = start + 1;
-	n->len = body.len - n->name;
+	n->name = n->ns = st.body.s + start + 1;
+	n->len = st.body.len - start - 1;
 	n->nslen = 0;
 	for (; *atts; atts += 2) {
-		putattr(&body, atts[0], atts[1]);
+		putattr(&st.body, atts[0], atts[1]);
 		if (same(*atts, "xmlns")) {
 			n->nslen = strlen(atts[1]);
-			n->ns = body.len - 1 - n->nslen;
+			n->ns = st.body.s + st.body.len - 1 - n->nslen;
 		}
 	}
-	n->end = body.len;
-	if (depth <= 4 && nnodes < (int)LEN(nodes) - 1 && !body.full)
-		nnodes++;
-	largest = MAX(largest, body.len - start);
-	put(&body, ">", 1);
-	tagend = body.len;
+	n->end = st.body.s + st.body.len;
+	if (depth <= 4 && st.nnodes < (int)LEN(st.nodes) - 1 && !st.body.full)
+		st.nnodes++;
+	st.largest = MAX(st.largest, st.body.len - start);
+	put(&st.body, ">", 1);
+	st.tagend = st.body.len;
 }
 
 /* ---- stream ---- */
@@ -1603,7 +1609,7 @@ handshake(void)
 	size_t i;
 
 	br_sha1_init(&sha1);
-	br_sha1_update(&sha1, id, strlen(id));
+	br_sha1_update(&sha1, st.id, strlen(st.id));
 	br_sha1_update(&sha1, secret, strlen(secret));
 	br_sha1_out(&sha1, digest);
 	for (i = 0; i < sizeof(digest); i++)
@@ -1628,11 +1634,11 @@ opened(const char **atts)
 			put(&decls, atts[0], strlen(atts[0]) + 1);
 			put(&decls, atts[1], strlen(atts[1]) + 1);
 		}
-	if (!same(kind, "stream:stream") || !id)
+	if (!same(st.kind, "stream:stream") || !st.id)
 		end(why, "bad-format");
-	else if (!isstream || !ns || !same(ns, NS_COMPONENT))
+	else if (!isstream || !st.ns || !same(st.ns, NS_COMPONENT))
 		end(why, "invalid-namespace");
-	else if (head.full || body.full || decls.full)
+	else if (st.head.full || st.body.full || decls.full)
 		end(why, "policy-violation");
 	else
 		handshake();
@@ -1643,12 +1649,12 @@ static const char *
 streamerror(void)
 {
 	static char why[LINEMAX];
-	int i = child(0, "text", NULL);
-	const char *s = body.s + nodes[i].end + 1;
+	struct node *text = child(NULL, "text", NULL);
 
-	if (!i || body.full || *s == '>')
-		return condition(0);
-	snprintf(why, sizeof(why), "%s: %.*s", condition(0), (int)strcspn(s, "<"), s);
+	if (!text || st.body.full || text->end[1] == '>')
+		return condition(NULL);
+	snprintf(why, sizeof(why), "%s: %.*s", condition(NULL),
+	         (int)strcspn(text->end + 1, "<"), text->end + 1);
 	return why;
 }
 
@@ -1657,18 +1663,18 @@ streamerror(void)
 static void
 element(void)
 {
-	int isstanza = (same(kind, "iq") || same(kind, "presence") || same(kind, "message")) &&
-	               (!ns || same(ns, NS_COMPONENT) || same(ns, NS_CLIENT) || same(ns, NS_SERVER));
+	int isstanza = (same(st.kind, "iq") || same(st.kind, "presence") || same(st.kind, "message")) &&
+	               (!st.ns || same(st.ns, NS_COMPONENT) || same(st.ns, NS_CLIENT) || same(st.ns, NS_SERVER));
 
 	if (isstanza && state == ONLINE) {
 		route();
 	} else if (isstanza) {
 		end("the server sends stanzas before the handshake is done", "bad-format");
-	} else if (same(kind, "stream:error")) {
+	} else if (same(st.kind, "stream:error")) {
 		end(streamerror(), NULL);
 	} else if (state == ONLINE) {
 		drop("not a stanza");
-	} else if (same(kind, "handshake")) {
+	} else if (same(st.kind, "handshake")) {
 		state = ONLINE;
 		onlinetime = now;
 		nconnected++;
@@ -1740,13 +1746,13 @@ endelement(void *data, const char *name)
 		return;
 	}
 	/* nothing has come since its start tag: make that an empty element's */
-	if (body.len == tagend) {
-		body.s[tagend - 1] = '/';
-		put(&body, ">", 1);
+	if (st.body.len == st.tagend) {
+		st.body.s[st.tagend - 1] = '/';
+		put(&st.body, ">", 1);
 	} else {
-		put(&body, "</", 2);
-		put(&body, name, strlen(name));
-		put(&body, ">", 1);
+		put(&st.body, "</", 2);
+		put(&st.body, name, strlen(name));
+		put(&st.body, ">", 1);
 	}
 	if (depth > 1)
 		return;
@@ -1762,8 +1768,8 @@ static void XMLCALL
 characters(void *data, const char *s, int n)
 {
 	(void)data;
-	if (depth > 1 && !body.full)
-		putescaped(&body, s, (size_t)n, "&<>\r");
+	if (depth > 1 && !st.body.full)
+		putescaped(&st.body, s, (size_t)n, "&<>\r");
 }
 
 /* What no other handler is for. Document types, comments and processing
