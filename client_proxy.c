@@ -109,8 +109,9 @@ static struct refusal {
 	[LATE]        = { "wait", "remote-server-timeout", 0 },
 	[ILLEGAL]     = { "modify", "bad-request", 0 },
 };
-static unsigned long nrequests, nuntracked, nanswers, nlate, nmessages, ndropped,
-                     nconnected;
+static struct {
+	unsigned long requests, untracked, answers, late, messages, dropped, connections;
+} count;
 static unsigned long long bytesin, bytesout;
 
 /* clock and choice */
@@ -211,9 +212,8 @@ static struct {
 /* the parser and its input */
 static XML_Parser parser;
 static size_t heap;             /* bytes that expat has allocated */
-static char in[INSIZE];
-static size_t inlen;
-static XML_Index parsed;        /* bytes the parser took before in[] */
+static struct buffer in = { (char [INSIZE]){ "" }, INSIZE, 0, 0 };
+static XML_Index parsed;        /* bytes the parser took before those in `in' */
 static int depth;
 static const char *ending;      /* why the stream has to end; NULL: it goes on */
 
@@ -222,13 +222,16 @@ static struct buffer decls = { (char [1024]){ "" }, 1024, 0, 0 }; /* of its head
 
 /* TLS, if tlspin is not empty */
 static char pins[8 * 64 + 1];   /* hexadecimal digits, up to a NUL */
-static unsigned char fingerprint[br_sha256_SIZE];
-static br_ssl_client_context tls;
-static unsigned char tlsbytes[BR_SSL_BUFSIZE_BIDI];
-static br_sha256_context certhash;
-static br_x509_decoder_context certificate;
-static br_x509_knownkey_context known; /* the server's key */
-static int ncerts;
+static struct {
+	br_ssl_client_context client;
+	unsigned char records[BR_SSL_BUFSIZE_BIDI];
+	br_x509_decoder_context certificate; /* the server's */
+	br_sha256_context hash;     /* of it */
+	unsigned char fingerprint[br_sha256_SIZE];
+	int ncerts;                 /* in its chain so far */
+	br_x509_knownkey_context known; /* what it is checked against */
+} tls;
+static br_ssl_engine_context *const eng = &tls.client.eng;
 
 /* the connection */
 static int fd = -1, state, pinged;
@@ -728,7 +731,7 @@ puterror(const char *name, const char *i, const char *f, const char *t, int why)
 	        r->type, r->condition, name);
 	if (putstanza(name, "error", i, f, t, rest, strlen(rest), 0))
 		return;
-	ndropped++;
+	count.dropped++;
 	if (maysay())
 		say("dropped: error %s to %.99s: too large", r->condition, t);
 }
@@ -854,7 +857,7 @@ track(const char *address, uint64_t who, struct resource *holder, struct resourc
 	put(&text, "", 1);
 	if (text.full) {
 		memset(text.s, 0, 2);
-		if (nuntracked++ == 0)
+		if (count.untracked++ == 0)
 			say("untracked: request from %.99s: its addresses and id are longer "
 			    "than %d bytes, and so may be others'", st.from, REQUESTSIZE);
 	}
@@ -1046,7 +1049,7 @@ checkresources(long long t)
 static void
 drop(const char *why)
 {
-	ndropped++;
+	count.dropped++;
 	if (maysay())
 		say("dropped: %.99s %.99s from %.99s to %.99s: %s", st.kind,
 		    *st.type ? st.type : "(no type)", st.from ? st.from : "(nobody)",
@@ -1289,7 +1292,7 @@ refuse(int why)
 {
 	if (same(st.type, "error") || (same(st.kind, "message") &&
 	    (same(st.type, "headline") || (why == GONE && isfleeting()))))
-		ndropped++;
+		count.dropped++;
 	else
 		puterror(st.kind, st.id, st.to, st.from, why);
 }
@@ -1310,10 +1313,10 @@ handout(const char *i, const char *src, const char *address, const char *dst,
 	} else if (!forward(i, src, dst)) {
 		refuse(LARGE);
 	} else if (iq) {
-		nrequests++;
+		count.requests++;
 		track(address, who, holder, asker);
 	} else {
-		nmessages++;
+		count.messages++;
 	}
 }
 
@@ -1375,7 +1378,7 @@ response(const char *src, const char *requester, struct resource *w, int bounced
 		return;
 	}
 	if (r && (r->list == DONE || (failed && r->tries >= 0 && !holds))) {
-		nlate++;
+		count.late++;
 		return;
 	}
 	if (holds) {
@@ -1386,7 +1389,7 @@ response(const char *src, const char *requester, struct resource *w, int bounced
 	if (r)
 		move(r, r->tries >= 0 && r->tries < (int)retry ? DONE : FREE);
 	if (forward(st.id, src, requester))
-		nanswers++;
+		count.answers++;
 	else
 		puterror(st.kind, st.id, src, requester, LARGE);
 }
@@ -1677,7 +1680,7 @@ element(void)
 	} else if (same(st.kind, "handshake")) {
 		state = ONLINE;
 		onlinetime = now;
-		nconnected++;
+		count.connections++;
 		say("online: %s at %s port %s%s", domain, host, port,
 		    *tlspin ? " with TLS" : "");
 		alive();
@@ -1844,7 +1847,7 @@ broken(void)
 
 	/* once the stream is open, a document type is bad syntax to expat */
 	if (error == XML_ERROR_INVALID_TOKEN && at >= 2 &&
-	    at < (XML_Index)inlen && !memcmp(in + at - 2, "<!D", 3))
+	    at < (XML_Index)in.len && !memcmp(in.s + at - 2, "<!D", 3))
 		end("the server sends XML that is forbidden in XMPP", "restricted-xml");
 	else if (error == XML_ERROR_NO_MEMORY)
 		end("the server sends more in one stanza than may be kept",
@@ -1853,7 +1856,7 @@ broken(void)
 		end(XML_ErrorString(error), "not-well-formed");
 }
 
-/* Parse in[inlen], up to where the out buffer has room for no other stanza: then
+/* Parse what is in `in', up to where the out buffer has room for no other stanza: then
  * the parser is held. If it stops while there is room, it is worn, and the rest is
  * for a fresh one. If the stream has to end, `ending' says why. */
 static void
@@ -1864,18 +1867,18 @@ parse(void)
 
 	while (!ending && hasroom()) {
 		status = isheld() ? XML_ResumeParser(parser) :
-		         XML_Parse(parser, in, (int)inlen, 0);
+		         XML_Parse(parser, in.s, (int)in.len, 0);
 		if (status == XML_STATUS_ERROR) {
 			broken();
 		} else if (status == XML_STATUS_OK) {
-			parsed += (XML_Index)inlen;
-			inlen = 0;
+			parsed += (XML_Index)in.len;
+			in.len = 0;
 			return;
 		} else if (hasroom()) {
 			used = (size_t)(XML_GetCurrentByteIndex(parser) +
 			                XML_GetCurrentByteCount(parser) - parsed);
-			inlen -= used;
-			memmove(in, in + used, inlen);
+			in.len -= used;
+			memmove(in.s, in.s + used, in.len);
 			newparser();
 		}
 	}
@@ -1906,9 +1909,9 @@ static void
 append(const br_x509_class **ctx, const unsigned char *s, size_t n)
 {
 	(void)ctx;
-	if (ncerts == 0) {
-		br_sha256_update(&certhash, s, n);
-		br_x509_decoder_push(&certificate, s, n);
+	if (tls.ncerts == 0) {
+		br_sha256_update(&tls.hash, s, n);
+		br_x509_decoder_push(&tls.certificate, s, n);
 	}
 }
 
@@ -1916,25 +1919,25 @@ static void
 endcert(const br_x509_class **ctx)
 {
 	(void)ctx;
-	ncerts++;
+	tls.ncerts++;
 }
 
 static unsigned
 endchain(const br_x509_class **ctx)
 {
-	const br_x509_pkey *key = br_x509_decoder_get_pkey(&certificate);
+	const br_x509_pkey *key = br_x509_decoder_get_pkey(&tls.certificate);
 	char hex[64 + 1];
 	size_t i;
 
 	(void)ctx;
 	if (key)
-		known.pkey = *key;
-	br_sha256_out(&certhash, fingerprint);
-	for (i = 0; i < sizeof(fingerprint); i++)
-		sprintf(hex + 2 * i, "%02x", fingerprint[i]);
+		tls.known.pkey = *key;
+	br_sha256_out(&tls.hash, tls.fingerprint);
+	for (i = 0; i < sizeof(tls.fingerprint); i++)
+		sprintf(hex + 2 * i, "%02x", tls.fingerprint[i]);
 	for (i = 0; pins[i]; i += 64)
 		if (!strncasecmp(pins + i, hex, 64))
-			return (unsigned)br_x509_decoder_last_error(&certificate);
+			return (unsigned)br_x509_decoder_last_error(&tls.certificate);
 	return BR_ERR_X509_NOT_TRUSTED;
 }
 
@@ -1952,28 +1955,27 @@ starttls(void)
 		BR_TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
 		BR_TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384
 	};
-	br_ssl_engine_context *e = &tls.eng;
 	int i;
 	int isname = !strchr(host, ':') && host[strspn(host, "0123456789.")];
 
-	br_ssl_client_init_full(&tls, &unused, NULL, 0);
-	br_ssl_engine_set_versions(e, BR_TLS12, BR_TLS12);
-	br_ssl_engine_set_suites(e, suites, LEN(suites));
+	br_ssl_client_init_full(&tls.client, &unused, NULL, 0);
+	br_ssl_engine_set_versions(eng, BR_TLS12, BR_TLS12);
+	br_ssl_engine_set_suites(eng, suites, LEN(suites));
 	for (i = br_md5_ID; i < br_sha256_ID; i++)
-		br_ssl_engine_set_hash(e, i, NULL);
-	br_ssl_engine_add_flags(e, BR_OPT_NO_RENEGOTIATION);
+		br_ssl_engine_set_hash(eng, i, NULL);
+	br_ssl_engine_add_flags(eng, BR_OPT_NO_RENEGOTIATION);
 	class = br_x509_knownkey_vtable;
 	class.append = append;
 	class.end_cert = endcert;
 	class.end_chain = endchain;
-	known.vtable = &class;
-	known.usages = BR_KEYTYPE_KEYX | BR_KEYTYPE_SIGN;
-	br_ssl_engine_set_x509(e, &known.vtable);
-	br_sha256_init(&certhash);
-	br_x509_decoder_init(&certificate, NULL, NULL);
-	ncerts = 0;
-	br_ssl_engine_set_buffer(e, tlsbytes, sizeof(tlsbytes), 1);
-	return br_ssl_client_reset(&tls, isname ? host : NULL, 0);
+	tls.known.vtable = &class;
+	tls.known.usages = BR_KEYTYPE_KEYX | BR_KEYTYPE_SIGN;
+	br_ssl_engine_set_x509(eng, &tls.known.vtable);
+	br_sha256_init(&tls.hash);
+	br_x509_decoder_init(&tls.certificate, NULL, NULL);
+	tls.ncerts = 0;
+	br_ssl_engine_set_buffer(eng, tls.records, sizeof(tls.records), 1);
+	return br_ssl_client_reset(&tls.client, isname ? host : NULL, 0);
 }
 
 /* Why the connection has ended. Without TLS the engine is all zero, which reads as
@@ -1982,10 +1984,10 @@ static const char *
 tlserror(void)
 {
 	static char why[256];
-	int error = br_ssl_engine_last_error(&tls.eng);
+	int error = br_ssl_engine_last_error(eng);
 	size_t i, n;
 
-	if (br_ssl_engine_current_state(&tls.eng) != BR_SSL_CLOSED)
+	if (br_ssl_engine_current_state(eng) != BR_SSL_CLOSED)
 		return "the connection was cut, TLS did not end";
 	if (error == BR_ERR_OK)
 		return "the server has closed the connection";
@@ -1997,8 +1999,8 @@ tlserror(void)
 	if (error != BR_ERR_X509_NOT_TRUSTED)
 		return why;
 	n = (size_t)sprintf(why, "the server's certificate is not in tlspin, it is ");
-	for (i = 0; i < sizeof(fingerprint); i++)
-		n += (size_t)sprintf(why + n, "%s%02X", i ? ":" : "", fingerprint[i]);
+	for (i = 0; i < sizeof(tls.fingerprint); i++)
+		n += (size_t)sprintf(why + n, "%s%02X", i ? ":" : "", tls.fingerprint[i]);
 	return why;
 }
 
@@ -2009,7 +2011,7 @@ enum { TLSUNREAD = BR_SSL_RECVAPP | BR_SSL_CLOSED };
 static unsigned
 tlshas(unsigned what)
 {
-	return *tlspin ? br_ssl_engine_current_state(&tls.eng) & what : 0;
+	return *tlspin ? br_ssl_engine_current_state(eng) & what : 0;
 }
 
 /* What the socket is to be given next, *s, and how many bytes of it there are. In
@@ -2019,25 +2021,24 @@ tlshas(unsigned what)
 static size_t
 unsent(unsigned char **s)
 {
-	br_ssl_engine_context *e = &tls.eng;
 	size_t len = out.len - outpos;
 
 	*s = (unsigned char *)out.s + outpos;
 	if (!*tlspin)
 		return len;
-	if (len > 0 && (*s = br_ssl_engine_sendapp_buf(e, &len))) {
+	if (len > 0 && (*s = br_ssl_engine_sendapp_buf(eng, &len))) {
 		len = MIN(len, out.len - outpos);
 		memcpy(*s, out.s + outpos, len);
-		br_ssl_engine_sendapp_ack(e, len);
-		br_ssl_engine_flush(e, 0);
+		br_ssl_engine_sendapp_ack(eng, len);
+		br_ssl_engine_flush(eng, 0);
 		outpos += len;
 	}
 	if (state == CLOSING && outpos == out.len && tlshas(BR_SSL_SENDAPP)) {
-		while (br_ssl_engine_recvapp_buf(e, &len))
-			br_ssl_engine_recvapp_ack(e, len);
-		br_ssl_engine_close(e);
+		while (br_ssl_engine_recvapp_buf(eng, &len))
+			br_ssl_engine_recvapp_ack(eng, len);
+		br_ssl_engine_close(eng);
 	}
-	*s = br_ssl_engine_sendrec_buf(e, &len);
+	*s = br_ssl_engine_sendrec_buf(eng, &len);
 	return len;
 }
 
@@ -2073,9 +2074,9 @@ disconnect(const char *why)
 	if (fd >= 0)
 		close(fd);
 	fd = -1;
-	br_ssl_client_zero(&tls);
+	br_ssl_client_zero(&tls.client);
 	freeparser();
-	outpos = out.len = inlen = 0;
+	outpos = out.len = in.len = 0;
 	if (server)
 		server = server->ai_next;
 	if (now - onlinetime >= backoffmax * 1000LL) {
@@ -2145,7 +2146,7 @@ hangup(const char *why)
 	forget();
 	putall(&out, "</stream:stream>", NULL);
 	freeparser();
-	inlen = 0;
+	in.len = 0;
 	state = CLOSING;
 	deadline = now + CLOSETIME;
 }
@@ -2166,7 +2167,7 @@ flush(void)
 		if (!hasroom())
 			alive();
 		if (*tlspin)
-			br_ssl_engine_sendrec_ack(&tls.eng, (size_t)n);
+			br_ssl_engine_sendrec_ack(eng, (size_t)n);
 		else
 			outpos += (size_t)n;
 	}
@@ -2174,7 +2175,7 @@ flush(void)
 		outpos = out.len;
 		shutdown(fd, SHUT_WR);
 		if (!tlshas(BR_SSL_RECVREC))
-			br_ssl_client_zero(&tls);
+			br_ssl_client_zero(&tls.client);
 	}
 	if (outpos < out.len)
 		return;
@@ -2196,13 +2197,12 @@ flush(void)
 static void
 receive(void)
 {
-	br_ssl_engine_context *e = &tls.eng;
-	unsigned char *s = (unsigned char *)in + inlen;
-	size_t len = sizeof(in) - inlen, size = len;
+	unsigned char *s = (unsigned char *)in.s + in.len;
+	size_t len = in.size - in.len, size = len;
 	ssize_t n;
 
 	if (*tlspin)
-		s = br_ssl_engine_recvrec_buf(e, &len);
+		s = br_ssl_engine_recvrec_buf(eng, &len);
 	n = s ? read(fd, s, len) : 0;
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
 		return;
@@ -2213,17 +2213,17 @@ receive(void)
 	alive();
 	len = (size_t)n;
 	if (*tlspin && s)
-		br_ssl_engine_recvrec_ack(e, len);
-	if (*tlspin && (s = br_ssl_engine_recvapp_buf(e, &len))) {
+		br_ssl_engine_recvrec_ack(eng, len);
+	if (*tlspin && (s = br_ssl_engine_recvapp_buf(eng, &len))) {
 		len = MIN(len, size);
-		memcpy(in + inlen, s, len);
-		br_ssl_engine_recvapp_ack(e, len);
+		memcpy(in.s + in.len, s, len);
+		br_ssl_engine_recvapp_ack(eng, len);
 	}
 	if (state == CLOSING)
 		return;
 	bytesin += len;
-	inlen += len;
-	if (inlen == sizeof(in) || memchr(in + inlen - len, '>', len))
+	in.len += len;
+	if (in.len == in.size || memchr(in.s + in.len - len, '>', len))
 		parse();
 }
 
@@ -2289,8 +2289,8 @@ report(void)
 		                      refusals[i].n, refusals[i].condition);
 	say("counted: %lu requests, %lu untracked, %lu answers, %lu late, %lu messages"
 	    "%s, %lu dropped, %lu connections, %d online, %d open, %llu bytes in, "
-	    "%llu bytes out", nrequests, nuntracked, nanswers, nlate, nmessages,
-	    refused, ndropped, nconnected, nresources, nopen, bytesin, bytesout + outpos);
+	    "%llu bytes out", count.requests, count.untracked, count.answers, count.late, count.messages,
+	    refused, count.dropped, count.connections, nresources, nopen, bytesin, bytesout + outpos);
 	for (w = resources; w < resources + nresources; w++)
 		say("resource: %s/%.99s: %d open, %lu handed out, %lu answered, %lu retried away, "
 		    "%lu timed out, %llu ms, %s", target, w->name, w->open, w->nhanded,
