@@ -46,6 +46,7 @@ enum { RANDOM, STICKY, LEASTBUSY, STANDBY }; /* how to choose among resources */
 #define LEN(x)        (sizeof(x) / sizeof((x)[0]))
 #define MIN(a, b)     ((a) < (b) ? (a) : (b))
 #define MAX(a, b)     ((a) > (b) ? (a) : (b))
+#define AFTER(s)      (now + (s) * 1000LL) /* so many seconds from now */
 
 /* times that no clock reaches */
 #define SWEEPING      (LLONG_MAX - 2) /* it is over, but not all that came in it is read */
@@ -264,12 +265,12 @@ say(const char *fmt, ...)
 		if (*s >= ' ' && *s <= '~')
 			line[n++] = (char)*s;
 		else
-			n += (size_t)sprintf(line + n, "%%%02X", *s);
+			n += (size_t)snprintf(line + n, 4, "%%%02X", *s);
 	line[n++] = '\n';
 	fcntl(2, F_SETFL, flags | O_NONBLOCK);
 	if (write(2, line, n) != (ssize_t)n) {
 		nunsaid++;
-		linetime = MIN(linetime, now + 1000);
+		linetime = MIN(linetime, AFTER(1));
 	}
 	fcntl(2, F_SETFL, flags);
 }
@@ -279,17 +280,19 @@ say(const char *fmt, ...)
 static int
 maysay(void)
 {
-	linetime = MIN(linetime, now + 1000);
-	return ++nlines <= LINERATE;
+	linetime = MIN(linetime, AFTER(1));
+	if (nlines++ < LINERATE)
+		return 1;
+	nunsaid++;
+	return 0;
 }
 
 /* A second is over: tell how many lines are missing. */
 static void
 sayunsaid(void)
 {
-	unsigned long n = nunsaid + (unsigned long)MAX(nlines - LINERATE, 0);
+	unsigned long n = nunsaid;
 
-	nunsaid = n;
 	nlines = 0;
 	linetime = LLONG_MAX;
 	if (n > 0)
@@ -419,7 +422,7 @@ standin(char *dst, const char *self, const char *jid)
 		if (*jid >= ' ' && *jid <= '~' && *jid != '%')
 			*end++ = *jid;
 		else
-			end += sprintf(end, "%%%02X", (unsigned char)*jid);
+			end += snprintf(end, 4, "%%%02X", (unsigned char)*jid);
 	*end = '\0';
 	return end - start <= PARTMAX;
 }
@@ -589,7 +592,7 @@ choose(const char *jid, int lost, const struct resource *loser)
 	if (how == STANDBY && last->mark != found->mark)
 		say("in charge: %s/%.99s", target, found->name);
 	*last = (struct stick){ who, found->mark,
-	                        how == STANDBY ? NEVER : now + sticktime * 1000LL };
+	                        how == STANDBY ? NEVER : AFTER(sticktime) };
 	return found;
 }
 
@@ -727,8 +730,8 @@ puterror(const char *name, const char *i, const char *f, const char *t, int why)
 	char rest[256];
 
 	r->n++;
-	sprintf(rest, "><error type='%s'><%s xmlns='" NS_STANZAS "'/></error></%s>",
-	        r->type, r->condition, name);
+	snprintf(rest, sizeof(rest), "><error type='%s'><%s xmlns='" NS_STANZAS "'/></error></%s>",
+	         r->type, r->condition, name);
 	if (putstanza(name, "error", i, f, t, rest, strlen(rest), 0))
 		return;
 	count.dropped++;
@@ -798,7 +801,7 @@ giveto(struct request *r, struct resource *w)
 			w->steptime = now;
 		if (w->pings > 4)
 			w->pings = 2;
-		checktime = stall ? MIN(checktime, now + stall * 1000LL) : NEVER;
+		checktime = stall ? MIN(checktime, AFTER(stall)) : NEVER;
 	}
 	move(r, OPEN);
 }
@@ -1065,9 +1068,9 @@ ask(int probe)
 {
 	struct resource *w;
 
-	sprintf(askid, "ask%08lx", uniform(1ULL << 32));
+	snprintf(askid, sizeof(askid), "ask%08lx", uniform(1ULL << 32));
 	putpresence(probe ? "probe" : "subscribe", askid, domain, target);
-	asktime = now + (subscribed ? refresh * 1000LL : askpause);
+	asktime = subscribed ? AFTER(refresh) : now + askpause;
 	askpause = MIN(2 * askpause, askmax * 1000LL);
 	if (probe) {
 		putping(askid, domain);
@@ -1110,16 +1113,16 @@ chores(void)
 	if (now >= sweeptime) {
 		putping(askid, domain);
 		sweeptime = SWEEPING;
-		asktime = MAX(asktime, now + refresh * 1000LL);
+		asktime = MAX(asktime, AFTER(refresh));
 	}
 	if (now >= asktime && sweeptime >= SWEEPING && hasroom())
 		ask(subscribed && !unanswered);
 	if (now >= MAX(judgetime, MIN(checktime, lists[OPEN].next->due)) &&
 	    hasroom()) {
-		sprintf(dueid, "due%08lx", uniform(1ULL << 32));
+		snprintf(dueid, sizeof(dueid), "due%08lx", uniform(1ULL << 32));
 		putping(dueid, domain);
 		duetime = now;
-		judgetime = now + refresh * 1000LL; /* unless it is back before */
+		judgetime = AFTER(refresh); /* unless it is back before */
 	}
 	/* with STANDBY another takes over at once */
 	if (choice == STANDBY && nresources > 0)
@@ -1139,7 +1142,7 @@ judge(const char *ping)
 		expire(duetime);
 		checkresources(duetime);
 	} else if (same(ping, askid) && sweeptime == UNWRITTEN) {
-		sweeptime = now + patience * 1000LL;
+		sweeptime = AFTER(patience);
 	} else if (same(ping, askid) && sweeptime == SWEEPING) {
 		sweep();
 	}
@@ -1209,7 +1212,7 @@ presenceerror(void)
 		return;
 	}
 	say("unreachable: %s: %s", target, why);
-	asktime = MIN(asktime, now + refresh * 1000LL);
+	asktime = MIN(asktime, AFTER(refresh));
 	sweeptime = UNWRITTEN;
 	*askid = '\1'; /* it is answered: nothing that comes has this id */
 }
@@ -1355,7 +1358,7 @@ doubt(struct resource *w)
 	if (!subscribed || now < w->trusted ||
 	    !child(child(NULL, "error", NULL), "service-unavailable", NS_STANZAS))
 		return;
-	w->trusted = now + refresh * 1000LL;
+	w->trusted = AFTER(refresh);
 	doubted = sweeptime != NEVER;
 	asktime = doubted ? asktime : now;
 }
@@ -1598,7 +1601,7 @@ alive(void)
 	if (state != ONLINE)
 		return;
 	pinged = 0;
-	deadline = keepalive ? now + keepalive * 1000LL : LLONG_MAX;
+	deadline = keepalive ? AFTER(keepalive) : LLONG_MAX;
 }
 
 /* Put the handshake: SHA-1 in lower-case hex of the stream id and the secret
@@ -1616,7 +1619,7 @@ handshake(void)
 	br_sha1_update(&sha1, secret, strlen(secret));
 	br_sha1_out(&sha1, digest);
 	for (i = 0; i < sizeof(digest); i++)
-		sprintf(hex + 2 * i, "%02x", digest[i]);
+		snprintf(hex + 2 * i, 3, "%02x", digest[i]);
 	putall(&out, "<handshake>", hex, "</handshake>", NULL);
 }
 
@@ -1933,8 +1936,8 @@ endchain(const br_x509_class **ctx)
 	if (key)
 		tls.known.pkey = *key;
 	br_sha256_out(&tls.hash, tls.fingerprint);
-	for (i = 0; i < sizeof(tls.fingerprint); i++)
-		sprintf(hex + 2 * i, "%02x", tls.fingerprint[i]);
+	for (i = 0; i < br_sha256_SIZE; i++)
+		snprintf(hex + 2 * i, 3, "%02x", tls.fingerprint[i]);
 	for (i = 0; pins[i]; i += 64)
 		if (!strncasecmp(pins + i, hex, 64))
 			return (unsigned)br_x509_decoder_last_error(&tls.certificate);
@@ -1983,9 +1986,10 @@ starttls(void)
 static const char *
 tlserror(void)
 {
-	static char why[256];
+	static char why[160];
+	char hex[3 * br_sha256_SIZE + 1];
 	int error = br_ssl_engine_last_error(eng);
-	size_t i, n;
+	size_t i;
 
 	if (br_ssl_engine_current_state(eng) != BR_SSL_CLOSED)
 		return "the connection was cut, TLS did not end";
@@ -1994,13 +1998,13 @@ tlserror(void)
 	if (error == BR_ERR_UNSUPPORTED_VERSION || error == BR_ERR_BAD_VERSION ||
 	    error == BR_ERR_RECV_FATAL_ALERT + 70)
 		return "the server does not speak TLS 1.2";
-	sprintf(why, "TLS failed: error %d of BearSSL, above %d an alert of the server",
-	        error, BR_ERR_RECV_FATAL_ALERT);
-	if (error != BR_ERR_X509_NOT_TRUSTED)
-		return why;
-	n = (size_t)sprintf(why, "the server's certificate is not in tlspin, it is ");
-	for (i = 0; i < sizeof(tls.fingerprint); i++)
-		n += (size_t)sprintf(why + n, "%s%02X", i ? ":" : "", tls.fingerprint[i]);
+	for (i = 0; i < br_sha256_SIZE; i++)
+		snprintf(hex + 3 * i, 4, ":%02X", tls.fingerprint[i]);
+	if (error == BR_ERR_X509_NOT_TRUSTED)
+		snprintf(why, sizeof(why), "the server's certificate is not in tlspin, it is %s", hex + 1);
+	else
+		snprintf(why, sizeof(why), "TLS failed: error %d of BearSSL, above %d an alert of "
+		         "the server", error, BR_ERR_RECV_FATAL_ALERT);
 	return why;
 }
 
@@ -2125,7 +2129,7 @@ attempt(void)
 		return;
 	}
 	state = CONNECTING;
-	deadline = now + patience * 1000LL;
+	deadline = AFTER(patience);
 	fd = socket(server->ai_family, server->ai_socktype, server->ai_protocol);
 	if (fd < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
 	    (connect(fd, server->ai_addr, server->ai_addrlen) < 0 &&
@@ -2185,7 +2189,7 @@ flush(void)
 		return;
 	/* only now what was in it begins to wait for its answer */
 	for (r = lists[OPEN].prev; r->due == UNWRITTEN; r = r->prev)
-		r->due = answertime ? now + answertime * 1000LL : NEVER;
+		r->due = answertime ? AFTER(answertime) : NEVER;
 	if (state == CLOSING)
 		shutdown(fd, SHUT_WR);
 }
@@ -2246,7 +2250,7 @@ finishconnect(void)
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	nrounds = 0;
 	state = OPENING;
-	deadline = now + patience * 1000LL;
+	deadline = AFTER(patience);
 	putall(&out, "<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
 	       "' xmlns:stream='" NS_STREAM "'", NULL);
 	putattr(&out, "to", domain);
