@@ -63,9 +63,9 @@ enum { RANDOM, STICKY, LEASTBUSY, STANDBY }; /* how to choose among resources */
 enum {
 	PARTMAX  = 1023,            /* bytes of each part of a JID, RFC 7622 3.1 */
 	BAREMAX  = 2 * PARTMAX + 1,
-	JIDMAX   = 3 * PARTMAX + 5, /* with what standin() writes before it gives up */
-	RESERVE  = 8192,            /* bytes of the out buffer for pings, probes and the end */
-	LARGETAG = 2048,            /* bytes of a tag; white space follows a larger one */
+	JIDMAX   = 3 * PARTMAX + 5, /* with what encode() writes before it gives up */
+	OWNROOM  = 8192,            /* bytes of the out buffer for pings, probes and the end */
+	PADABOVE = 2048,            /* bytes of a tag: white space follows a larger one */
 	FIRSTPAUSE = 1000,          /* ms before the first reconnect, at most */
 	CLOSETIME  = 500,           /* ms for the last bytes, then the socket is closed */
 	TIMEMAX    = 30 * 86400,    /* s, of any setting */
@@ -76,7 +76,7 @@ enum {
 
 /* One stanza must fit with what else has to go out, and so must the header of our
  * stream before it: until TLS is up, that waits while we read. */
-typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + 2 * RESERVE ? 1 : -1];
+typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + 2 * OWNROOM ? 1 : -1];
 
 /* Bytes in a fixed place, with one more for a NUL; full: some did not fit. */
 struct buffer {
@@ -179,16 +179,24 @@ static int nopen, shedding;     /* without an answer; some were refused lately *
 static int shares[2][SHARES];   /* of nopen, each requester's: the less of two places */
 
 /* the target's presence subscription */
-static int subscribed, doubted; /* somebody may have left during a probe: probe again */
-static char askid[16];          /* the id of what we have asked last */
-static long long asktime, askpause; /* to ask next */
+static int subscribed;
+static struct {
+	char id[16];                /* of what we have asked last */
+	long long next;             /* when to ask next */
+	long long pause;            /* ms, until then, while we are not subscribed */
+} ask;
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
-static char dueid[16];          /* the id of our last ping for what is due, */
-static long long duetime;       /* when it was sent, and when to send the next */
-static long long judgetime;
-static int heard, unanswered;   /* presence came since, 2: of who was there before; so
-                                 * many probes before it brought none */
+static int doubted;             /* somebody may have left during it: probe again */
+static int seen;                /* presence came since, 2: of who was there before */
+static int unanswered;          /* probes before it that brought none */
+
+/* our last ping for what is due */
+static struct {
+	char id[16];
+	long long sent;
+	long long next;             /* when to send another */
+} due;
 
 /* the out buffer: what is behind outpos waits to be written */
 static struct buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
@@ -197,7 +205,7 @@ static size_t outpos;
 /* the stanza that is being read */
 static struct {
 	const char *kind, *from, *to, *type, *id, *ns;
-	struct buffer head;         /* holds these, */
+	struct buffer attrs;        /* holds these, */
 	struct buffer body;         /* and this all else, as it goes out */
 	/* the elements in body, two levels deep; the first is the stanza itself, the
 	 * last any that is not looked at */
@@ -206,7 +214,7 @@ static struct {
 	size_t tagend;              /* where the last start tag in body has ended */
 	size_t largest;             /* bytes of its largest tag */
 } st = {
-	.head = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 },
+	.attrs = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 },
 	.body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 }
 };
 
@@ -414,7 +422,7 @@ isutf8(const char *str)
  * server on the way may refuse it, as mixed directions of writing (RFC 3454 6).
  * 0 if it is too long. */
 static int
-standin(char *dst, const char *self, const char *jid)
+encode(char *dst, const char *self, const char *jid)
 {
 	char *start = stpcpy(stpcpy(dst, self), "/"), *end = start;
 
@@ -431,7 +439,7 @@ standin(char *dst, const char *self, const char *jid)
  * dst[PARTMAX + 1]. Returns where that is; NULL if src is none: written out as it
  * came it could make ill-formed XML of our stream. */
 static const char *
-dec(char *dst, const char *src, char stop)
+decode(char *dst, const char *src, char stop)
 {
 	char hex[3] = "", *s = dst;
 
@@ -502,7 +510,7 @@ addresource(const char *name)
 	struct resource *w = findmark(mark);
 
 	if (w) {
-		heard = w->missed ? 2 : heard;
+		seen = w->missed ? 2 : seen;
 		w->missed = 0;
 	} else if (len == 0 || len > PARTMAX) {
 		say("ignored: %s/%.99s: not a legal resource", target, name);
@@ -517,7 +525,7 @@ addresource(const char *name)
 		    target, name, nresources);
 		toomany = 1;
 	} else {
-		heard = 2; /* it was there before, and the dead may fill the table */
+		seen = 2; /* it was there before, and the dead may fill the table */
 	}
 	return w;
 }
@@ -680,78 +688,79 @@ putattr(struct buffer *b, const char *name, const char *value)
 static int
 hasroom(void)
 {
-	return OUTSIZE - out.len >= MAXSTANZA + RESERVE;
+	return OUTSIZE - out.len >= MAXSTANZA + OWNROOM;
 }
 
-/* Put a stanza: its name, its attributes, but for those that are NULL, and the rest of
- * it, in which the largest tag has `tag' bytes. It goes out whole or not at all: 0 if
- * there is no room or it is larger than servers take. White space follows a large tag:
- * a server whose expat defers parsing (see newparser) looks at it again when twice as
- * much has come, and all that follows waits with it. */
+/* Put a stanza: its name, its attributes, omitting those that are NULL, and the rest
+ * of it, in which the largest tag has `tag' bytes. It goes out whole or not at all: 0
+ * if there is no room or it is larger than servers take. White space follows a large
+ * tag: a server whose expat defers parsing (see newparser) looks at it again when
+ * twice as much has come, and all that follows waits with it. */
 static int
-putstanza(const char *name, const char *t, const char *i, const char *f,
-          const char *d, const char *rest, size_t len, size_t tag)
+putstanza(const char *name, const char *type, const char *id, const char *from,
+          const char *to, const char *rest, size_t len, size_t tag)
 {
 	size_t start = out.len;
 
 	out.full = 0;
 	put(&out, "<", 1);
 	put(&out, name, strlen(name));
-	putattr(&out, "type", t);
-	putattr(&out, "id", i);
-	putattr(&out, "from", f);
-	putattr(&out, "to", d);
+	putattr(&out, "type", type);
+	putattr(&out, "id", id);
+	putattr(&out, "from", from);
+	putattr(&out, "to", to);
 	tag += out.len - start;
 	put(&out, rest, len);
 	if (out.full || out.len - start > MAXSTANZA) {
 		out.len = start;
 		return 0;
 	}
-	if (tag > LARGETAG)
+	if (tag > PADABOVE)
 		for (; tag > 0 && out.len - start < MAXSTANZA; tag--)
 			put(&out, " ", 1);
 	return 1;
 }
 
-/* Put the stanza with id i, from f, to t. 0 if it is too large. */
+/* Put the stanza that is being read with these attributes. 0 if it is too large. */
 static int
-forward(const char *i, const char *f, const char *t)
+forward(const char *id, const char *from, const char *to)
 {
-	if (st.head.full || st.body.full)
-		return 0;
-	return putstanza(st.kind, *st.type ? st.type : NULL, i, f, t, st.body.s, st.body.len, st.largest);
+	const char *type = *st.type ? st.type : NULL;
+
+	return !st.attrs.full && !st.body.full &&
+	       putstanza(st.kind, type, id, from, to, st.body.s, st.body.len, st.largest);
 }
 
-/* Put an error (RFC 6120 8.3) about a stanza with this name and id, from f, to t. */
+/* Put an error (RFC 6120 8.3) about a stanza with this name and id. */
 static void
-puterror(const char *name, const char *i, const char *f, const char *t, int why)
+puterror(const char *name, const char *id, const char *from, const char *to, int why)
 {
 	struct refusal *r = refusals + why;
 	char rest[256];
 
 	r->n++;
-	snprintf(rest, sizeof(rest), "><error type='%s'><%s xmlns='" NS_STANZAS "'/></error></%s>",
-	         r->type, r->condition, name);
-	if (putstanza(name, "error", i, f, t, rest, strlen(rest), 0))
+	snprintf(rest, sizeof(rest), "><error type='%s'><%s xmlns='" NS_STANZAS
+	         "'/></error></%s>", r->type, r->condition, name);
+	if (putstanza(name, "error", id, from, to, rest, strlen(rest), 0))
 		return;
 	count.dropped++;
 	if (maysay())
-		say("dropped: error %s to %.99s: too large", r->condition, t);
+		say("dropped: error %s to %.99s: too large", r->condition, to);
 }
 
 static void
-putpresence(const char *t, const char *i, const char *f, const char *d)
+putpresence(const char *type, const char *id, const char *from, const char *to)
 {
-	putstanza("presence", t, i, f, d, "/>", 2, 0);
+	putstanza("presence", type, id, from, to, "/>", 2, 0);
 }
 
-/* Put a ping (XEP-0199) to d. One to ourselves comes back from the server. */
+/* Put a ping (XEP-0199). One to ourselves comes back from the server. */
 static void
-putping(const char *i, const char *d)
+putping(const char *id, const char *to)
 {
 	const char *rest = "><ping xmlns='urn:xmpp:ping'/></iq>";
 
-	putstanza("iq", "get", i, domain, d, rest, strlen(rest), 0);
+	putstanza("iq", "get", id, domain, to, rest, strlen(rest), 0);
 }
 
 /* ---- requests ---- */
@@ -914,7 +923,7 @@ takeback(const struct resource *w, int each)
 /* A resource, or with NULL each of them, has left. The last takes its place in the
  * table, so that there are no holes. */
 static void
-gone(struct resource *w)
+removeresource(struct resource *w)
 {
 	struct resource *last = w ? resources + nresources - 1 : NULL;
 	struct request *r;
@@ -949,21 +958,21 @@ gone(struct resource *w)
 /* Forget requests and resources, and what the stream has said: without the connection
  * that they were handed out on, nobody can answer them any more. */
 static void
-forget(void)
+reset(void)
 {
 	int i;
 
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(buckets, 0, sizeof(buckets));
 	memset(shares, 0, sizeof(shares));
-	judgetime = nused = nopen = shedding = depth = subscribed = unanswered = 0;
+	due.next = nused = nopen = shedding = depth = subscribed = unanswered = 0;
 	checktime = NEVER;
 	for (i = 0; i < LISTS; i++)
 		lists[i].prev = lists[i].next = lists + i;
 	lists[OPEN].due = NEVER;
 	for (i = 0; i < MAXREQUESTS; i++)
 		spare[i] = i;
-	gone(NULL);
+	removeresource(NULL);
 }
 
 /* Give up what was due at time t. */
@@ -996,23 +1005,23 @@ static void
 settle(struct request *r)
 {
 	const char *requester = texts[r->text], *address = requester + strlen(requester) + 1;
-	const char *i = address + strlen(address) + 1, *rest = i + strlen(i) + 1;
+	const char *id = address + strlen(address) + 1, *rest = id + strlen(id) + 1;
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
 	struct resource *w;
 
 	if (!r->hasid)
-		i = NULL;
+		id = NULL;
 	if (r->due > 0 && r->tries > 0 && nresources > (r->holder != NULL)) {
 		w = choose(requester, 1, r->holder);
-		standin(src, address, requester);
-		if (putstanza("iq", "get", i, src, fulljid(dst, w), rest, strlen(rest), strlen(rest))) {
+		encode(src, address, requester);
+		if (putstanza("iq", "get", id, src, fulljid(dst, w), rest, strlen(rest), strlen(rest))) {
 			r->tries--;
 			giveto(r, w);
 			return;
 		}
 	}
 	if (*requester)
-		puterror("iq", i, address, requester, r->due > 0 ? GONE : LATE);
+		puterror("iq", id, address, requester, r->due > 0 ? GONE : LATE);
 	move(r, *requester ? DONE : FREE);
 }
 
@@ -1064,20 +1073,20 @@ drop(const char *why)
  * ourselves follows the probe: once it is back, the server has read both. On
  * Prosody a probe before the subscription would withdraw the request for it. */
 static void
-ask(int probe)
+askpresence(int probe)
 {
 	struct resource *w;
 
-	snprintf(askid, sizeof(askid), "ask%08lx", uniform(1ULL << 32));
-	putpresence(probe ? "probe" : "subscribe", askid, domain, target);
-	asktime = subscribed ? AFTER(refresh) : now + askpause;
-	askpause = MIN(2 * askpause, askmax * 1000LL);
+	snprintf(ask.id, sizeof(ask.id), "ask%08lx", uniform(1ULL << 32));
+	putpresence(probe ? "probe" : "subscribe", ask.id, domain, target);
+	ask.next = subscribed ? AFTER(refresh) : now + ask.pause;
+	ask.pause = MIN(2 * ask.pause, askmax * 1000LL);
 	if (probe) {
-		putping(askid, domain);
+		putping(ask.id, domain);
 		/* one that follows another too soon only takes its place */
 		for (w = resources; sweeptime == NEVER && w < resources + nresources; w++)
 			w->missed++;
-		heard = doubted = 0;
+		seen = doubted = 0;
 	}
 	sweeptime = probe ? UNWRITTEN : NEVER;
 }
@@ -1091,18 +1100,18 @@ sweep(void)
 	struct resource *w;
 
 	sweeptime = NEVER;
-	asktime = doubted ? now : asktime;
-	if (!heard && unanswered++ == 0) {
+	ask.next = doubted ? now : ask.next;
+	if (!seen && unanswered++ == 0) {
 		say("unanswered: a probe of %s: subscribing again", target);
-		asktime = now;
+		ask.next = now;
 	}
 	for (w = resources + nresources; w-- > resources;)
-		if (heard < 2)
+		if (seen < 2)
 			w->missed = 0;
 		else if (w->missed > 1)
-			gone(w);
+			removeresource(w);
 		else if (w->missed)
-			asktime = now;
+			ask.next = now;
 }
 
 /* Do what is due while online. Answers may still be on their way, here or in the
@@ -1111,18 +1120,18 @@ static void
 chores(void)
 {
 	if (now >= sweeptime) {
-		putping(askid, domain);
+		putping(ask.id, domain);
 		sweeptime = SWEEPING;
-		asktime = MAX(asktime, AFTER(refresh));
+		ask.next = MAX(ask.next, AFTER(refresh));
 	}
-	if (now >= asktime && sweeptime >= SWEEPING && hasroom())
-		ask(subscribed && !unanswered);
-	if (now >= MAX(judgetime, MIN(checktime, lists[OPEN].next->due)) &&
+	if (now >= ask.next && sweeptime >= SWEEPING && hasroom())
+		askpresence(subscribed && !unanswered);
+	if (now >= MAX(due.next, MIN(checktime, lists[OPEN].next->due)) &&
 	    hasroom()) {
-		snprintf(dueid, sizeof(dueid), "due%08lx", uniform(1ULL << 32));
-		putping(dueid, domain);
-		duetime = now;
-		judgetime = AFTER(refresh); /* unless it is back before */
+		snprintf(due.id, sizeof(due.id), "due%08lx", uniform(1ULL << 32));
+		putping(due.id, domain);
+		due.sent = now;
+		due.next = AFTER(refresh); /* unless it is back before */
 	}
 	/* with STANDBY another takes over at once */
 	if (choice == STANDBY && nresources > 0)
@@ -1137,25 +1146,25 @@ chores(void)
 static void
 judge(const char *ping)
 {
-	if (same(ping, dueid) && *ping) {
-		judgetime = now + 100; /* so that this is not all we do */
-		expire(duetime);
-		checkresources(duetime);
-	} else if (same(ping, askid) && sweeptime == UNWRITTEN) {
+	if (same(ping, due.id) && *ping) {
+		due.next = now + 100; /* so that this is not all we do */
+		expire(due.sent);
+		checkresources(due.sent);
+	} else if (same(ping, ask.id) && sweeptime == UNWRITTEN) {
 		sweeptime = AFTER(patience);
-	} else if (same(ping, askid) && sweeptime == SWEEPING) {
+	} else if (same(ping, ask.id) && sweeptime == SWEEPING) {
 		sweep();
 	}
 }
 
 /* The target or its server does not let us see its presence. */
 static void
-denied(const char *why)
+losetarget(const char *why)
 {
 	say("not subscribed: %s: %s", target, why);
-	gone(NULL);
+	removeresource(NULL);
 	if (subscribed)
-		asktime = now + (askpause = askmin * 1000LL);
+		ask.next = now + (ask.pause = askmin * 1000LL);
 	subscribed = unanswered = 0;
 	sweeptime = NEVER;
 }
@@ -1202,19 +1211,19 @@ presenceerror(void)
 	struct node *error = child(NULL, "error", NULL);
 	const char *why = condition(error);
 
-	if (strchr(st.from, '/') || !st.id || !same(st.id, askid))
+	if (strchr(st.from, '/') || !st.id || !same(st.id, ask.id))
 		return;
 	if (error)
 		*error->end = '\0';
 	if (strncmp(why, "remote-server-", 14) &&
 	    !(error && strstr(error->name, " type='wait'"))) {
-		denied(why);
+		losetarget(why);
 		return;
 	}
 	say("unreachable: %s: %s", target, why);
-	asktime = MIN(asktime, AFTER(refresh));
+	ask.next = MIN(ask.next, AFTER(refresh));
 	sweeptime = UNWRITTEN;
-	*askid = '\1'; /* it is answered: nothing that comes has this id */
+	*ask.id = '\1'; /* it is answered: nothing that comes has this id */
 }
 
 /* Presence from the target to our domain. */
@@ -1227,7 +1236,7 @@ targetpresence(void)
 	int leaves = same(st.type, "unavailable"), drains;
 
 	if (!*st.type || leaves) {
-		heard = MAX(heard, 1);
+		seen = MAX(seen, 1);
 		unanswered = 0;
 	}
 	if (!*st.type && name && !strncmp(name + 1, prefix, strlen(prefix))) {
@@ -1241,14 +1250,14 @@ targetpresence(void)
 			say("%s: %s/%.99s", drains ? "draining" : "back", target, w->name);
 		}
 	} else if (leaves && (!name || w)) {
-		gone(w);
+		removeresource(w);
 	} else if (same(st.type, "subscribed")) {
 		if (!subscribed)
 			say("subscribed: %s", target);
 		subscribed = 1;
-		ask(1);
+		askpresence(1);
 	} else if (same(st.type, "unsubscribed")) {
-		denied("it refuses or has withdrawn the subscription");
+		losetarget("it refuses or has withdrawn the subscription");
 	} else if (same(st.type, "error")) {
 		presenceerror();
 	}
@@ -1257,7 +1266,7 @@ targetpresence(void)
 /* Presence to self, an address of ours. Only what our domain is told says who is
  * online. */
 static void
-presence(const char *self)
+handlepresence(const char *self)
 {
 	int subscribes = same(st.type, "subscribe"), mine = istarget(st.from);
 
@@ -1268,7 +1277,7 @@ presence(const char *self)
 			putpresence(NULL, NULL, self, st.from);
 		/* the roster of a fresh installation may know us only now */
 		if (mine && subscribes && (!subscribed || unanswered))
-			asktime = MIN(asktime, now + 500);
+			ask.next = MIN(ask.next, now + 500);
 	} else if (mine && same(st.to, domain)) {
 		targetpresence();
 	} else if (!mine && maysay()) {
@@ -1300,20 +1309,20 @@ refuse(int why)
 		puterror(st.kind, st.id, st.to, st.from, why);
 }
 
-/* Hand a request, for which address is to answer, or a message to dst, from src and
- * with id i: to resource `holder' of the target, or from `asker' to a user. Either way
+/* Hand a request, for which address is to answer, or a message out with these
+ * attributes: to resource `holder' of the target, or from `asker' to a user. Either way
  * it is the user whose share counts: he could keep requests of others open. */
 static void
-handout(const char *i, const char *src, const char *address, const char *dst,
+handout(const char *id, const char *from, const char *address, const char *to,
         struct resource *holder, struct resource *asker)
 {
-	const char *user = holder ? st.from : dst;
+	const char *user = holder ? st.from : to;
 	uint64_t who = hash(salt, user, strcspn(user, "/"));
 	int iq = same(st.kind, "iq");
 
 	if (iq && isgreedy(user, who)) {
 		refuse(BUSY);
-	} else if (!forward(i, src, dst)) {
+	} else if (!forward(id, from, to)) {
 		refuse(LARGE);
 	} else if (iq) {
 		count.requests++;
@@ -1324,15 +1333,15 @@ handout(const char *i, const char *src, const char *address, const char *dst,
 }
 
 /* With relay the name of the resource that asks leads the id of its request, with a
- * slash behind it: r/x. Make that, in head; what does not fit will not go out. */
+ * slash behind it: r/x. Make that, in attrs; what does not fit will not go out. */
 static const char *
 leadid(const char *name)
 {
-	const char *led = st.head.s + st.head.len;
+	const char *led = st.attrs.s + st.attrs.len;
 
-	putescaped(&st.head, name, strlen(name), "%/");
-	putall(&st.head, "/", st.id ? st.id : "", NULL);
-	put(&st.head, "", 1);
+	putescaped(&st.attrs, name, strlen(name), "%/");
+	putall(&st.attrs, "/", st.id ? st.id : "", NULL);
+	put(&st.attrs, "", 1);
 	return led;
 }
 
@@ -1342,7 +1351,7 @@ static struct resource *
 findasker(void)
 {
 	char name[PARTMAX + 1];
-	const char *own = st.id ? dec(name, st.id, '/') : NULL;
+	const char *own = st.id ? decode(name, st.id, '/') : NULL;
 	struct resource *w = own ? findmark(hash(0, name, strlen(name))) : NULL;
 
 	if (w)
@@ -1360,7 +1369,7 @@ doubt(struct resource *w)
 		return;
 	w->trusted = AFTER(refresh);
 	doubted = sweeptime != NEVER;
-	asktime = doubted ? asktime : now;
+	ask.next = doubted ? ask.next : now;
 }
 
 /* An answer, from src, one of our addresses, to the requester; resource w has sent
@@ -1368,7 +1377,7 @@ doubt(struct resource *w)
  * failed only who has it can say: the error of who had it before was expected; and if
  * its server says for it that it is not there (bounced), others are asked. */
 static void
-response(const char *src, const char *requester, struct resource *w, int bounced)
+passanswer(const char *src, const char *requester, struct resource *w, int bounced)
 {
 	int failed = same(st.type, "error");
 	struct request *r = findrequest(requester, src, w);
@@ -1417,7 +1426,7 @@ totarget(const char *self)
 	if (iq && trial < resources + nresources && trial->pings > 4 && !trial->drains &&
 	    (get || (!relay && choice != STICKY && trial->pings > 7)))
 		w = trial;
-	if (standin(src, self, st.from))
+	if (encode(src, self, st.from))
 		handout(st.id, src, st.to, fulljid(dst, w), w, NULL);
 	else
 		refuse(LONGADDRESS);
@@ -1444,7 +1453,7 @@ route(void)
 	}
 	below = strchr(st.to, '/');
 	*stpncpy(self, st.to, below ? (size_t)(below - st.to) : strlen(st.to)) = '\0';
-	if (!below || !dec(other, below + 1, '\0'))
+	if (!below || !decode(other, below + 1, '\0'))
 		*other = '\0';
 	mine = istarget(st.from);
 	stranger = *other && !istarget(other) && !isours(other);
@@ -1457,20 +1466,20 @@ route(void)
 	if (!mine && isours(st.from))
 		judge(st.id ? st.id : "");
 	else if (same(st.kind, "presence"))
-		presence(self);
+		handlepresence(self);
 	else if (answers && mine && !below && st.id && same(st.id, "stall"))
 		; /* that it is alive is all it says */
 	else if (asks && !mine && !below)
 		totarget(self);
-	else if (asks && relay && w && stranger && standin(outside, self, other))
+	else if (asks && relay && w && stranger && encode(outside, self, other))
 		handout(leadid(w->name), self, outside, other, NULL, w);
 	else if (asks)
 		refuse(!mine || (relay && below) ? NOBODY : UNKNOWN);
 	else if (answers && mine && strchr(st.from, '/') && stranger)
-		response(self, other, w, bounced);
+		passanswer(self, other, w, bounced);
 	else if (answers && relay && !mine && !below && (w = findasker()) &&
-	         standin(outside, self, st.from))
-		response(outside, fulljid(asker, w), NULL, 0);
+	         encode(outside, self, st.from))
+		passanswer(outside, fulljid(asker, w), NULL, 0);
 	else if (iq && !answers)
 		refuse(ILLEGAL);
 	else if (iq)
@@ -1505,14 +1514,14 @@ putdecls(const char **atts)
 	}
 }
 
-/* Keep a string in head. Returns it, or NULL if it does not fit. */
+/* Keep a string in attrs. Returns it, or NULL if it does not fit. */
 static const char *
 keep(const char *s)
 {
-	size_t start = st.head.len;
+	size_t start = st.attrs.len;
 
-	put(&st.head, s, strlen(s) + 1);
-	return st.head.len > start ? st.head.s + start : NULL;
+	put(&st.attrs, s, strlen(s) + 1);
+	return st.attrs.len > start ? st.attrs.s + start : NULL;
 }
 
 /* A stanza, or the stream itself, begins. Its namespace does not go out: our
@@ -1521,8 +1530,8 @@ keep(const char *s)
 static void
 startstanza(const char *name, const char **atts)
 {
-	st.head.len = st.body.len = 0;
-	st.head.full = st.body.full = 0;
+	st.attrs.len = st.body.len = 0;
+	st.attrs.full = st.body.full = 0;
 	st.nnodes = 1;
 	st.nodes[0].depth = depth;
 	st.from = st.to = st.type = st.id = st.ns = NULL;
@@ -1626,7 +1635,7 @@ handshake(void)
 /* The server's stream header has come: remember the prefixes that it declares; our
  * own declares `stream' too. Then authenticate. */
 static void
-opened(const char **atts)
+startstream(const char **atts)
 {
 	static const char why[] = "this is no component port: its stream header is not one";
 	int isstream = 0;
@@ -1644,7 +1653,7 @@ opened(const char **atts)
 		end(why, "bad-format");
 	else if (!isstream || !st.ns || !same(st.ns, NS_COMPONENT))
 		end(why, "invalid-namespace");
-	else if (st.head.full || st.body.full || decls.full)
+	else if (st.attrs.full || st.body.full || decls.full)
 		end(why, "policy-violation");
 	else
 		handshake();
@@ -1667,7 +1676,7 @@ streamerror(void)
 /* An element of the stream has come. Once the server has accepted the handshake we
  * are online. */
 static void
-element(void)
+handleelement(void)
 {
 	int isstanza = (same(st.kind, "iq") || same(st.kind, "presence") || same(st.kind, "message")) &&
 	               (!st.ns || same(st.ns, NS_COMPONENT) || same(st.ns, NS_CLIENT) || same(st.ns, NS_SERVER));
@@ -1687,8 +1696,8 @@ element(void)
 		say("online: %s at %s port %s%s", domain, host, port,
 		    *tlspin ? " with TLS" : "");
 		alive();
-		askpause = askmin * 1000LL;
-		ask(0);
+		ask.pause = askmin * 1000LL;
+		askpresence(0);
 	}
 }
 
@@ -1740,7 +1749,7 @@ startelement(void *data, const char *name, const char **atts)
 	else
 		startstanza(name, atts);
 	if (depth == 1)
-		opened(atts);
+		startstream(atts);
 }
 
 static void XMLCALL
@@ -1762,7 +1771,7 @@ endelement(void *data, const char *name)
 	}
 	if (depth > 1)
 		return;
-	element();
+	handleelement();
 	/* worn: it remembers too much, or may soon have counted more bytes than a long
 	 * holds on 32-bit machines */
 	if (!ending && (!hasroom() || heap > PARSERSOFT || parsed > 1L << 30))
@@ -1831,7 +1840,7 @@ newparser(void)
 
 /* 1 if the parser is suspended. */
 static int
-isheld(void)
+issuspended(void)
 {
 	XML_ParsingStatus status;
 
@@ -1843,7 +1852,7 @@ isheld(void)
 
 /* The parser gave up, or a handler has told it to. */
 static void
-broken(void)
+endbroken(void)
 {
 	enum XML_Error error = XML_GetErrorCode(parser);
 	XML_Index at = XML_GetCurrentByteIndex(parser) - parsed;
@@ -1869,10 +1878,10 @@ parse(void)
 	size_t used;
 
 	while (!ending && hasroom()) {
-		status = isheld() ? XML_ResumeParser(parser) :
+		status = issuspended() ? XML_ResumeParser(parser) :
 		         XML_Parse(parser, in.s, (int)in.len, 0);
 		if (status == XML_STATUS_ERROR) {
-			broken();
+			endbroken();
 		} else if (status == XML_STATUS_OK) {
 			parsed += (XML_Index)in.len;
 			in.len = 0;
@@ -2074,7 +2083,7 @@ disconnect(const char *why)
 		            sizeof(address), NULL, 0, NI_NUMERICHOST);
 		say("connect: %s port %s: %s", address, port, why);
 	}
-	forget();
+	reset();
 	if (fd >= 0)
 		close(fd);
 	fd = -1;
@@ -2147,7 +2156,7 @@ hangup(const char *why)
 	if (state < OPENING)
 		exit(0);
 	ending = NULL;
-	forget();
+	reset();
 	putall(&out, "</stream:stream>", NULL);
 	freeparser();
 	in.len = 0;
@@ -2306,7 +2315,7 @@ report(void)
 static int
 isreading(void)
 {
-	return state >= OPENING && !ending && !isheld() && hasroom() &&
+	return state >= OPENING && !ending && !issuspended() && hasroom() &&
 	       (!*tlspin || tlshas(TLSUNREAD | BR_SSL_RECVREC));
 }
 
@@ -2325,11 +2334,11 @@ run(void)
 			p[1].events |= POLLOUT;
 		next = MIN(deadline, linetime);
 		if (state == ONLINE && isreading())
-			next = MIN(MIN(next, sweeptime < SWEEPING ? sweeptime : asktime),
-			           MAX(judgetime, MIN(checktime, lists[OPEN].next->due)));
+			next = MIN(MIN(next, sweeptime < SWEEPING ? sweeptime : ask.next),
+			           MAX(due.next, MIN(checktime, lists[OPEN].next->due)));
 		/* nothing else will wake us for these */
 		if (state >= OPENING && hasroom() &&
-		    (isheld() || tlshas(TLSUNREAD) || lists[FAILED].next != lists + FAILED))
+		    (issuspended() || tlshas(TLSUNREAD) || lists[FAILED].next != lists + FAILED))
 			next = now;
 		n = poll(p, 2, (int)MIN(MAX(next - now, 0), INT_MAX));
 		now = milliseconds();
@@ -2343,7 +2352,7 @@ run(void)
 			hangup("signal");
 		if (state == CONNECTING && p[1].revents)
 			finishconnect();
-		if (isheld())
+		if (issuspended())
 			parse();
 		if (isreading() && ((p[1].revents & ~POLLOUT) || tlshas(TLSUNREAD)))
 			receive();
@@ -2462,7 +2471,7 @@ main(int argc, char *argv[])
 	check(n < 0 || close(n) < 0 || setrlimit(RLIMIT_CORE, &none) < 0, "start", NULL);
 	setsignals();
 	now = milliseconds();
-	forget();
+	reset();
 	run();
 }
 
