@@ -1,22 +1,22 @@
 /* See LICENSE file for copyright and license details. */
 
 /* who we are, whom we stand for, where the server is */
-static const char *domain = "proxy.localhost";    /* our address: the component's domain */
-static const char *secret = "secret";             /* shared with the server */
-static const char *target = "service@localhost";  /* bare JID whose resources answer */
-static const char *host   = "127.0.0.1";          /* server: name or address, IPv4 or IPv6 */
-static const char *port   = "5347";               /* its component port */
-static const char *tlspin = "";                   /* fingerprints of its certificate, for TLS; "": no TLS */
-static const char *prefix = "";                   /* use only resources that start with this */
-static const int   choice = RANDOM;               /* which of them: RANDOM, STICKY, LEASTBUSY or STANDBY */
-static const int   relay  = 0;                    /* 1: messages and the client's own requests, too */
+static const char domain[] = "proxy.localhost";   /* our address: the component's domain */
+static const char secret[] = "secret";            /* shared with the server */
+static const char target[] = "service@localhost"; /* bare JID whose resources answer */
+static const char host[]   = "127.0.0.1";         /* server: name or address, IPv4 or IPv6 */
+static const char port[]   = "5347";              /* its component port */
+static const char tlspin[] = "";                  /* fingerprints of its certificate, for TLS; "": no TLS */
+static const char prefix[] = "";                  /* use only resources that start with this */
+static const int  choice   = RANDOM;              /* which of them: RANDOM, STICKY, LEASTBUSY or STANDBY */
+static const int  relay    = 0;                   /* 1: messages and the client's own requests, too */
 
 /* times, all in seconds */
-static const unsigned int keepalive  = 60;        /* seconds of silence before the route is checked */
+static const unsigned int keepalive  = 60;        /* of silence before the route is checked */
 static const unsigned int backoffmax = 60;        /* longest pause before a server that is there but refuses is tried again */
 static const unsigned int patience   = 10;        /* to accept a connection, for the handshake, for a probe's answers */
-static const unsigned int askmin     = 60;        /* until the target is asked again for its presence: */
-static const unsigned int askmax     = 3600;      /* from askmin, doubled each time up to askmax */
+static const unsigned int askmin     = 60;        /* until the target is asked again for its presence, doubled each time */
+static const unsigned int askmax     = 3600;      /* the longest such pause */
 static const unsigned int refresh    = 300;       /* between two probes for presence that was missed, more than patience */
 static const unsigned int answertime = 300;       /* for a resource to answer, then the requester gets an error */
 static const unsigned int stall      = 10;        /* of silence with a request until a resource is pinged, and as many until others are used; 0: never */
