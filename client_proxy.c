@@ -213,6 +213,14 @@ static struct {
 	int nnodes;
 	size_t tagend;              /* where the last start tag in body has ended */
 	size_t largest;             /* bytes of its largest tag */
+	/* once its address is known to be ours: without its resource, that from its slash
+	 * on or NULL, the JID that this encodes or "" */
+	char self[BAREMAX + 1];
+	const char *resource;
+	char other[PARTMAX + 1];
+	int mine;                   /* it is from the target, */
+	struct resource *sender;    /* by this resource, if that is known; */
+	int bounced;                /* its own server says that it is not there */
 } st = {
 	.attrs = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 },
 	.body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 }
@@ -477,6 +485,13 @@ findresource(const char *jid)
 	const char *s = strchr(jid, '/');
 
 	return s ? findmark(hash(0, s + 1, strlen(s + 1))) : NULL;
+}
+
+/* 1 if a resource that stalls has been left alone for long enough to be tried. */
+static int
+istriable(const struct resource *w)
+{
+	return w->pings > 4 && !w->drains;
 }
 
 /* Write the full JID of a resource into dst[JIDMAX + 1]. */
@@ -825,6 +840,15 @@ makekey(const char *requester, const char *address)
 	return st.id && *st.id ? hash(h, st.id, strlen(st.id)) : h;
 }
 
+/* 1 if the request in the tree is a get that can be kept with its content, so that
+ * it may be handed on. */
+static int
+isrepeatable(void)
+{
+	return same(st.type, "get") && strlen(st.from) + strlen(st.to) +
+	       strlen(st.id ? st.id : "") + st.body.len + 4 <= REQUESTSIZE;
+}
+
 /* 1 if a requester has as many open requests as there are places left: so who floods
  * leaves half of them to others. It is said once, until most are free. */
 static int
@@ -875,7 +899,7 @@ track(const char *address, uint64_t who, struct resource *holder, struct resourc
 	}
 	put(&text, st.body.s, st.body.len);
 	put(&text, "", 1);
-	r->tries = asker || text.full || !same(st.type, "get") ? -1 : (int)retry;
+	r->tries = holder && isrepeatable() ? (int)retry : -1;
 	r->hasid = st.id != NULL;
 	r->key = makekey(st.from, address);
 	r->chain = buckets[r->key % MAXREQUESTS];
@@ -1044,7 +1068,7 @@ checkresources(long long t)
 				    (now - w->steptime) / 1000 + stall, w->open);
 			w->steptime = now;
 		}
-		if (w->pings > 4 && !w->drains && choice != STANDBY)
+		if (istriable(w) && choice != STANDBY)
 			trial = w;
 		if (w->open + w->pings > 0)
 			checktime = MIN(checktime, w->steptime + stall * 1000LL);
@@ -1097,7 +1121,7 @@ askpresence(int probe)
 static void
 sweep(void)
 {
-	struct resource *w;
+	int i;
 
 	sweeptime = NEVER;
 	ask.next = doubted ? now : ask.next;
@@ -1105,12 +1129,12 @@ sweep(void)
 		say("unanswered: a probe of %s: subscribing again", target);
 		ask.next = now;
 	}
-	for (w = resources + nresources; w-- > resources;)
+	for (i = nresources - 1; i >= 0; i--)
 		if (seen < 2)
-			w->missed = 0;
-		else if (w->missed > 1)
-			removeresource(w);
-		else if (w->missed)
+			resources[i].missed = 0;
+		else if (resources[i].missed > 1)
+			removeresource(resources + i);
+		else if (resources[i].missed)
 			ask.next = now;
 }
 
@@ -1231,7 +1255,7 @@ static void
 targetpresence(void)
 {
 	const char *name = strchr(st.from, '/');
-	struct resource *w = findresource(st.from);
+	struct resource *w = st.sender;
 	struct node *show = child(NULL, "show", "");
 	int leaves = same(st.type, "unavailable"), drains;
 
@@ -1263,24 +1287,23 @@ targetpresence(void)
 	}
 }
 
-/* Presence to self, an address of ours. Only what our domain is told says who is
- * online. */
+/* Presence to an address of ours. Only what our domain is told says who is online. */
 static void
-handlepresence(const char *self)
+handlepresence(void)
 {
-	int subscribes = same(st.type, "subscribe"), mine = istarget(st.from);
+	int subscribes = same(st.type, "subscribe");
 
 	if (subscribes || same(st.type, "probe")) {
-		if (subscribes || !mine)
-			putpresence(mine ? "subscribed" : "unsubscribed", NULL, self, st.from);
-		if (mine)
-			putpresence(NULL, NULL, self, st.from);
+		if (subscribes || !st.mine)
+			putpresence(st.mine ? "subscribed" : "unsubscribed", NULL, st.self, st.from);
+		if (st.mine)
+			putpresence(NULL, NULL, st.self, st.from);
 		/* the roster of a fresh installation may know us only now */
-		if (mine && subscribes && (!subscribed || unanswered))
+		if (st.mine && subscribes && (!subscribed || unanswered))
 			ask.next = MIN(ask.next, now + 500);
-	} else if (mine && same(st.to, domain)) {
+	} else if (st.mine && same(st.to, domain)) {
 		targetpresence();
-	} else if (!mine && maysay()) {
+	} else if (!st.mine && maysay()) {
 		say("ignored: presence %.99s of %.99s: the target is %.99s",
 		    *st.type ? st.type : "(no type)", st.from, target);
 	}
@@ -1377,13 +1400,13 @@ doubt(struct resource *w)
  * failed only who has it can say: the error of who had it before was expected; and if
  * its server says for it that it is not there (bounced), others are asked. */
 static void
-passanswer(const char *src, const char *requester, struct resource *w, int bounced)
+passanswer(const char *src, const char *requester, struct resource *w)
 {
 	int failed = same(st.type, "error");
 	struct request *r = findrequest(requester, src, w);
 	int holds = r && w && r->holder == w;
 
-	if (bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
+	if (st.bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
 		w->nretried++;
 		move(r, FAILED);
 		settle(r);
@@ -1409,11 +1432,11 @@ passanswer(const char *src, const char *requester, struct resource *w, int bounc
 /* A request or a message for the target: hand it to one of its resources. All of
  * a conversation goes to the same. */
 static void
-totarget(const char *self)
+totarget(void)
 {
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
+	int iq = same(st.kind, "iq");
 	struct resource *w;
-	int iq = same(st.kind, "iq"), get;
 
 	if (nresources == 0) {
 		refuse(iq ? NOBODY : GONE);
@@ -1421,79 +1444,88 @@ totarget(const char *self)
 	}
 	w = choose(st.from, 0, NULL);
 	/* rather with a get that others may have as well, as it is no part of a dialog */
-	get = same(st.type, "get") && retry &&
-	      strlen(st.from) + strlen(st.to) + strlen(st.id ? st.id : "") + st.body.len + 4 <= REQUESTSIZE;
-	if (iq && trial < resources + nresources && trial->pings > 4 && !trial->drains &&
-	    (get || (!relay && choice != STICKY && trial->pings > 7)))
+	if (iq && trial < resources + nresources && istriable(trial) &&
+	    ((retry && isrepeatable()) || (!relay && choice != STICKY && trial->pings > 7)))
 		w = trial;
-	if (encode(src, self, st.from))
+	if (encode(src, st.self, st.from))
 		handout(st.id, src, st.to, fulljid(dst, w), w, NULL);
 	else
 		refuse(LONGADDRESS);
 }
 
-/* Handle the stanza that has come. Below the exceptions it reads like the tables
- * of the man page: the first line that fits applies. It is mine if it is
- * from the target, by its resource w if that is known; its own server has sent what
- * bounced. The address encodes a stranger if that is neither the target nor one of us. */
+/* A message, or an IQ: what to do with it reads like the tables of the man page, the
+ * first line that fits applies. The address encodes a stranger if that is neither the
+ * target nor one of us. */
 static void
 route(void)
 {
-	char self[BAREMAX + 1], outside[JIDMAX + 1], other[PARTMAX + 1], asker[JIDMAX + 1];
-	int iq = same(st.kind, "iq"), error = same(st.type, "error");
-	int asks = iq && (same(st.type, "get") || same(st.type, "set"));
-	int answers = iq && (error || same(st.type, "result"));
-	int mine, stranger, bounced;
+	char outside[JIDMAX + 1], asker[JIDMAX + 1];
+	int mine = st.mine, iq = same(st.kind, "iq");
+	int isrequest = iq && (same(st.type, "get") || same(st.type, "set"));
+	int isanswer = iq && (same(st.type, "result") || same(st.type, "error"));
+	int stranger = *st.other && !istarget(st.other) && !isours(st.other);
+	struct resource *w = st.sender;
+
+	if (isanswer && mine && !st.resource && st.id && same(st.id, "stall"))
+		; /* that it is alive is all it says */
+	else if (isrequest && !mine && !st.resource)
+		totarget();
+	else if (isrequest && relay && w && stranger && encode(outside, st.self, st.other))
+		handout(leadid(w->name), st.self, outside, st.other, NULL, w);
+	else if (isrequest)
+		refuse(!mine || (relay && st.resource) ? NOBODY : UNKNOWN);
+	else if (isanswer && mine && strchr(st.from, '/') && stranger)
+		passanswer(st.self, st.other, w);
+	else if (isanswer && relay && !mine && !st.resource && (w = findasker()) &&
+	         encode(outside, st.self, st.from))
+		passanswer(outside, fulljid(asker, w), NULL);
+	else if (iq && !isanswer)
+		refuse(ILLEGAL);
+	else if (iq)
+		drop(mine ? "no requester in the address" : "to nobody who has asked");
+	else if (!relay || (mine && !st.resource))
+		refuse(UNKNOWN);
+	else if (child(NULL, "sent", NS_CARBONS) || child(NULL, "received", NS_CARBONS))
+		drop("a carbon copy");
+	else if (mine && stranger)
+		handout(st.id, st.self, st.self, st.other, NULL, w);
+	else if (!mine && !st.resource)
+		totarget();
+	else
+		refuse(NOBODY);
+}
+
+/* A stanza has come. Find out for which address of ours it is and who has sent it. */
+static void
+handlestanza(void)
+{
+	int error = same(st.type, "error"), ispresence = same(st.kind, "presence");
 	struct resource *w;
-	const char *below;           /* the resource of our address, from its slash on */
+	const char *stop;
 
 	if (!st.from || !*st.from || !st.to || !isours(st.to)) {
 		drop("not from anybody to us");
 		return;
 	}
-	below = strchr(st.to, '/');
-	*stpncpy(self, st.to, below ? (size_t)(below - st.to) : strlen(st.to)) = '\0';
-	if (!below || !decode(other, below + 1, '\0'))
-		*other = '\0';
-	mine = istarget(st.from);
-	stranger = *other && !istarget(other) && !isours(other);
-	w = mine ? findresource(st.from) : NULL;
-	bounced = error && child(child(NULL, "error", NULL), "recipient-unavailable", NS_STANZAS);
+	st.resource = strchr(st.to, '/');
+	stop = st.resource ? st.resource : st.to + strlen(st.to);
+	*stpncpy(st.self, st.to, (size_t)(stop - st.to)) = '\0';
+	if (!st.resource || !decode(st.other, st.resource + 1, '\0'))
+		*st.other = '\0';
+	st.mine = istarget(st.from);
+	st.sender = w = st.mine ? findresource(st.from) : NULL;
+	st.bounced = error &&
+	             child(child(NULL, "error", NULL), "recipient-unavailable", NS_STANZAS);
 	if (w && error)
 		doubt(w);
-	if (w && !same(st.kind, "presence") && (!bounced || w->pings < 2))
+	if (w && !ispresence && (!st.bounced || w->pings < 2))
 		recover(w);
-	if (!mine && isours(st.from))
+	if (!st.mine && isours(st.from))
 		judge(st.id ? st.id : "");
-	else if (same(st.kind, "presence"))
-		handlepresence(self);
-	else if (answers && mine && !below && st.id && same(st.id, "stall"))
-		; /* that it is alive is all it says */
-	else if (asks && !mine && !below)
-		totarget(self);
-	else if (asks && relay && w && stranger && encode(outside, self, other))
-		handout(leadid(w->name), self, outside, other, NULL, w);
-	else if (asks)
-		refuse(!mine || (relay && below) ? NOBODY : UNKNOWN);
-	else if (answers && mine && strchr(st.from, '/') && stranger)
-		passanswer(self, other, w, bounced);
-	else if (answers && relay && !mine && !below && (w = findasker()) &&
-	         encode(outside, self, st.from))
-		passanswer(outside, fulljid(asker, w), NULL, 0);
-	else if (iq && !answers)
-		refuse(ILLEGAL);
-	else if (iq)
-		drop(mine ? "no requester in the address" : "to nobody who has asked");
-	else if (!relay || (mine && !below))
-		refuse(UNKNOWN);
-	else if (child(NULL, "sent", NS_CARBONS) || child(NULL, "received", NS_CARBONS))
-		drop("a carbon copy");
-	else if (mine && stranger)
-		handout(st.id, self, self, other, NULL, w);
-	else if (!mine && !below)
-		totarget(self);
+	else if (ispresence)
+		handlepresence();
 	else
-		refuse(NOBODY);
+		route();
 }
 
 /* ---- the tree of a stanza ---- */
@@ -1682,7 +1714,7 @@ handleelement(void)
 	               (!st.ns || same(st.ns, NS_COMPONENT) || same(st.ns, NS_CLIENT) || same(st.ns, NS_SERVER));
 
 	if (isstanza && state == ONLINE) {
-		route();
+		handlestanza();
 	} else if (isstanza) {
 		end("the server sends stanzas before the handshake is done", "bad-format");
 	} else if (same(st.kind, "stream:error")) {
