@@ -218,6 +218,7 @@ static struct {
 	char self[BAREMAX + 1];
 	const char *resource;
 	char other[PARTMAX + 1];
+	int error;                  /* its type is that */
 	int mine;                   /* it is from the target, */
 	struct resource *sender;    /* by this resource, if that is known; */
 	int bounced;                /* its own server says that it is not there */
@@ -986,8 +987,9 @@ reset(void)
 {
 	int i;
 
+	for (i = 0; i < nused; i++)
+		buckets[requests[i].key % MAXREQUESTS] = NULL;
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
-	memset(buckets, 0, sizeof(buckets));
 	memset(shares, 0, sizeof(shares));
 	due.next = nused = nopen = shedding = depth = subscribed = unanswered = 0;
 	checktime = NEVER;
@@ -1282,7 +1284,7 @@ targetpresence(void)
 		askpresence(1);
 	} else if (same(st.type, "unsubscribed")) {
 		losetarget("it refuses or has withdrawn the subscription");
-	} else if (same(st.type, "error")) {
+	} else if (st.error) {
 		presenceerror();
 	}
 }
@@ -1325,7 +1327,7 @@ isfleeting(void)
 static void
 refuse(int why)
 {
-	if (same(st.type, "error") || (same(st.kind, "message") &&
+	if (st.error || (same(st.kind, "message") &&
 	    (same(st.type, "headline") || (why == GONE && isfleeting()))))
 		count.dropped++;
 	else
@@ -1402,7 +1404,6 @@ doubt(struct resource *w)
 static void
 passanswer(const char *src, const char *requester, struct resource *w)
 {
-	int failed = same(st.type, "error");
 	struct request *r = findrequest(requester, src, w);
 	int holds = r && w && r->holder == w;
 
@@ -1412,7 +1413,7 @@ passanswer(const char *src, const char *requester, struct resource *w)
 		settle(r);
 		return;
 	}
-	if (r && (r->list == DONE || (failed && r->tries >= 0 && !holds))) {
+	if (r && (r->list == DONE || (st.error && r->tries >= 0 && !holds))) {
 		count.late++;
 		return;
 	}
@@ -1462,7 +1463,7 @@ route(void)
 	char outside[JIDMAX + 1], asker[JIDMAX + 1];
 	int mine = st.mine, iq = same(st.kind, "iq");
 	int isrequest = iq && (same(st.type, "get") || same(st.type, "set"));
-	int isanswer = iq && (same(st.type, "result") || same(st.type, "error"));
+	int isanswer = iq && (st.error || same(st.type, "result"));
 	int stranger = *st.other && !istarget(st.other) && !isours(st.other);
 	struct resource *w = st.sender;
 
@@ -1499,7 +1500,7 @@ route(void)
 static void
 handlestanza(void)
 {
-	int error = same(st.type, "error"), ispresence = same(st.kind, "presence");
+	int ispresence = same(st.kind, "presence");
 	struct resource *w;
 	const char *stop;
 
@@ -1514,9 +1515,10 @@ handlestanza(void)
 		*st.other = '\0';
 	st.mine = istarget(st.from);
 	st.sender = w = st.mine ? findresource(st.from) : NULL;
-	st.bounced = error &&
+	st.error = same(st.type, "error");
+	st.bounced = st.error &&
 	             child(child(NULL, "error", NULL), "recipient-unavailable", NS_STANZAS);
-	if (w && error)
+	if (w && st.error)
 		doubt(w);
 	if (w && !ispresence && (!st.bounced || w->pings < 2))
 		recover(w);
