@@ -160,8 +160,7 @@ static struct request {
 	int list;
 	int hasid;
 	int tries;                  /* how often it may still be handed on; -1: never */
-	struct request *prev, *next;
-	struct request *chain;      /* the next in the bucket of its key */
+	struct request *prev, *next, *chain; /* in its list; in the bucket of its key */
 	struct resource *holder;    /* that has it or has failed it, if it is online */
 	struct resource *asker;     /* that has asked it of a user */
 	int text;                   /* which of texts */
@@ -180,23 +179,15 @@ static int shares[2][SHARES];   /* of nopen, each requester's: the less of two p
 
 /* the target's presence subscription */
 static int subscribed;
-static struct {
-	char id[16];                /* of what we have asked last */
-	long long next;             /* when to ask next */
-	long long pause;            /* ms, until then, while we are not subscribed */
-} ask;
+/* the id of what we have asked last, when to ask next, and after which pause, in ms */
+static struct { char id[16]; long long next, pause; } ask;
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
 static int doubted;             /* somebody may have left during it: probe again */
 static int seen;                /* presence came since, 2: of who was there before */
 static int unanswered;          /* probes before it that brought none */
-
-/* our last ping for what is due */
-static struct {
-	char id[16];
-	long long sent;
-	long long next;             /* when to send another */
-} due;
+/* the id of our last ping for what is due, when it was sent, when to send another */
+static struct { char id[16]; long long sent, next; } due;
 
 /* the out buffer: what is behind outpos waits to be written */
 static struct buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
@@ -298,10 +289,8 @@ static int
 maysay(void)
 {
 	linetime = MIN(linetime, AFTER(1));
-	if (nlines++ < LINERATE)
-		return 1;
-	nunsaid++;
-	return 0;
+	nunsaid += nlines >= LINERATE;
+	return nlines++ < LINERATE;
 }
 
 /* A second is over: tell how many lines are missing. */
@@ -737,16 +726,6 @@ putstanza(const char *name, const char *type, const char *id, const char *from,
 	return 1;
 }
 
-/* Put the stanza that is being read with these attributes. 0 if it is too large. */
-static int
-forward(const char *id, const char *from, const char *to)
-{
-	const char *type = *st.type ? st.type : NULL;
-
-	return !st.attrs.full && !st.body.full &&
-	       putstanza(st.kind, type, id, from, to, st.body.s, st.body.len, st.largest);
-}
-
 /* Put an error (RFC 6120 8.3) about a stanza with this name and id. */
 static void
 puterror(const char *name, const char *id, const char *from, const char *to, int why)
@@ -777,6 +756,130 @@ putping(const char *id, const char *to)
 	const char *rest = "><ping xmlns='urn:xmpp:ping'/></iq>";
 
 	putstanza("iq", "get", id, domain, to, rest, strlen(rest), 0);
+}
+
+/* ---- the stanza that is being read ---- */
+
+/* Put the prefixes that the header of the server's stream has declared and these
+ * attributes do not, since any name in the stanza may have one. */
+static void
+putdecls(const char **atts)
+{
+	const char *name, *value, **a;
+
+	for (name = decls.s; name < decls.s + decls.len; name = value + strlen(value) + 1) {
+		value = name + strlen(name) + 1;
+		for (a = atts; *a && !same(*a, name); a += 2)
+			;
+		if (!*a)
+			putattr(&st.body, name, value);
+	}
+}
+
+/* Keep a string in attrs. Returns it, or NULL if it does not fit. */
+static const char *
+keep(const char *s)
+{
+	size_t start = st.attrs.len;
+
+	put(&st.attrs, s, strlen(s) + 1);
+	return st.attrs.len > start ? st.attrs.s + start : NULL;
+}
+
+/* A stanza, or the stream itself, begins. Its namespace does not go out: our
+ * stream has its own, and servers do not understand jabber:client there. What
+ * does not fit is left out: whom to answer may still come after it. */
+static void
+startstanza(const char *name, const char **atts)
+{
+	st.attrs.len = st.body.len = 0;
+	st.attrs.full = st.body.full = 0;
+	st.nnodes = 1;
+	st.nodes[0].depth = depth;
+	st.from = st.to = st.type = st.id = st.ns = NULL;
+	if (!(st.kind = keep(name)))
+		st.kind = "";
+	putdecls(atts);
+	for (; *atts; atts += 2)
+		if (same(atts[0], "from"))
+			st.from = keep(atts[1]);
+		else if (same(atts[0], "to"))
+			st.to = keep(atts[1]);
+		else if (same(atts[0], "type"))
+			st.type = keep(atts[1]);
+		else if (same(atts[0], "id"))
+			st.id = keep(atts[1]);
+		else if (same(atts[0], "xmlns"))
+			st.ns = keep(atts[1]);
+		else
+			putattr(&st.body, atts[0], atts[1]);
+	if (!st.type)
+		st.type = "";
+	st.largest = st.body.len;
+	put(&st.body, ">", 1);
+	st.tagend = st.body.len;
+}
+
+/* An element in the stanza begins. It is in the tree if there is room for it, and it
+ * is not too deep. */
+static void
+addelement(const char *name, const char **atts)
+{
+	struct node *n = st.nodes + st.nnodes;
+	size_t start = st.body.len;
+
+	put(&st.body, "<", 1);
+	put(&st.body, name, strlen(name));
+	n->depth = depth;
+	n->name = n->ns = st.body.s + start + 1;
+	n->len = st.body.len - start - 1;
+	n->nslen = 0;
+	for (; *atts; atts += 2) {
+		putattr(&st.body, atts[0], atts[1]);
+		if (same(*atts, "xmlns")) {
+			n->nslen = strlen(atts[1]);
+			n->ns = st.body.s + st.body.len - 1 - n->nslen;
+		}
+	}
+	n->end = st.body.s + st.body.len;
+	if (depth <= 4 && st.nnodes < (int)LEN(st.nodes) - 1 && !st.body.full)
+		st.nnodes++;
+	st.largest = MAX(st.largest, st.body.len - start);
+	put(&st.body, ">", 1);
+	st.tagend = st.body.len;
+}
+
+/* 1 if str[len] is `what', or that is NULL. */
+static int
+matches(const char *what, const char *str, size_t len)
+{
+	return !what || (strlen(what) == len && !memcmp(str, what, len));
+}
+
+/* The first element in element n, with NULL in the stanza, that has this name and
+ * this namespace, if they are not NULL; or NULL. */
+static struct node *
+child(struct node *n, const char *name, const char *ns)
+{
+	struct node *c, *parent = n ? n : st.nodes;
+
+	for (c = parent + 1; c < st.nodes + st.nnodes && c->depth > parent->depth; c++)
+		if (c->depth == parent->depth + 1 && matches(name, c->name, c->len) &&
+		    matches(ns, c->ns, c->nslen))
+			return c;
+	return NULL;
+}
+
+/* The condition of an error: the name of the first element in it. */
+static const char *
+condition(struct node *error)
+{
+	struct node *n = child(error, NULL, NULL);
+
+	if (!n)
+		return "no condition given";
+	n->name[n->len] = '\0';
+	return n->name;
 }
 
 /* ---- requests ---- */
@@ -1082,17 +1185,7 @@ checkresources(long long t)
 			w->nretried += takeback(w, 0);
 }
 
-/* ---- routing ---- */
-
-static void
-drop(const char *why)
-{
-	count.dropped++;
-	if (maysay())
-		say("dropped: %.99s %.99s from %.99s to %.99s: %s", st.kind,
-		    *st.type ? st.type : "(no type)", st.from ? st.from : "(nobody)",
-		    st.to ? st.to : "(nobody)", why);
-}
+/* ---- presence ---- */
 
 /* Ask for the target's presence: for the subscription until it is granted, each
  * time later (RFC 6121 3.1), or with a probe for what was missed (4.3). A ping to
@@ -1140,49 +1233,6 @@ sweep(void)
 			ask.next = now;
 }
 
-/* Do what is due while online. Answers may still be on their way, here or in the
- * server: a ping to ourselves follows them, and judge() does the rest. */
-static void
-chores(void)
-{
-	if (now >= sweeptime) {
-		putping(ask.id, domain);
-		sweeptime = SWEEPING;
-		ask.next = MAX(ask.next, AFTER(refresh));
-	}
-	if (now >= ask.next && sweeptime >= SWEEPING && hasroom())
-		askpresence(subscribed && !unanswered);
-	if (now >= MAX(due.next, MIN(checktime, lists[OPEN].next->due)) &&
-	    hasroom()) {
-		snprintf(due.id, sizeof(due.id), "due%08lx", uniform(1ULL << 32));
-		putping(due.id, domain);
-		due.sent = now;
-		due.next = AFTER(refresh); /* unless it is back before */
-	}
-	/* with STANDBY another takes over at once */
-	if (choice == STANDBY && nresources > 0)
-		choose("", 0, NULL);
-	while (lists[FAILED].next != lists + FAILED && hasroom())
-		settle(lists[FAILED].next);
-}
-
-/* A ping to ourselves is back, if it has the id of one. The server has read the probe
- * before the first of two and we all that came before the second; or all that came
- * before something was due. */
-static void
-judge(const char *ping)
-{
-	if (same(ping, due.id) && *ping) {
-		due.next = now + 100; /* so that this is not all we do */
-		expire(due.sent);
-		checkresources(due.sent);
-	} else if (same(ping, ask.id) && sweeptime == UNWRITTEN) {
-		sweeptime = AFTER(patience);
-	} else if (same(ping, ask.id) && sweeptime == SWEEPING) {
-		sweep();
-	}
-}
-
 /* The target or its server does not let us see its presence. */
 static void
 losetarget(const char *why)
@@ -1193,39 +1243,6 @@ losetarget(const char *why)
 		ask.next = now + (ask.pause = askmin * 1000LL);
 	subscribed = unanswered = 0;
 	sweeptime = NEVER;
-}
-
-/* 1 if str[len] is `what', or that is NULL. */
-static int
-matches(const char *what, const char *str, size_t len)
-{
-	return !what || (strlen(what) == len && !memcmp(str, what, len));
-}
-
-/* The first element in element n, with NULL in the stanza, that has this name and
- * this namespace, if they are not NULL; or NULL. */
-static struct node *
-child(struct node *n, const char *name, const char *ns)
-{
-	struct node *c, *parent = n ? n : st.nodes;
-
-	for (c = parent + 1; c < st.nodes + st.nnodes && c->depth > parent->depth; c++)
-		if (c->depth == parent->depth + 1 && matches(name, c->name, c->len) &&
-		    matches(ns, c->ns, c->nslen))
-			return c;
-	return NULL;
-}
-
-/* The condition of an error: the name of the first element in it. */
-static const char *
-condition(struct node *error)
-{
-	struct node *n = child(error, NULL, NULL);
-
-	if (!n)
-		return "no condition given";
-	n->name[n->len] = '\0';
-	return n->name;
 }
 
 /* A presence error from the target. Servers also send them when a session dies
@@ -1311,6 +1328,84 @@ handlepresence(void)
 	}
 }
 
+/* There is an error from a resource. Does the client say so, or its server, because it
+ * has left? Probe, once. */
+static void
+doubt(struct resource *w)
+{
+	if (!subscribed || now < w->trusted ||
+	    !child(child(NULL, "error", NULL), "service-unavailable", NS_STANZAS))
+		return;
+	w->trusted = AFTER(refresh);
+	doubted = sweeptime != NEVER;
+	ask.next = doubted ? ask.next : now;
+}
+
+/* ---- routing ---- */
+
+/* Do what is due while online. Answers may still be on their way, here or in the
+ * server: a ping to ourselves follows them, and judge() does the rest. */
+static void
+chores(void)
+{
+	if (now >= sweeptime) {
+		putping(ask.id, domain);
+		sweeptime = SWEEPING;
+		ask.next = MAX(ask.next, AFTER(refresh));
+	}
+	if (now >= ask.next && sweeptime >= SWEEPING && hasroom())
+		askpresence(subscribed && !unanswered);
+	if (now >= MAX(due.next, MIN(checktime, lists[OPEN].next->due)) &&
+	    hasroom()) {
+		snprintf(due.id, sizeof(due.id), "due%08lx", uniform(1ULL << 32));
+		putping(due.id, domain);
+		due.sent = now;
+		due.next = AFTER(refresh); /* unless it is back before */
+	}
+	/* with STANDBY another takes over at once */
+	if (choice == STANDBY && nresources > 0)
+		choose("", 0, NULL);
+	while (lists[FAILED].next != lists + FAILED && hasroom())
+		settle(lists[FAILED].next);
+}
+
+/* A ping to ourselves is back, if it has the id of one. The server has read the probe
+ * before the first of two and we all that came before the second; or all that came
+ * before something was due. */
+static void
+judge(const char *ping)
+{
+	if (same(ping, due.id) && *ping) {
+		due.next = now + 100; /* so that this is not all we do */
+		expire(due.sent);
+		checkresources(due.sent);
+	} else if (same(ping, ask.id) && sweeptime == UNWRITTEN) {
+		sweeptime = AFTER(patience);
+	} else if (same(ping, ask.id) && sweeptime == SWEEPING) {
+		sweep();
+	}
+}
+
+static void
+drop(const char *why)
+{
+	count.dropped++;
+	if (maysay())
+		say("dropped: %.99s %.99s from %.99s to %.99s: %s", st.kind,
+		    *st.type ? st.type : "(no type)", st.from ? st.from : "(nobody)",
+		    st.to ? st.to : "(nobody)", why);
+}
+
+/* Put the stanza that is being read with these attributes. 0 if it is too large. */
+static int
+forward(const char *id, const char *from, const char *to)
+{
+	const char *type = *st.type ? st.type : NULL;
+
+	return !st.attrs.full && !st.body.full &&
+	       putstanza(st.kind, type, id, from, to, st.body.s, st.body.len, st.largest);
+}
+
 /* 1 if a message without a body only tells how others fare, as chat states,
  * receipts and markers do (XEP-0085, 0184, 0333): it is not worth an error. */
 static int
@@ -1382,19 +1477,6 @@ findasker(void)
 	if (w)
 		st.id = own + 1;
 	return w;
-}
-
-/* There is an error from a resource. Does the client say so, or its server, because it
- * has left? Probe, once. */
-static void
-doubt(struct resource *w)
-{
-	if (!subscribed || now < w->trusted ||
-	    !child(child(NULL, "error", NULL), "service-unavailable", NS_STANZAS))
-		return;
-	w->trusted = AFTER(refresh);
-	doubted = sweeptime != NEVER;
-	ask.next = doubted ? ask.next : now;
 }
 
 /* An answer, from src, one of our addresses, to the requester; resource w has sent
@@ -1528,97 +1610,6 @@ handlestanza(void)
 		handlepresence();
 	else
 		route();
-}
-
-/* ---- the tree of a stanza ---- */
-
-/* Put the prefixes that the header of the server's stream has declared and these
- * attributes do not, since any name in the stanza may have one. */
-static void
-putdecls(const char **atts)
-{
-	const char *name, *value, **a;
-
-	for (name = decls.s; name < decls.s + decls.len; name = value + strlen(value) + 1) {
-		value = name + strlen(name) + 1;
-		for (a = atts; *a && !same(*a, name); a += 2)
-			;
-		if (!*a)
-			putattr(&st.body, name, value);
-	}
-}
-
-/* Keep a string in attrs. Returns it, or NULL if it does not fit. */
-static const char *
-keep(const char *s)
-{
-	size_t start = st.attrs.len;
-
-	put(&st.attrs, s, strlen(s) + 1);
-	return st.attrs.len > start ? st.attrs.s + start : NULL;
-}
-
-/* A stanza, or the stream itself, begins. Its namespace does not go out: our
- * stream has its own, and servers do not understand jabber:client there. What
- * does not fit is left out: whom to answer may still come after it. */
-static void
-startstanza(const char *name, const char **atts)
-{
-	st.attrs.len = st.body.len = 0;
-	st.attrs.full = st.body.full = 0;
-	st.nnodes = 1;
-	st.nodes[0].depth = depth;
-	st.from = st.to = st.type = st.id = st.ns = NULL;
-	if (!(st.kind = keep(name)))
-		st.kind = "";
-	putdecls(atts);
-	for (; *atts; atts += 2)
-		if (same(atts[0], "from"))
-			st.from = keep(atts[1]);
-		else if (same(atts[0], "to"))
-			st.to = keep(atts[1]);
-		else if (same(atts[0], "type"))
-			st.type = keep(atts[1]);
-		else if (same(atts[0], "id"))
-			st.id = keep(atts[1]);
-		else if (same(atts[0], "xmlns"))
-			st.ns = keep(atts[1]);
-		else
-			putattr(&st.body, atts[0], atts[1]);
-	if (!st.type)
-		st.type = "";
-	st.largest = st.body.len;
-	put(&st.body, ">", 1);
-	st.tagend = st.body.len;
-}
-
-/* An element in the stanza begins. It is in the tree if there is room for it, and it
- * is not too deep. */
-static void
-addelement(const char *name, const char **atts)
-{
-	struct node *n = st.nodes + st.nnodes;
-	size_t start = st.body.len;
-
-	put(&st.body, "<", 1);
-	put(&st.body, name, strlen(name));
-	n->depth = depth;
-	n->name = n->ns = st.body.s + start + 1;
-	n->len = st.body.len - start - 1;
-	n->nslen = 0;
-	for (; *atts; atts += 2) {
-		putattr(&st.body, atts[0], atts[1]);
-		if (same(*atts, "xmlns")) {
-			n->nslen = strlen(atts[1]);
-			n->ns = st.body.s + st.body.len - 1 - n->nslen;
-		}
-	}
-	n->end = st.body.s + st.body.len;
-	if (depth <= 4 && st.nnodes < (int)LEN(st.nodes) - 1 && !st.body.full)
-		st.nnodes++;
-	st.largest = MAX(st.largest, st.body.len - start);
-	put(&st.body, ">", 1);
-	st.tagend = st.body.len;
 }
 
 /* ---- stream ---- */
