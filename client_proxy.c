@@ -74,8 +74,8 @@ enum {
 	SHARES     = 4096           /* places for counts: two requesters hardly meet in two */
 };
 
-/* One stanza must fit with what else has to go out, and so must the header of our
- * stream before it: until TLS is up, that waits while we read. */
+/* One stanza must fit with what else has to go out, and so must the header of
+ * our stream before it: until TLS is up, that waits while we read. */
 typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + 2 * OWNROOM ? 1 : -1];
 
 /* Bytes in a fixed place, with one more for a NUL; full: some did not fit. */
@@ -85,8 +85,8 @@ struct buffer {
 	int full;
 };
 
-/* An element, and where in the stanza's body its name and namespace lie and its tag
- * ends. What is in it follows it, and is deeper. */
+/* An element, and where in the stanza's body its name and namespace lie and its
+ * tag ends. What is in it follows it, and is deeper. */
 struct node {
 	int depth;
 	char *name, *ns, *end;
@@ -149,12 +149,12 @@ static struct stick {
 	long long until;
 } sticks[MAXREQUESTS];
 
-/* Requests that were handed out. Each slot is in one list: the free ones; those of
- * requests already answered, by us or after they were handed on, kept so that another
- * answer is recognised, until the slot is needed; those of open ones, the oldest
- * first; and of those to be answered with an error. All that were ever used are in the
- * bucket of their key. Those without an answer, MAXREQUESTS at most, have a text each,
- * from the stack of spare ones. */
+/* Requests that were handed out. Each slot is in one list: the free ones; those
+ * of requests already answered, by us or after they were handed on, kept so
+ * that another answer is recognised, until the slot is needed; those of open
+ * ones, the oldest first; and of those to be answered with an error. All that
+ * were ever used are in the bucket of their key. Those without an answer,
+ * MAXREQUESTS at most, have a text each, from the stack of spare ones. */
 enum { FREE, DONE, OPEN, FAILED, LISTS };
 static struct request {
 	int list;
@@ -179,14 +179,16 @@ static int shares[2][SHARES];   /* of nopen, each requester's: the less of two p
 
 /* the target's presence subscription */
 static int subscribed;
-/* the id of what we have asked last, when to ask next, and after which pause, in ms */
+/* the id of what we have asked last, when to ask next, and after which pause,
+ * in ms */
 static struct { char id[16]; long long next, pause; } ask;
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
 static int doubted;             /* somebody may have left during it: probe again */
 static int seen;                /* presence came since, 2: of who was there before */
 static int unanswered;          /* probes before it that brought none */
-/* the id of our last ping for what is due, when it was sent, when to send another */
+/* the id of our last ping for what is due, when it was sent, when to send
+ * another */
 static struct { char id[16]; long long sent, next; } due;
 
 /* the out buffer: what is behind outpos waits to be written */
@@ -198,14 +200,14 @@ static struct {
 	const char *kind, *from, *to, *type, *id, *ns;
 	struct buffer attrs;        /* holds these, */
 	struct buffer body;         /* and this all else, as it goes out */
-	/* the elements in body, two levels deep; the first is the stanza itself, the
-	 * last any that is not looked at */
+	/* the elements in body, two levels deep; the first is the stanza
+	 * itself, the last any that is not looked at */
 	struct node nodes[257];
 	int nnodes;
 	size_t tagend;              /* where the last start tag in body has ended */
 	size_t largest;             /* bytes of its largest tag */
-	/* once its address is known to be ours: without its resource, that from its slash
-	 * on or NULL, the JID that this encodes or "" */
+	/* once its address is known to be ours: without its resource, that from
+	 * its slash on or NULL, the JID that this encodes or "" */
 	char self[BAREMAX + 1];
 	const char *resource;
 	char other[PARTMAX + 1];
@@ -283,8 +285,8 @@ say(const char *fmt, ...)
 	fcntl(2, F_SETFL, flags);
 }
 
-/* 1 if something may be logged that others can cause as often as they like: that
- * is LINERATE lines a second, the rest is counted. */
+/* 1 if something may be logged that others can cause as often as they like:
+ * that is LINERATE lines a second, the rest is counted. */
 static int
 maysay(void)
 {
@@ -306,7 +308,8 @@ sayunsaid(void)
 	nunsaid = nunsaid > n ? n : 0;
 }
 
-/* Exit if something is bad: say what, and why, or with NULL what the system says. */
+/* Exit if something is bad: say what, and why, or with NULL what the system
+ * says. */
 static void
 check(int bad, const char *what, const char *why)
 {
@@ -415,10 +418,10 @@ isutf8(const char *str)
 	return 1;
 }
 
-/* Write the address below self that stands for jid into dst[JIDMAX + 1]: printable
- * ASCII as it is, so that the target's client can read it, the rest as %XX: a
- * server on the way may refuse it, as mixed directions of writing (RFC 3454 6).
- * 0 if it is too long. */
+/* Write the address below `self' that stands for jid into dst[JIDMAX + 1]:
+ * printable ASCII as it is, so that the target's client can read it, the rest
+ * as %XX, since a server on the way may refuse it, as it does mixed directions
+ * of writing (RFC 3454 6). 0 if it is too long. */
 static int
 encode(char *dst, const char *self, const char *jid)
 {
@@ -433,9 +436,9 @@ encode(char *dst, const char *self, const char *jid)
 	return end - start <= PARTMAX;
 }
 
-/* Undo that: src, up to a character, becomes a JID, or a part of one, in
- * dst[PARTMAX + 1]. Returns where that is; NULL if src is none: written out as it
- * came it could make ill-formed XML of our stream. */
+/* Undo encode: turn src, up to the character `stop', into a JID or a part of
+ * one in dst[PARTMAX + 1]. Returns where it has stopped; NULL if src encodes
+ * none: written out as it came it could make our stream ill-formed XML. */
 static const char *
 decode(char *dst, const char *src, char stop)
 {
@@ -477,7 +480,8 @@ findresource(const char *jid)
 	return s ? findmark(hash(0, s + 1, strlen(s + 1))) : NULL;
 }
 
-/* 1 if a resource that stalls has been left alone for long enough to be tried. */
+/* 1 if a resource that stalls has been left alone for long enough to be
+ * tried. */
 static int
 istriable(const struct resource *w)
 {
@@ -492,7 +496,7 @@ fulljid(char *dst, const struct resource *w)
 	return dst;
 }
 
-/* The table has changed: find everybody where he is now. */
+/* The table has changed: put each resource into its bucket anew. */
 static void
 indexresources(void)
 {
@@ -506,7 +510,8 @@ indexresources(void)
 	}
 }
 
-/* This resource is online. Returns it; NULL: it is not in the table. */
+/* A resource is online. Returns where it is in the table; NULL: it is not
+ * there. */
 static struct resource *
 addresource(const char *name)
 {
@@ -535,7 +540,7 @@ addresource(const char *name)
 	return w;
 }
 
-/* A resource is alive. */
+/* A resource has shown that it is alive. */
 static void
 recover(struct resource *w)
 {
@@ -545,8 +550,9 @@ recover(struct resource *w)
 	w->steptime = now;
 }
 
-/* What speaks against a resource: it is stalled, it drains, it has as many
- * open requests as there are places left; the first most. 0: nothing. */
+/* What speaks against a resource, what counts most first: it is stalled, it
+ * drains, it holds as many open requests as there are places left. 0:
+ * nothing. */
 static int
 handicap(const struct resource *w)
 {
@@ -554,13 +560,14 @@ handicap(const struct resource *w)
 	       (choice != STANDBY && w->open >= MAXREQUESTS - nopen);
 }
 
-/* The resource for jid; there must be one. With STICKY, or relay, who was served
- * lately stays with the same, with STANDBY all do. Else the least handicap counts,
- * then the setting: with STANDBY the name, with STICKY the least hash of all pairs',
- * so that nobody else moves when one joins or leaves (rendezvous hashing). For a
- * request that another has lost, except with STANDBY, it counts most that the new one
- * is not silent itself; `loser', if it is not NULL, is not asked again. Where it goes
- * is not remembered: the requester's others stay where they are. */
+/* The resource for jid; there must be one. With STICKY, or relay, a requester
+ * who was served lately stays with the same one, with STANDBY all do. Otherwise
+ * the least handicap counts, then the setting: with STANDBY the name, with
+ * STICKY the least hash of requester and resource, so that nobody else moves
+ * when a resource joins or leaves (rendezvous hashing). A request that another
+ * resource has lost goes, except with STANDBY, first of all to one that is not
+ * silent itself, and not to `loser', unless that is NULL. Where it goes is not
+ * remembered: the requester's others stay where they are. */
 static struct resource *
 choose(const char *jid, int lost, const struct resource *loser)
 {
@@ -662,7 +669,8 @@ putescaped(struct buffer *b, const char *s, size_t n, const char *special)
 			putall(b, refs[(unsigned char)s[i]], NULL);
 }
 
-/* Put an attribute, if it has a value, in the quotes that need fewer escapes. */
+/* Put an attribute, if it has a value, in the quotes that need fewer
+ * escapes. */
 static void
 putattr(struct buffer *b, const char *name, const char *value)
 {
@@ -696,11 +704,12 @@ hasroom(void)
 	return OUTSIZE - out.len >= MAXSTANZA + OWNROOM;
 }
 
-/* Put a stanza: its name, its attributes, omitting those that are NULL, and the rest
- * of it, in which the largest tag has `tag' bytes. It goes out whole or not at all: 0
- * if there is no room or it is larger than servers take. White space follows a large
- * tag: a server whose expat defers parsing (see newparser) looks at it again when
- * twice as much has come, and all that follows waits with it. */
+/* Put a stanza: its name, its attributes, omitting those that are NULL, and the
+ * rest of it, in which the largest tag has `tag' bytes. It goes out whole or
+ * not at all: 0 if there is no room or it is larger than servers take. White
+ * space follows a large tag: a server whose expat defers parsing (see
+ * newparser) looks at it again when twice as much has come, and all that
+ * follows waits with it. */
 static int
 putstanza(const char *name, const char *type, const char *id, const char *from,
           const char *to, const char *rest, size_t len, size_t tag)
@@ -760,8 +769,8 @@ putping(const char *id, const char *to)
 
 /* ---- the stanza that is being read ---- */
 
-/* Put the prefixes that the header of the server's stream has declared and these
- * attributes do not, since any name in the stanza may have one. */
+/* Put the prefixes that the header of the server's stream has declared and
+ * these attributes do not, since any name in the stanza may have one. */
 static void
 putdecls(const char **atts)
 {
@@ -787,8 +796,9 @@ keep(const char *s)
 }
 
 /* A stanza, or the stream itself, begins. Its namespace does not go out: our
- * stream has its own, and servers do not understand jabber:client there. What
- * does not fit is left out: whom to answer may still come after it. */
+ * stream has its own, and servers do not understand jabber:client there. An
+ * attribute that does not fit is left out: one that says whom to answer may
+ * still follow. */
 static void
 startstanza(const char *name, const char **atts)
 {
@@ -820,8 +830,8 @@ startstanza(const char *name, const char **atts)
 	st.tagend = st.body.len;
 }
 
-/* An element in the stanza begins. It is in the tree if there is room for it, and it
- * is not too deep. */
+/* An element in the stanza begins. It is in the tree if there is room for it
+ * and it is not too deep. */
 static void
 addelement(const char *name, const char **atts)
 {
@@ -856,8 +866,8 @@ matches(const char *what, const char *str, size_t len)
 	return !what || (strlen(what) == len && !memcmp(str, what, len));
 }
 
-/* The first element in element n, with NULL in the stanza, that has this name and
- * this namespace, if they are not NULL; or NULL. */
+/* The first element in element n, or with NULL in the stanza, of this name and
+ * namespace, where they are not NULL. NULL if there is none. */
 static struct node *
 child(struct node *n, const char *name, const char *ns)
 {
@@ -885,10 +895,12 @@ condition(struct node *error)
 /* ---- requests ---- */
 
 /* Every request gets one answer (RFC 6120 8.2.3): if not from the resource that
- * has it, then an error from us. Answers need none of this to find their way. */
+ * has it, then an error from us. Answers need none of this to find their
+ * way. */
 
-/* Put request r into a list: of open ones by when it is due, of others at the end.
- * Only what is without an answer remembers who has had it last. */
+/* Put request r into a list: into that of open ones by when it is due, into
+ * others at the end. Only a request without an answer remembers who has had it
+ * last. */
 static void
 move(struct request *r, int list)
 {
@@ -916,8 +928,8 @@ move(struct request *r, int list)
 		r->holder = r->asker = NULL;
 }
 
-/* Request r is in the hands of resource w, or with NULL in those of a user, who
- * cannot be seen to leave. */
+/* Request r is held by resource w, or with NULL by a user, who cannot be seen
+ * to leave. */
 static void
 giveto(struct request *r, struct resource *w)
 {
@@ -944,8 +956,8 @@ makekey(const char *requester, const char *address)
 	return st.id && *st.id ? hash(h, st.id, strlen(st.id)) : h;
 }
 
-/* 1 if the request in the tree is a get that can be kept with its content, so that
- * it may be handed on. */
+/* 1 if the request in the tree is a get that can be kept with its content, so
+ * that it may be handed on. */
 static int
 isrepeatable(void)
 {
@@ -953,8 +965,9 @@ isrepeatable(void)
 	       strlen(st.id ? st.id : "") + st.body.len + 4 <= REQUESTSIZE;
 }
 
-/* 1 if a requester has as many open requests as there are places left: so who floods
- * leaves half of them to others. It is said once, until most are free. */
+/* 1 if a requester has as many open requests as there are places left, so that
+ * one who floods leaves half of them to others. It is said once, until most are
+ * free. */
 static int
 isgreedy(const char *user, uint64_t who)
 {
@@ -967,9 +980,9 @@ isgreedy(const char *user, uint64_t who)
 	return greedy;
 }
 
-/* Remember the request just handed to `holder', or that `asker' has asked of a user:
- * the other is NULL. If its addresses and id are too long it counts, but cannot be
- * answered by us; a get with its content can be handed on. */
+/* Remember the request just handed to `holder', or asked of a user by `asker';
+ * the other is NULL. If its addresses and id are too long it counts, but we
+ * cannot answer it; a get with its content can be handed on. */
 static void
 track(const char *address, uint64_t who, struct resource *holder, struct resource *asker)
 {
@@ -1010,8 +1023,8 @@ track(const char *address, uint64_t who, struct resource *holder, struct resourc
 	buckets[r->key % MAXREQUESTS] = r;
 }
 
-/* The request that the answer in the tree is for, from requester to address: that
- * of resource w if there are several alike; or NULL. */
+/* Match the answer that has come, from requester to address, to its request,
+ * preferring one that resource w holds. NULL: there is none. */
 static struct request *
 findrequest(const char *requester, const char *address, const struct resource *w)
 {
@@ -1029,8 +1042,8 @@ findrequest(const char *requester, const char *address, const struct resource *w
 	return found;
 }
 
-/* Take requests out of the hands of resource w, with NULL of all: each, or those that
- * can be handed on. Returns how many. */
+/* Fail requests that resource w holds, with NULL those of all: each of them, or
+ * only those that can be handed on. Returns how many. */
 static unsigned
 takeback(const struct resource *w, int each)
 {
@@ -1048,8 +1061,8 @@ takeback(const struct resource *w, int each)
 	return n;
 }
 
-/* A resource, or with NULL each of them, has left. The last takes its place in the
- * table, so that there are no holes. */
+/* A resource, or with NULL each of them, has left: fail its requests. The last
+ * one takes its place in the table, so that there are no holes. */
 static void
 removeresource(struct resource *w)
 {
@@ -1083,8 +1096,8 @@ removeresource(struct resource *w)
 	indexresources();
 }
 
-/* Forget requests and resources, and what the stream has said: without the connection
- * that they were handed out on, nobody can answer them any more. */
+/* Forget requests and resources, and what the stream has said: nobody can
+ * answer them without the connection that they were handed out on. */
 static void
 reset(void)
 {
@@ -1104,7 +1117,7 @@ reset(void)
 	removeresource(NULL);
 }
 
-/* Give up what was due at time t. */
+/* Fail the requests whose answers were due at time t. */
 static void
 expire(long long t)
 {
@@ -1127,23 +1140,27 @@ expire(long long t)
 	}
 }
 
-/* Request r has failed. A get goes to another resource than the one that had it, as
- * it came to it, if there is one; when it is due stays. Else we answer. What cannot be
- * answered by us is forgotten: its answer may still come. */
+/* Request r has failed. A get goes, as it came, to another resource than the
+ * one that had it, if there is one; it is due when it was. Otherwise we answer.
+ * What we cannot answer is forgotten: its answer may still come. */
 static void
 settle(struct request *r)
 {
-	const char *requester = texts[r->text], *address = requester + strlen(requester) + 1;
-	const char *id = address + strlen(address) + 1, *rest = id + strlen(id) + 1;
+	const char *requester = texts[r->text];
+	const char *address = requester + strlen(requester) + 1;
+	const char *id = address + strlen(address) + 1, *rest = id;
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
 	struct resource *w;
+	size_t len;
 
 	if (!r->hasid)
 		id = NULL;
 	if (r->due > 0 && r->tries > 0 && nresources > (r->holder != NULL)) {
 		w = choose(requester, 1, r->holder);
 		encode(src, address, requester);
-		if (putstanza("iq", "get", id, src, fulljid(dst, w), rest, strlen(rest), strlen(rest))) {
+		rest += strlen(rest) + 1;
+		len = strlen(rest);
+		if (putstanza("iq", "get", id, src, fulljid(dst, w), rest, len, len)) {
 			r->tries--;
 			giveto(r, w);
 			return;
@@ -1154,9 +1171,10 @@ settle(struct request *r)
 	move(r, *requester ? DONE : FREE);
 }
 
-/* Who had a request and was silent for `stall' seconds at time t is pinged, after as
- * many again set aside: others get its gets. Then it is pinged so often, and each
- * third time it may be tried with a request. */
+/* Ping each resource that holds a request and was silent for `stall' seconds at
+ * time t. After as many again it is set aside: others get its gets. From then
+ * on it is pinged so often, and each third time it may be tried with a
+ * request. */
 static void
 checkresources(long long t)
 {
@@ -1188,8 +1206,8 @@ checkresources(long long t)
 /* ---- presence ---- */
 
 /* Ask for the target's presence: for the subscription until it is granted, each
- * time later (RFC 6121 3.1), or with a probe for what was missed (4.3). A ping to
- * ourselves follows the probe: once it is back, the server has read both. On
+ * time later (RFC 6121 3.1), or with a probe for what was missed (4.3). A ping
+ * to ourselves follows the probe: once it is back, the server has read both. On
  * Prosody a probe before the subscription would withdraw the request for it. */
 static void
 askpresence(int probe)
@@ -1210,9 +1228,10 @@ askpresence(int probe)
 	sweeptime = probe ? UNWRITTEN : NEVER;
 }
 
-/* The probe is over. If some have answered, those who have not may only be late,
- * but after two probes they have left without a word, as when their server's
- * machine has died. If nobody has, the subscription may have been lost. */
+/* The probe is over. If some have answered, those who have not may only be
+ * late, but after two probes they have left without a word, as when their
+ * server's machine has died. If nobody has, the subscription may have been
+ * lost. */
 static void
 sweep(void)
 {
@@ -1233,7 +1252,7 @@ sweep(void)
 			ask.next = now;
 }
 
-/* The target or its server does not let us see its presence. */
+/* The target, or its server, does not let us see its presence. */
 static void
 losetarget(const char *why)
 {
@@ -1283,7 +1302,8 @@ targetpresence(void)
 		unanswered = 0;
 	}
 	if (!*st.type && name && !strncmp(name + 1, prefix, strlen(prefix))) {
-		/* while a probe is out it may be only the server that says so */
+		/* while a probe is out it may be only the server that says
+		 * so */
 		if (w && sweeptime == NEVER)
 			recover(w);
 		st.body.s[st.body.len] = '\0';
@@ -1306,7 +1326,8 @@ targetpresence(void)
 	}
 }
 
-/* Presence to an address of ours. Only what our domain is told says who is online. */
+/* Presence for an address of ours. Only what our domain is told says who is
+ * online. */
 static void
 handlepresence(void)
 {
@@ -1328,8 +1349,8 @@ handlepresence(void)
 	}
 }
 
-/* There is an error from a resource. Does the client say so, or its server, because it
- * has left? Probe, once. */
+/* A resource has sent an error. Does its client say so, or its server, because
+ * it has left? Probe, once. */
 static void
 doubt(struct resource *w)
 {
@@ -1343,8 +1364,8 @@ doubt(struct resource *w)
 
 /* ---- routing ---- */
 
-/* Do what is due while online. Answers may still be on their way, here or in the
- * server: a ping to ourselves follows them, and judge() does the rest. */
+/* Do what is due while online. Answers may still be on their way, here or in
+ * the server: a ping to ourselves follows them, and judge() does the rest. */
 static void
 chores(void)
 {
@@ -1369,9 +1390,9 @@ chores(void)
 		settle(lists[FAILED].next);
 }
 
-/* A ping to ourselves is back, if it has the id of one. The server has read the probe
- * before the first of two and we all that came before the second; or all that came
- * before something was due. */
+/* A ping to ourselves is back, if it has the id of one. The server has read the
+ * probe before the first of two and we all that came before the second; or all
+ * that came before something was due. */
 static void
 judge(const char *ping)
 {
@@ -1396,7 +1417,8 @@ drop(const char *why)
 		    st.to ? st.to : "(nobody)", why);
 }
 
-/* Put the stanza that is being read with these attributes. 0 if it is too large. */
+/* Put the stanza that is being read with these attributes. 0 if it is too
+ * large. */
 static int
 forward(const char *id, const char *from, const char *to)
 {
@@ -1417,8 +1439,8 @@ isfleeting(void)
 	        child(NULL, NULL, "urn:xmpp:chat-markers:0"));
 }
 
-/* Answer the stanza with an error, from the address that was asked. Errors never
- * answer errors (RFC 6120 8.3.1), nor headlines (RFC 6121 5.2.2). */
+/* Answer the stanza with an error, from the address that was asked. Errors
+ * never answer errors (RFC 6120 8.3.1), nor headlines (RFC 6121 5.2.2). */
 static void
 refuse(int why)
 {
@@ -1429,9 +1451,10 @@ refuse(int why)
 		puterror(st.kind, st.id, st.to, st.from, why);
 }
 
-/* Hand a request, for which address is to answer, or a message out with these
- * attributes: to resource `holder' of the target, or from `asker' to a user. Either way
- * it is the user whose share counts: he could keep requests of others open. */
+/* Hand out a request, for which `address' is to answer, or a message, with
+ * these attributes: to `holder', a resource of the target, or from `asker', one
+ * of them, to a user. Either way it is the user's share that counts: he could
+ * keep requests of others open. */
 static void
 handout(const char *id, const char *from, const char *address, const char *to,
         struct resource *holder, struct resource *asker)
@@ -1452,8 +1475,9 @@ handout(const char *id, const char *from, const char *address, const char *to,
 	}
 }
 
-/* With relay the name of the resource that asks leads the id of its request, with a
- * slash behind it: r/x. Make that, in attrs; what does not fit will not go out. */
+/* With relay the name of the resource that asks, and a slash, lead the id of
+ * its request: r/x. Make that, in attrs; what does not fit there will not go
+ * out. */
 static const char *
 leadid(const char *name)
 {
@@ -1465,8 +1489,8 @@ leadid(const char *name)
 	return led;
 }
 
-/* Who has asked for an answer that comes from outside; `id' becomes the asker's own.
- * NULL: it is not online. */
+/* The resource that has asked for an answer from outside; the stanza's id
+ * becomes its own. NULL if it is not online. */
 static struct resource *
 findasker(void)
 {
@@ -1479,10 +1503,11 @@ findasker(void)
 	return w;
 }
 
-/* An answer, from src, one of our addresses, to the requester; resource w has sent
- * it, NULL: nobody known. One that cannot pass still ends the request. That a get has
- * failed only who has it can say: the error of who had it before was expected; and if
- * its server says for it that it is not there (bounced), others are asked. */
+/* Pass an answer from src, one of our addresses, to the requester. Resource w
+ * has sent it; NULL: none that we know. One that is too large still ends its
+ * request. Only who holds a get can say that it has failed: an error of who
+ * held it before was expected. If it is its server that says so (bounced),
+ * others are asked. */
 static void
 passanswer(const char *src, const char *requester, struct resource *w)
 {
@@ -1512,8 +1537,8 @@ passanswer(const char *src, const char *requester, struct resource *w)
 		puterror(st.kind, st.id, src, requester, LARGE);
 }
 
-/* A request or a message for the target: hand it to one of its resources. All of
- * a conversation goes to the same. */
+/* Hand a request or a message for the target to one of its resources. All of a
+ * conversation goes to the same. */
 static void
 totarget(void)
 {
@@ -1526,7 +1551,8 @@ totarget(void)
 		return;
 	}
 	w = choose(st.from, 0, NULL);
-	/* rather with a get that others may have as well, as it is no part of a dialog */
+	/* rather with a get that others may have as well, as it is no part of a
+	 * dialog */
 	if (iq && trial < resources + nresources && istriable(trial) &&
 	    ((retry && isrepeatable()) || (!relay && choice != STICKY && trial->pings > 7)))
 		w = trial;
@@ -1536,9 +1562,9 @@ totarget(void)
 		refuse(LONGADDRESS);
 }
 
-/* A message, or an IQ: what to do with it reads like the tables of the man page, the
- * first line that fits applies. The address encodes a stranger if that is neither the
- * target nor one of us. */
+/* Do with an IQ or a message what the tables of the man page say, in their
+ * order: the first line that fits applies. The address encodes a stranger if
+ * that is neither the target nor one of us. */
 static void
 route(void)
 {
@@ -1578,7 +1604,8 @@ route(void)
 		refuse(NOBODY);
 }
 
-/* A stanza has come. Find out for which address of ours it is and who has sent it. */
+/* A stanza has come: find out for which address of ours it is and who has sent
+ * it. */
 static void
 handlestanza(void)
 {
@@ -1614,8 +1641,8 @@ handlestanza(void)
 
 /* ---- stream ---- */
 
-/* The stream has to end: why, and with which stream error (RFC 6120 4.9.3), if that
- * is not NULL. */
+/* The stream has to end: for which reason, and with which stream error (RFC
+ * 6120 4.9.3), if that is not NULL. */
 static void
 end(const char *why, const char *error)
 {
@@ -1657,8 +1684,8 @@ handshake(void)
 	putall(&out, "<handshake>", hex, "</handshake>", NULL);
 }
 
-/* The server's stream header has come: remember the prefixes that it declares; our
- * own declares `stream' too. Then authenticate. */
+/* The server's stream header has come: remember the prefixes that it declares;
+ * our own declares `stream' too. Then authenticate. */
 static void
 startstream(const char **atts)
 {
@@ -1684,7 +1711,7 @@ startstream(const char **atts)
 		handshake();
 }
 
-/* A stream error (RFC 6120 4.9) has come: its condition and text. */
+/* The condition and text of the stream error (RFC 6120 4.9) that has come. */
 static const char *
 streamerror(void)
 {
@@ -1698,13 +1725,15 @@ streamerror(void)
 	return why;
 }
 
-/* An element of the stream has come. Once the server has accepted the handshake we
- * are online. */
+/* An element of the stream has come. Once the server has accepted the handshake
+ * we are online. */
 static void
 handleelement(void)
 {
-	int isstanza = (same(st.kind, "iq") || same(st.kind, "presence") || same(st.kind, "message")) &&
-	               (!st.ns || same(st.ns, NS_COMPONENT) || same(st.ns, NS_CLIENT) || same(st.ns, NS_SERVER));
+	int isknown = !st.ns || same(st.ns, NS_COMPONENT) || same(st.ns, NS_CLIENT) ||
+	             same(st.ns, NS_SERVER);
+	int isstanza = isknown && (same(st.kind, "iq") || same(st.kind, "presence") ||
+	                          same(st.kind, "message"));
 
 	if (isstanza && state == ONLINE) {
 		handlestanza();
@@ -1797,8 +1826,8 @@ endelement(void *data, const char *name)
 	if (depth > 1)
 		return;
 	handleelement();
-	/* worn: it remembers too much, or may soon have counted more bytes than a long
-	 * holds on 32-bit machines */
+	/* a fresh parser has to follow one that remembers too much, or may soon
+	 * have counted more bytes than a long holds on 32-bit machines */
 	if (!ending && (!hasroom() || heap > PARSERSOFT || parsed > 1L << 30))
 		XML_StopParser(parser, XML_TRUE);
 }
@@ -1840,7 +1869,8 @@ freeparser(void)
 }
 
 /* Make a fresh parser that stands inside the elements opened so far: none, or
- * the stream. Without memory the stream has to end, and there may be no parser. */
+ * the stream. Without memory the stream has to end, and there may be no
+ * parser. */
 static void
 newparser(void)
 {
@@ -1863,7 +1893,6 @@ newparser(void)
 	XML_SetDefaultHandler(parser, otherwise);
 }
 
-/* 1 if the parser is suspended. */
 static int
 issuspended(void)
 {
@@ -1893,9 +1922,10 @@ endbroken(void)
 		end(XML_ErrorString(error), "not-well-formed");
 }
 
-/* Parse what is in `in', up to where the out buffer has room for no other stanza: then
- * the parser is held. If it stops while there is room, it is worn, and the rest is
- * for a fresh one. If the stream has to end, `ending' says why. */
+/* Parse what is in `in', up to where the out buffer has no room for another
+ * stanza: then the parser is suspended. If it stops while there is room it has
+ * kept too much, and the rest is for a fresh one. If the stream has to end,
+ * `ending' says why. */
 static void
 parse(void)
 {
@@ -1939,9 +1969,9 @@ readpins(void)
 	return n % 64 == 0 && (n > 0 || !*tlspin);
 }
 
-/* BearSSL's validator that knows the server's key serves us, except that the key
- * is the one in the first certificate, if that has a pin. What the chain holds
- * besides does not matter. */
+/* BearSSL's validator that knows the server's key serves us, except that the
+ * key is the one in the first certificate, if that has a pin. What the chain
+ * holds besides does not matter. */
 static void
 append(const br_x509_class **ctx, const unsigned char *s, size_t n)
 {
@@ -2015,8 +2045,8 @@ starttls(void)
 	return br_ssl_client_reset(&tls.client, isname ? host : NULL, 0);
 }
 
-/* Why the connection has ended. Without TLS the engine is all zero, which reads as
- * closed without an error. */
+/* Why the connection has ended. Without TLS the engine is all zero, which reads
+ * as closed without an error. */
 static const char *
 tlserror(void)
 {
@@ -2042,9 +2072,9 @@ tlserror(void)
 	return why;
 }
 
-/* Which of these TLS has: something to write to the socket (BR_SSL_SENDREC), or for
- * us to read (TLSUNREAD), which its end is, too: that may come in one piece with
- * the last data. */
+/* Which of these TLS has: something to write to the socket (BR_SSL_SENDREC), or
+ * for us to read (TLSUNREAD), which its end is, too: that may come in one piece
+ * with the last data. */
 enum { TLSUNREAD = BR_SSL_RECVAPP | BR_SSL_CLOSED };
 static unsigned
 tlshas(unsigned what)
@@ -2052,10 +2082,10 @@ tlshas(unsigned what)
 	return *tlspin ? br_ssl_engine_current_state(eng) & what : 0;
 }
 
-/* What the socket is to be given next, *s, and how many bytes of it there are. In
- * TLS the engine first takes what it can of the out buffer. If that was the last of
- * the stream it is closed, and reads what still comes by itself, but for what it
- * holds already. */
+/* What the socket is to be given next, *s, and how many bytes of it there are.
+ * In TLS the engine first takes what it can of the out buffer. If that was the
+ * last of the stream it is closed, and reads what still comes by itself, but
+ * for what it holds already. */
 static size_t
 unsent(unsigned char **s)
 {
@@ -2082,14 +2112,14 @@ unsent(unsigned char **s)
 
 /* ---- connection ---- */
 
-/* Close the socket, if there is one, and log why, unless that is known. Then go on
- * with the next address at once. If none is left, wait before the next round. While
- * nobody is there it follows within a second, and all this is only logged in the
- * first round and about every quarter of an hour; who is there but does not keep us
- * is left alone for longer each time, up to backoffmax. With jitter, so that many
- * proxies do not come back at once. A connection that has lasted has proved itself:
- * what it was refused before is forgotten, and the next round begins with all
- * addresses. */
+/* Close the socket, if there is one, and log why, unless that is known. Then go
+ * on with the next address at once; if none is left, wait before the next
+ * round. While nobody is there that is at most a second, and all this is logged
+ * only in the first round and about every quarter of an hour; a server that is
+ * there but does not keep us is left alone for longer each time, up to
+ * backoffmax. Jitter keeps many proxies from coming back at once. A connection
+ * that has lasted has proved itself: what it was refused before is forgotten,
+ * and the next round begins with all addresses. */
 static void
 disconnect(const char *why)
 {
@@ -2137,7 +2167,8 @@ disconnect(const char *why)
 }
 
 /* Begin to connect to the next address; after the last, look up host for a new
- * round. That may block for long: signals that end us do so at once while it does. */
+ * round. That may block for long: signals that end us do so at once
+ * meanwhile. */
 static void
 attempt(void)
 {
@@ -2172,8 +2203,8 @@ attempt(void)
 }
 
 /* End the stream, but let what waits in the out buffer go out first, within
- * CLOSETIME. A signal may come while there is no stream: then there is nothing to
- * wait for. */
+ * CLOSETIME. A signal may come while there is no stream: then there is nothing
+ * to wait for. */
 static void
 hangup(const char *why)
 {
@@ -2189,10 +2220,11 @@ hangup(const char *why)
 	deadline = now + CLOSETIME;
 }
 
-/* Write as much of the out buffer as the socket takes. If writing fails for good,
- * nothing more is written: reading tells why, and an engine that can read only
- * after it has written is closed. After the last of the stream we send no more:
- * what still comes is only read so that the server can read our last words. */
+/* Write as much of the out buffer as the socket takes. If writing fails for
+ * good, nothing more is written: reading tells why, and an engine that can read
+ * only after it has written is closed. After the last of the stream we send no
+ * more: what still comes is only read so that the server can read our last
+ * words. */
 static void
 flush(void)
 {
@@ -2228,10 +2260,10 @@ flush(void)
 		shutdown(fd, SHUT_WR);
 }
 
-/* Read once. In TLS the bytes of the socket are for the engine, which takes none
- * while it holds data of a record, or after its end; we take what it holds. No tag
- * ends without a `>', so until one comes there is nothing to parse: long ones are
- * not looked at again with each piece of them. */
+/* Read once. In TLS the bytes of the socket are for the engine, which takes
+ * none while it holds data of a record, or after its end; we take what it
+ * holds. No tag ends without a `>', so until one comes there is nothing to
+ * parse: long ones are not looked at again with each piece of them. */
 static void
 receive(void)
 {
@@ -2265,9 +2297,9 @@ receive(void)
 		parse();
 }
 
-/* An attempt to connect has come to its end. If there is a server, open our stream
- * (RFC 6120 4.2). Without a version, as XEP-0114 has it: jabberd2 would send
- * features before the handshake. Without memory `ending' is set. */
+/* An attempt to connect has come to its end. If there is a server, open our
+ * stream (RFC 6120 4.2). Without a version, as XEP-0114 has it: jabberd2 would
+ * send features before the handshake. Without memory `ending' is set. */
 static void
 finishconnect(void)
 {
@@ -2295,8 +2327,8 @@ finishconnect(void)
 }
 
 /* What the connection has waited for has not come, or a pause is over. If the
- * server is silent, ask ourselves through it whether the route works (XEP-0199),
- * once. */
+ * server is silent, ask ourselves through it whether the route works
+ * (XEP-0199), once. */
 static void
 overdue(void)
 {
@@ -2336,7 +2368,7 @@ report(void)
 		    w->pings > 1 ? "stalled" : w->drains ? "draining" : "up");
 }
 
-/* 1 if what the server sends can be taken. TLS may have to write first. */
+/* 1 if we can take what the server sends. TLS may have to write first. */
 static int
 isreading(void)
 {
@@ -2425,8 +2457,8 @@ setsignals(void)
 	signal(SIGPIPE, SIG_IGN);
 }
 
-/* 1 if s is written as servers write a domain or bare JID: nothing else would ever
- * compare equal. */
+/* 1 if s is written as servers write a domain or bare JID: nothing else would
+ * ever compare equal. */
 static int
 islikeservers(const char *s)
 {
@@ -2490,7 +2522,8 @@ main(int argc, char *argv[])
 	      "random numbers", "the system has no seed for them");
 	br_hmac_drbg_generate(&rng, &salt, sizeof(salt));
 	br_hmac_drbg_generate(&rng, &seed, sizeof(seed));
-	/* closed, descriptors 0 to 2 would be a socket; a core would hold the secret */
+	/* closed, descriptors 0 to 2 would be a socket; a core would hold the
+	 * secret */
 	while ((n = open("/dev/null", O_RDWR)) >= 0 && n < 3)
 		;
 	check(n < 0 || close(n) < 0 || setrlimit(RLIMIT_CORE, &none) < 0, "start", NULL);
