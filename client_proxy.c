@@ -939,8 +939,7 @@ giveto(struct request *r, struct resource *w)
 		w->nhanded++;
 		if (w->pings > 4 || w->open + w->pings == 0)
 			w->steptime = now;
-		if (w->pings > 4)
-			w->pings = 2;
+		w->pings = w->pings > 4 ? 2 : w->pings;
 		checktime = stall ? MIN(checktime, AFTER(stall)) : NEVER;
 	}
 	move(r, OPEN);
@@ -1422,10 +1421,9 @@ drop(const char *why)
 static int
 forward(const char *id, const char *from, const char *to)
 {
-	const char *type = *st.type ? st.type : NULL;
-
 	return !st.attrs.full && !st.body.full &&
-	       putstanza(st.kind, type, id, from, to, st.body.s, st.body.len, st.largest);
+	       putstanza(st.kind, *st.type ? st.type : NULL, id, from, to,
+	                 st.body.s, st.body.len, st.largest);
 }
 
 /* 1 if a message without a body only tells how others fare, as chat states,
@@ -1611,15 +1609,15 @@ handlestanza(void)
 {
 	int ispresence = same(st.kind, "presence");
 	struct resource *w;
-	const char *stop;
+	size_t len;
 
 	if (!st.from || !*st.from || !st.to || !isours(st.to)) {
 		drop("not from anybody to us");
 		return;
 	}
 	st.resource = strchr(st.to, '/');
-	stop = st.resource ? st.resource : st.to + strlen(st.to);
-	*stpncpy(st.self, st.to, (size_t)(stop - st.to)) = '\0';
+	len = st.resource ? (size_t)(st.resource - st.to) : strlen(st.to);
+	*stpncpy(st.self, st.to, len) = '\0';
 	if (!st.resource || !decode(st.other, st.resource + 1, '\0'))
 		*st.other = '\0';
 	st.mine = istarget(st.from);
