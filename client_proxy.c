@@ -32,7 +32,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -179,16 +178,14 @@ static int shares[2][SHARES];   /* of nopen, each requester's: the less of two p
 
 /* the target's presence subscription */
 static int subscribed;
-/* the id of what we have asked last, when to ask next, and after which pause,
- * in ms */
+/* the id of what we have asked last, when to ask next, the pause after that */
 static struct { char id[16]; long long next, pause; } ask;
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
 static int doubted;             /* somebody may have left during it: probe again */
 static int seen;                /* presence came since, 2: of who was there before */
 static int unanswered;          /* probes before it that brought none */
-/* the id of our last ping for what is due, when it was sent, when to send
- * another */
+/* the id of our last ping for what is due, when it was sent, when to send one */
 static struct { char id[16]; long long sent, next; } due;
 
 /* the out buffer: what is behind outpos waits to be written */
@@ -206,15 +203,14 @@ static struct {
 	int nnodes;
 	size_t tagend;              /* where the last start tag in body has ended */
 	size_t largest;             /* bytes of its largest tag */
-	/* once its address is known to be ours: without its resource, that from
-	 * its slash on or NULL, the JID that this encodes or "" */
-	char self[BAREMAX + 1];
-	const char *resource;
-	char other[PARTMAX + 1];
-	int error;                  /* its type is that */
+	/* what handlestanza() finds out about it */
+	char self[BAREMAX + 1];     /* our address that it is for, without a resource */
+	const char *resource;       /* of that address, from the slash on; or NULL */
+	char other[PARTMAX + 1];    /* the JID that the resource encodes, or "" */
+	int error;                  /* that is its type */
+	int bounced;                /* it says that a client is not there any more */
 	int mine;                   /* it is from the target, */
-	struct resource *sender;    /* by this resource, if that is known; */
-	int bounced;                /* its own server says that it is not there */
+	struct resource *sender;    /* from this resource of it, if that is known */
 } st = {
 	.attrs = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 },
 	.body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 }
@@ -232,7 +228,7 @@ static const char *ending;      /* why the stream has to end; NULL: it goes on *
 static struct buffer decls = { (char [1024]){ "" }, 1024, 0, 0 }; /* of its header */
 
 /* TLS, if tlspin is not empty */
-static char pins[8 * 64 + 1];   /* hexadecimal digits, up to a NUL */
+static char pins[8 * 64 + 1];   /* hexadecimal digits in lower case, up to a NUL */
 static struct {
 	br_ssl_client_context client;
 	unsigned char records[BR_SSL_BUFSIZE_BIDI];
@@ -480,8 +476,7 @@ findresource(const char *jid)
 	return s ? findmark(hash(0, s + 1, strlen(s + 1))) : NULL;
 }
 
-/* 1 if a resource that stalls has been left alone for long enough to be
- * tried. */
+/* 1 if it is time to try a resource that stalls with a request. */
 static int
 istriable(const struct resource *w)
 {
@@ -510,8 +505,7 @@ indexresources(void)
 	}
 }
 
-/* A resource is online. Returns where it is in the table; NULL: it is not
- * there. */
+/* A resource is online. Returns it, or NULL if it is not in the table. */
 static struct resource *
 addresource(const char *name)
 {
@@ -551,8 +545,7 @@ recover(struct resource *w)
 }
 
 /* What speaks against a resource, what counts most first: it is stalled, it
- * drains, it holds as many open requests as there are places left. 0:
- * nothing. */
+ * drains, it holds as many open requests as there are places left. */
 static int
 handicap(const struct resource *w)
 {
@@ -572,13 +565,13 @@ static struct resource *
 choose(const char *jid, int lost, const struct resource *loser)
 {
 	int how = relay && choice != STANDBY ? STICKY : choice;
-	int n, ties = 0;
+	int i, enough, ties = 0;
 	uint64_t who = 0, cost, best = UINT64_MAX;
 	struct resource *w, *found, *stays = NULL, *end = resources + nresources;
 	struct stick *last;
 
 	lost = lost && how != STANDBY;
-	for (n = 0; how == RANDOM && !lost && n < 16; n++)
+	for (i = 0; how == RANDOM && !lost && i < 16; i++)
 		if (handicap(found = resources + uniform((uint64_t)nresources)) == 0)
 			return found;
 	if (how == STICKY)
@@ -588,8 +581,9 @@ choose(const char *jid, int lost, const struct resource *loser)
 		stays = findmark(last->mark);
 	found = stays ? stays : resources;
 	/* who talks to one that drains stays */
-	n = how == STICKY && relay ? 4 : 1;
-	for (w = stays && !lost && handicap(stays) < n ? end : resources; w < end; w++) {
+	enough = how == STICKY && relay ? 4 : 1;
+	w = stays && !lost && handicap(stays) < enough ? end : resources;
+	for (; w < end; w++) {
 		if (w == loser)
 			continue;
 		cost = (uint64_t)(lost && w->pings > 0) << 63 | (uint64_t)handicap(w) << 60;
@@ -1186,8 +1180,8 @@ checkresources(long long t)
 		if (w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t && hasroom()) {
 			putping("stall", fulljid(dst, w));
 			if (++w->pings == 2)
-				say("stalled: %s/%.99s: silent for %lld s, %d open", target, w->name,
-				    (now - w->steptime) / 1000 + stall, w->open);
+				say("stalled: %s/%.99s: silent for %lld s, %d open", target,
+				    w->name, (now - w->steptime) / 1000 + stall, w->open);
 			w->steptime = now;
 		}
 		if (istriable(w) && choice != STANDBY)
@@ -1301,8 +1295,7 @@ targetpresence(void)
 		unanswered = 0;
 	}
 	if (!*st.type && name && !strncmp(name + 1, prefix, strlen(prefix))) {
-		/* while a probe is out it may be only the server that says
-		 * so */
+		/* while a probe is out maybe only the server says so */
 		if (w && sweeptime == NEVER)
 			recover(w);
 		st.body.s[st.body.len] = '\0';
@@ -1334,7 +1327,8 @@ handlepresence(void)
 
 	if (subscribes || same(st.type, "probe")) {
 		if (subscribes || !st.mine)
-			putpresence(st.mine ? "subscribed" : "unsubscribed", NULL, st.self, st.from);
+			putpresence(st.mine ? "subscribed" : "unsubscribed", NULL,
+			            st.self, st.from);
 		if (st.mine)
 			putpresence(NULL, NULL, st.self, st.from);
 		/* the roster of a fresh installation may know us only now */
@@ -1961,7 +1955,7 @@ readpins(void)
 
 	for (s = tlspin; *s; s++)
 		if (n < sizeof(pins) - 1 && strchr("0123456789abcdefABCDEF", *s))
-			pins[n++] = *s;
+			pins[n++] = (char)(*s | ' ');
 		else if (n % 64 ? *s != ':' : !strchr(", \t\n", *s))
 			return 0;
 	return n % 64 == 0 && (n > 0 || !*tlspin);
@@ -2001,7 +1995,7 @@ endchain(const br_x509_class **ctx)
 	for (i = 0; i < br_sha256_SIZE; i++)
 		snprintf(hex + 2 * i, 3, "%02x", tls.fingerprint[i]);
 	for (i = 0; pins[i]; i += 64)
-		if (!strncasecmp(pins + i, hex, 64))
+		if (!strncmp(pins + i, hex, 64))
 			return (unsigned)br_x509_decoder_last_error(&tls.certificate);
 	return BR_ERR_X509_NOT_TRUSTED;
 }
@@ -2063,10 +2057,11 @@ tlserror(void)
 	for (i = 0; i < br_sha256_SIZE; i++)
 		snprintf(hex + 3 * i, 4, ":%02X", tls.fingerprint[i]);
 	if (error == BR_ERR_X509_NOT_TRUSTED)
-		snprintf(why, sizeof(why), "the server's certificate is not in tlspin, it is %s", hex + 1);
+		snprintf(why, sizeof(why), "the server's certificate is not in tlspin, "
+		         "it is %s", hex + 1);
 	else
-		snprintf(why, sizeof(why), "TLS failed: error %d of BearSSL, above %d an alert of "
-		         "the server", error, BR_ERR_RECV_FATAL_ALERT);
+		snprintf(why, sizeof(why), "TLS failed: error %d of BearSSL, above %d "
+		         "an alert of the server", error, BR_ERR_RECV_FATAL_ALERT);
 	return why;
 }
 
@@ -2357,12 +2352,14 @@ report(void)
 		                      refusals[i].n, refusals[i].condition);
 	say("counted: %lu requests, %lu untracked, %lu answers, %lu late, %lu messages"
 	    "%s, %lu dropped, %lu connections, %d online, %d open, %llu bytes in, "
-	    "%llu bytes out", count.requests, count.untracked, count.answers, count.late, count.messages,
-	    refused, count.dropped, count.connections, nresources, nopen, bytesin, bytesout + outpos);
+	    "%llu bytes out", count.requests, count.untracked, count.answers,
+	    count.late, count.messages, refused, count.dropped, count.connections,
+	    nresources, nopen, bytesin, bytesout + outpos);
 	for (w = resources; w < resources + nresources; w++)
-		say("resource: %s/%.99s: %d open, %lu handed out, %lu answered, %lu retried away, "
-		    "%lu timed out, %llu ms, %s", target, w->name, w->open, w->nhanded,
-		    w->nanswered, w->nretried, w->nlate, w->waited / MAX(w->nanswered, 1),
+		say("resource: %s/%.99s: %d open, %lu handed out, %lu answered, "
+		    "%lu retried away, %lu timed out, %llu ms, %s", target, w->name,
+		    w->open, w->nhanded, w->nanswered, w->nretried, w->nlate,
+		    w->waited / MAX(w->nanswered, 1),
 		    w->pings > 1 ? "stalled" : w->drains ? "draining" : "up");
 }
 
