@@ -1946,7 +1946,7 @@ parse(void)
 /* ---- TLS ---- */
 
 /* The settings are pins: what they allow is all the trust there is. Read them,
- * 64 digits each. 0 if they are malformed. */
+ * 64 digits each, in lower case. 0 if they are malformed. */
 static int
 readpins(void)
 {
