@@ -210,7 +210,8 @@ static struct {
 	int error;                  /* that is its type */
 	int bounced;                /* it says that a client is not there any more */
 	int mine;                   /* it is from the target, */
-	struct resource *sender;    /* from this resource of it, if that is known */
+	const char *name;           /* from this resource, with the slash; or NULL */
+	struct resource *sender;    /* that one, if it is known */
 } st = {
 	.attrs = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 },
 	.body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 }
@@ -467,13 +468,11 @@ findmark(uint64_t mark)
 	return w;
 }
 
-/* The same for the resource of this JID. */
+/* The resource with this name, or NULL. */
 static struct resource *
-findresource(const char *jid)
+findresource(const char *name)
 {
-	const char *s = strchr(jid, '/');
-
-	return s ? findmark(hash(0, s + 1, strlen(s + 1))) : NULL;
+	return findmark(hash(0, name, strlen(name)));
 }
 
 /* 1 if it is time to try a resource that stalls with a request. */
@@ -1266,7 +1265,7 @@ presenceerror(void)
 	struct node *error = child(NULL, "error", NULL);
 	const char *why = condition(error);
 
-	if (strchr(st.from, '/') || !st.id || !same(st.id, ask.id))
+	if (st.name || !st.id || !same(st.id, ask.id))
 		return;
 	if (error)
 		*error->end = '\0';
@@ -1285,7 +1284,6 @@ presenceerror(void)
 static void
 targetpresence(void)
 {
-	const char *name = strchr(st.from, '/');
 	struct resource *w = st.sender;
 	struct node *show = child(NULL, "show", "");
 	int leaves = same(st.type, "unavailable"), drains;
@@ -1294,17 +1292,17 @@ targetpresence(void)
 		seen = MAX(seen, 1);
 		unanswered = 0;
 	}
-	if (!*st.type && name && !strncmp(name + 1, prefix, strlen(prefix))) {
+	if (!*st.type && st.name && !strncmp(st.name + 1, prefix, strlen(prefix))) {
 		/* while a probe is out maybe only the server says so */
 		if (w && sweeptime == NEVER)
 			recover(w);
 		st.body.s[st.body.len] = '\0';
 		drains = show && !strncmp(show->end, ">dnd<", 5);
-		if ((w = addresource(name + 1)) && drains != w->drains) {
+		if ((w = addresource(st.name + 1)) && drains != w->drains) {
 			w->drains = drains;
 			say("%s: %s/%.99s", drains ? "draining" : "back", target, w->name);
 		}
-	} else if (leaves && (!name || w)) {
+	} else if (leaves && (!st.name || w)) {
 		removeresource(w);
 	} else if (same(st.type, "subscribed")) {
 		if (!subscribed)
@@ -1488,7 +1486,7 @@ findasker(void)
 {
 	char name[PARTMAX + 1];
 	const char *own = st.id ? decode(name, st.id, '/') : NULL;
-	struct resource *w = own ? findmark(hash(0, name, strlen(name))) : NULL;
+	struct resource *w = own ? findresource(name) : NULL;
 
 	if (w)
 		st.id = own + 1;
@@ -1575,7 +1573,7 @@ route(void)
 		handout(leadid(w->name), st.self, outside, st.other, NULL, w);
 	else if (isrequest)
 		refuse(!mine || (relay && st.resource) ? NOBODY : UNKNOWN);
-	else if (isanswer && mine && strchr(st.from, '/') && stranger)
+	else if (isanswer && st.name && stranger)
 		passanswer(st.self, st.other, w);
 	else if (isanswer && relay && !mine && !st.resource && (w = findasker()) &&
 	         encode(outside, st.self, st.from))
@@ -1615,7 +1613,8 @@ handlestanza(void)
 	if (!st.resource || !decode(st.other, st.resource + 1, '\0'))
 		*st.other = '\0';
 	st.mine = istarget(st.from);
-	st.sender = w = st.mine ? findresource(st.from) : NULL;
+	st.name = st.mine ? strchr(st.from, '/') : NULL;
+	st.sender = w = st.name ? findresource(st.name + 1) : NULL;
 	st.error = same(st.type, "error");
 	st.bounced = st.error &&
 	             child(child(NULL, "error", NULL), "recipient-unavailable", NS_STANZAS);
