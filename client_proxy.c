@@ -192,14 +192,14 @@ static struct { char id[16]; long long sent, next; } due;
 static struct buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
 static size_t outpos;
 
-/* the stanza that is being read */
+/* the stanza that is being read, and the elements in it, two levels deep: the
+ * first is the stanza itself, the last any that is not looked at. They are not
+ * in st, as all that has a value at the start takes room in the binary. */
+static struct node nodes[257];
 static struct {
 	const char *kind, *from, *to, *type, *id, *ns;
 	struct buffer attrs;        /* holds these, */
 	struct buffer body;         /* and this all else, as it goes out */
-	/* the elements in body, two levels deep; the first is the stanza
-	 * itself, the last any that is not looked at */
-	struct node nodes[257];
 	int nnodes;
 	size_t tagend;              /* where the last start tag in body has ended */
 	size_t largest;             /* bytes of its largest tag */
@@ -798,7 +798,7 @@ startstanza(const char *name, const char **atts)
 	st.attrs.len = st.body.len = 0;
 	st.attrs.full = st.body.full = 0;
 	st.nnodes = 1;
-	st.nodes[0].depth = depth;
+	nodes[0].depth = depth;
 	st.from = st.to = st.type = st.id = st.ns = NULL;
 	if (!(st.kind = keep(name)))
 		st.kind = "";
@@ -828,7 +828,7 @@ startstanza(const char *name, const char **atts)
 static void
 addelement(const char *name, const char **atts)
 {
-	struct node *n = st.nodes + st.nnodes;
+	struct node *n = nodes + st.nnodes;
 	size_t start = st.body.len;
 
 	put(&st.body, "<", 1);
@@ -845,7 +845,7 @@ addelement(const char *name, const char **atts)
 		}
 	}
 	n->end = st.body.s + st.body.len;
-	if (depth <= 4 && st.nnodes < (int)LEN(st.nodes) - 1 && !st.body.full)
+	if (depth <= 4 && st.nnodes < (int)LEN(nodes) - 1 && !st.body.full)
 		st.nnodes++;
 	st.largest = MAX(st.largest, st.body.len - start);
 	put(&st.body, ">", 1);
@@ -864,9 +864,9 @@ matches(const char *what, const char *str, size_t len)
 static struct node *
 child(struct node *n, const char *name, const char *ns)
 {
-	struct node *c, *parent = n ? n : st.nodes;
+	struct node *c, *parent = n ? n : nodes;
 
-	for (c = parent + 1; c < st.nodes + st.nnodes && c->depth > parent->depth; c++)
+	for (c = parent + 1; c < nodes + st.nnodes && c->depth > parent->depth; c++)
 		if (c->depth == parent->depth + 1 && matches(name, c->name, c->len) &&
 		    matches(ns, c->ns, c->nslen))
 			return c;
