@@ -698,16 +698,16 @@ hasroom(void)
 }
 
 /* Put a stanza: its name, its attributes, omitting those that are NULL, and the
- * rest of it, in which the largest tag has `tag' bytes. It goes out whole or
- * not at all: 0 if there is no room or it is larger than servers take. White
- * space follows a large tag: a server whose expat defers parsing (see
- * newparser) looks at it again when twice as much has come, and all that
- * follows waits with it. */
+ * rest of it, in which the largest tag has `tag' bytes. White space follows a
+ * large tag: a server whose expat defers parsing (see newparser) looks at it
+ * again when twice as much has come, and all that follows waits with it. Stanza
+ * and space go out whole or not at all: 0 if there is no room or they are larger
+ * than servers take. */
 static int
 putstanza(const char *name, const char *type, const char *id, const char *from,
           const char *to, const char *rest, size_t len, size_t tag)
 {
-	size_t start = out.len;
+	size_t start = out.len, space = 0;
 
 	out.full = 0;
 	put(&out, "<", 1);
@@ -718,13 +718,12 @@ putstanza(const char *name, const char *type, const char *id, const char *from,
 	putattr(&out, "to", to);
 	tag += out.len - start;
 	put(&out, rest, len);
+	for (; tag > PADABOVE && space < tag && !out.full; space++)
+		put(&out, " ", 1);
 	if (out.full || out.len - start > MAXSTANZA) {
 		out.len = start;
 		return 0;
 	}
-	if (tag > PADABOVE)
-		for (; tag > 0 && out.len - start < MAXSTANZA; tag--)
-			put(&out, " ", 1);
 	return 1;
 }
 
@@ -877,12 +876,21 @@ child(struct node *n, const char *name, const char *ns)
 static const char *
 condition(struct node *error)
 {
-	struct node *n = child(error, NULL, NULL);
+	struct node *n = error ? child(error, NULL, NULL) : NULL;
 
 	if (!n)
 		return "no condition given";
 	n->name[n->len] = '\0';
 	return n->name;
+}
+
+/* 1 if the stanza is an error with this condition (RFC 6120 8.3.3). */
+static int
+haserror(const char *why)
+{
+	struct node *error = st.error ? child(NULL, "error", NULL) : NULL;
+
+	return error && child(error, why, NS_STANZAS);
 }
 
 /* ---- requests ---- */
@@ -1064,13 +1072,14 @@ removeresource(struct resource *w)
 
 	if (n > 0)
 		say("failed: %u requests held by resources that left", n);
+	/* who had no place must be heard to have one now */
+	if (toomany && subscribed)
+		ask.next = now;
 	toomany = 0;
 	for (r = requests; r < requests + nused; r++) {
-		if (!w)
-			r->holder = r->asker = NULL;
-		else if (r->asker == w)
+		if (r->asker && (!w || r->asker == w))
 			move(r, FREE); /* nobody waits for its answer */
-		if (r->holder == w)
+		if (!w || r->holder == w)
 			r->holder = NULL;
 		if (r->holder == last)
 			r->holder = w;
@@ -1148,7 +1157,11 @@ settle(struct request *r)
 	if (!r->hasid)
 		id = NULL;
 	if (r->due > 0 && r->tries > 0 && nresources > (r->holder != NULL)) {
-		w = choose(requester, 1, r->holder);
+		/* with STANDBY it may be in charge again, and keeps it */
+		if ((w = choose(requester, 1, r->holder)) == r->holder) {
+			move(r, OPEN);
+			return;
+		}
 		encode(src, address, requester);
 		rest += strlen(rest) + 1;
 		len = strlen(rest);
@@ -1345,8 +1358,7 @@ handlepresence(void)
 static void
 doubt(struct resource *w)
 {
-	if (!subscribed || now < w->trusted ||
-	    !child(child(NULL, "error", NULL), "service-unavailable", NS_STANZAS))
+	if (!subscribed || now < w->trusted)
 		return;
 	w->trusted = AFTER(refresh);
 	doubted = sweeptime != NEVER;
@@ -1505,9 +1517,11 @@ passanswer(const char *src, const char *requester, struct resource *w)
 	int holds = r && w && r->holder == w;
 
 	if (st.bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
-		w->nretried++;
-		move(r, FAILED);
-		settle(r);
+		/* it may have been taken back in this turn */
+		if (r->list == OPEN) {
+			w->nretried++;
+			move(r, FAILED);
+		}
 		return;
 	}
 	if (r && (r->list == DONE || (st.error && r->tries >= 0 && !holds))) {
@@ -1616,9 +1630,8 @@ handlestanza(void)
 	st.name = st.mine ? strchr(st.from, '/') : NULL;
 	st.sender = w = st.name ? findresource(st.name + 1) : NULL;
 	st.error = same(st.type, "error");
-	st.bounced = st.error &&
-	             child(child(NULL, "error", NULL), "recipient-unavailable", NS_STANZAS);
-	if (w && st.error)
+	st.bounced = haserror("recipient-unavailable");
+	if (w && haserror("service-unavailable"))
 		doubt(w);
 	if (w && !ispresence && (!st.bounced || w->pings < 2))
 		recover(w);

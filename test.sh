@@ -3418,6 +3418,10 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 			checkchoice(e->stays, !eq(s->kind, "iq") ? -1 : e->fits && retry ? 1 + (s->rest + 20 < REQUESTSIZE / 2) : 0, r);
 		}
 		if (e->p) {
+			if (r && r->pings >= 5) {
+				r->pings = 2;   /* a trial, whether meant as one or not */
+				r->passed = 0;
+			}
 			if (r && (r->open == 0 || r->pings > 1)) {
 				r->lifehi = vt;
 				/* what is too long to be kept times out unseen */
