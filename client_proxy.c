@@ -32,7 +32,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -46,6 +45,7 @@ enum { RANDOM, STICKY, LEASTBUSY, STANDBY }; /* how to choose among resources */
 #define LEN(x)        (sizeof(x) / sizeof((x)[0]))
 #define MIN(a, b)     ((a) < (b) ? (a) : (b))
 #define MAX(a, b)     ((a) > (b) ? (a) : (b))
+#define AFTER(s)      (now + (s) * 1000LL) /* so many seconds from now */
 
 /* times that no clock reaches */
 #define SWEEPING      (LLONG_MAX - 2) /* it is over, but not all that came in it is read */
@@ -62,9 +62,9 @@ enum { RANDOM, STICKY, LEASTBUSY, STANDBY }; /* how to choose among resources */
 enum {
 	PARTMAX  = 1023,            /* bytes of each part of a JID, RFC 7622 3.1 */
 	BAREMAX  = 2 * PARTMAX + 1,
-	JIDMAX   = 3 * PARTMAX + 5, /* with what standin() writes before it gives up */
-	RESERVE  = 8192,            /* bytes of the out buffer for pings, probes and the end */
-	LARGETAG = 2048,            /* bytes of a tag; white space follows a larger one */
+	JIDMAX   = 3 * PARTMAX + 5, /* with what encode() writes before it gives up */
+	OWNROOM  = 8192,            /* bytes of the out buffer for pings, probes and the end */
+	PADABOVE = 2048,            /* bytes of a tag: white space follows a larger one */
 	FIRSTPAUSE = 1000,          /* ms before the first reconnect, at most */
 	CLOSETIME  = 500,           /* ms for the last bytes, then the socket is closed */
 	TIMEMAX    = 30 * 86400,    /* s, of any setting */
@@ -73,9 +73,9 @@ enum {
 	SHARES     = 4096           /* places for counts: two requesters hardly meet in two */
 };
 
-/* One stanza must fit with what else has to go out, and so must the header of our
- * stream before it: until TLS is up, that waits while we read. */
-typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + 2 * RESERVE ? 1 : -1];
+/* One stanza must fit with what else has to go out, and so must the header of
+ * our stream before it: until TLS is up, that waits while we read. */
+typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + 2 * OWNROOM ? 1 : -1];
 
 /* Bytes in a fixed place, with one more for a NUL; full: some did not fit. */
 struct buffer {
@@ -84,11 +84,12 @@ struct buffer {
 	int full;
 };
 
-/* An element, and where in body its name and namespace lie and its tag ends. What
- * is in it follows it, and is deeper. */
+/* An element, and where in the stanza's body its name and namespace lie and its
+ * tag ends. What is in it follows it, and is deeper. */
 struct node {
 	int depth;
-	size_t name, len, ns, nslen, end;
+	char *name, *ns, *end;
+	size_t len, nslen;
 };
 
 enum { WAITING, CONNECTING, OPENING, ONLINE, CLOSING }; /* state of the connection */
@@ -108,8 +109,9 @@ static struct refusal {
 	[LATE]        = { "wait", "remote-server-timeout", 0 },
 	[ILLEGAL]     = { "modify", "bad-request", 0 },
 };
-static unsigned long nrequests, nuntracked, nanswers, nlate, nmessages, ndropped,
-                     nconnected;
+static struct {
+	unsigned long requests, untracked, answers, late, messages, dropped, connections;
+} count;
 static unsigned long long bytesin, bytesout;
 
 /* clock and choice */
@@ -121,11 +123,10 @@ static int nlines;              /* that others have caused in this second */
 static unsigned long nunsaid;   /* lines that are missing */
 static long long linetime = LLONG_MAX; /* when this second is over */
 
-/* resources of the target that are online */
-static char names[MAXRESOURCES][PARTMAX + 1];
+/* resources of the target that are online, and by their marks */
 static struct resource {
 	uint64_t mark;              /* hash of its name */
-	int chain;                  /* the next in the bucket of its mark; -1: none */
+	struct resource *chain;     /* the next in the bucket of its mark */
 	int open;                   /* requests that it has not answered */
 	int missed;                 /* probes in a row that it has not answered */
 	int drains;                 /* it shows dnd */
@@ -134,10 +135,11 @@ static struct resource {
 	long long trusted;          /* until then its service-unavailable starts no probe */
 	unsigned long nhanded, nanswered, nretried, nlate;
 	unsigned long long waited;  /* ms, for its answers */
-} resources[MAXRESOURCES];
-static int marks[MAXRESOURCES]; /* buckets; -1: empty */
+	char name[PARTMAX + 1];
+} resources[MAXRESOURCES], *marks[MAXRESOURCES];
 static int nresources, toomany;
-static int trial = MAXRESOURCES; /* the stalled one to be tried next, if it still is one */
+/* the stalled one to be tried next, if it still is one */
+static struct resource *trial = resources + MAXRESOURCES;
 static long long checktime;     /* somebody may have been silent for too long */
 
 /* who was served lately, in a place by hash; by whom; how long that counts */
@@ -146,68 +148,80 @@ static struct stick {
 	long long until;
 } sticks[MAXREQUESTS];
 
-/* Requests that were handed out. Each slot is in one list: the free ones; those of
- * requests already answered, by us or after they were handed on, kept so that another
- * answer is recognised, until the slot is needed; those of open ones, the oldest
- * first; and of those to be answered with an error. The first in the table are the
- * lists' heads. All that were ever used are in the bucket of their key. Those without
- * an answer, MAXREQUESTS at most, have a text each, from the stack of spare ones. */
-enum { FREE, DONE, OPEN, FAILED, FIRST };
-#define ASKEDBY(i)    (-2 - (i)) /* in the place of a resource: what i has asked a user */
-static struct {
-	int list, prev, next;
-	int chain;                  /* the next in the bucket; 0: none */
-	int resource;               /* that has it or has failed it, or ASKEDBY one;
-	                             * -1: none */
+/* Requests that were handed out. Each slot is in one list: the free ones; those
+ * of requests already answered, by us or after they were handed on, kept so
+ * that another answer is recognised, until the slot is needed; those of open
+ * ones, the oldest first; and of those to be answered with an error. All that
+ * were ever used are in the bucket of their key. Those without an answer,
+ * MAXREQUESTS at most, have a text each, from the stack of spare ones. */
+enum { FREE, DONE, OPEN, FAILED, LISTS };
+static struct request {
+	int list;
 	int hasid;
-	int text;                   /* which of texts */
 	int tries;                  /* how often it may still be handed on; -1: never */
+	struct request *prev, *next, *chain; /* in its list; in the bucket of its key */
+	struct resource *holder;    /* that has it or has failed it, if it is online */
+	struct resource *asker;     /* that has asked it of a user */
+	int text;                   /* which of texts */
 	uint64_t key;               /* hash of requester, address asked and id */
 	uint64_t share;             /* hash of the requester's bare JID */
 	long long handed;           /* ms, to its resource */
 	long long due;              /* its answer, in ms; UNWRITTEN: still in out; 0: it
 	                             * has not come in time */
-} requests[FIRST + 2 * MAXREQUESTS];
+} lists[LISTS], requests[2 * MAXREQUESTS], *buckets[MAXREQUESTS];
 /* requester, address, id, and content if it fits; or "" */
 static char texts[MAXREQUESTS][REQUESTSIZE];
-static int buckets[MAXREQUESTS], spare[MAXREQUESTS];
-static int nused = FIRST;       /* of the table so far */
+static int spare[MAXREQUESTS];
+static int nused;               /* of the table so far */
 static int nopen, shedding;     /* without an answer; some were refused lately */
 static int shares[2][SHARES];   /* of nopen, each requester's: the less of two places */
 
 /* the target's presence subscription */
-static int subscribed, doubted; /* somebody may have left during a probe: probe again */
-static char askid[16];          /* the id of what we have asked last */
-static long long asktime, askpause; /* to ask next */
+static int subscribed;
+/* the id of what we have asked last, when to ask next, the pause after that */
+static struct { char id[16]; long long next, pause; } ask;
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
-static char dueid[16];          /* the id of our last ping for what is due, */
-static long long duetime;       /* when it was sent, and when to send the next */
-static long long judgetime;
-static int heard, unanswered;   /* presence came since, 2: of who was there before; so
-                                 * many probes before it brought none */
+static int doubted;             /* somebody may have left during it: probe again */
+static int seen;                /* presence came since, 2: of who was there before */
+static int unanswered;          /* probes before it that brought none */
+/* the id of our last ping for what is due, when it was sent, when to send one */
+static struct { char id[16]; long long sent, next; } due;
 
 /* the out buffer: what is behind outpos waits to be written */
 static struct buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
 static size_t outpos;
 
-/* the stanza that is being read: what we look at in its own tag, then all else
- * as it goes out, and a tree of the elements in it, two levels deep */
-static struct buffer head = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
-static struct buffer body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
-static const char *kind, *from, *to, *type, *id, *ns;
-/* The first is the stanza itself, the last any that is not looked at. */
+/* the stanza that is being read, and the elements in it, two levels deep: the
+ * first is the stanza itself, the last any that is not looked at. They are not
+ * in st, as all that has a value at the start takes room in the binary. */
 static struct node nodes[257];
-static int nnodes;
-static size_t tagend;           /* where the last start tag in body has ended */
-static size_t largest;          /* bytes of its largest tag */
+static struct {
+	const char *kind, *from, *to, *type, *id, *ns;
+	struct buffer attrs;        /* holds these, */
+	struct buffer body;         /* and this all else, as it goes out */
+	int nnodes;
+	size_t tagend;              /* where the last start tag in body has ended */
+	size_t largest;             /* bytes of its largest tag */
+	/* what handlestanza() finds out about it */
+	char self[BAREMAX + 1];     /* our address that it is for, without a resource */
+	const char *resource;       /* of that address, from the slash on; or NULL */
+	char other[PARTMAX + 1];    /* the JID that the resource encodes, or "" */
+	int error;                  /* that is its type */
+	int bounced;                /* it says that a client is not there any more */
+	int mine;                   /* it is from the target, */
+	const char *name;           /* from this resource, with the slash; or NULL */
+	struct resource *sender;    /* that one, if it is known */
+} st = {
+	.attrs = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 },
+	.body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 }
+};
 
 /* the parser and its input */
 static XML_Parser parser;
 static size_t heap;             /* bytes that expat has allocated */
-static char in[INSIZE];
-static size_t inlen;
-static XML_Index parsed;        /* bytes the parser took before in[] */
+static struct buffer in = { (char [INSIZE]){ "" }, INSIZE, 0, 0 };
+static XML_Index parsed;        /* bytes the parser took before those in `in' */
 static int depth;
 static const char *ending;      /* why the stream has to end; NULL: it goes on */
 
@@ -215,14 +229,17 @@ static const char *ending;      /* why the stream has to end; NULL: it goes on *
 static struct buffer decls = { (char [1024]){ "" }, 1024, 0, 0 }; /* of its header */
 
 /* TLS, if tlspin is not empty */
-static char pins[8 * 64 + 1];   /* hexadecimal digits, up to a NUL */
-static unsigned char fingerprint[br_sha256_SIZE];
-static br_ssl_client_context tls;
-static unsigned char tlsbytes[BR_SSL_BUFSIZE_BIDI];
-static br_sha256_context certhash;
-static br_x509_decoder_context certificate;
-static br_x509_knownkey_context known; /* the server's key */
-static int ncerts;
+static char pins[8 * 64 + 1];   /* hexadecimal digits in lower case, up to a NUL */
+static struct {
+	br_ssl_client_context client;
+	unsigned char records[BR_SSL_BUFSIZE_BIDI];
+	br_x509_decoder_context certificate; /* the server's */
+	br_sha256_context hash;     /* of it */
+	unsigned char fingerprint[br_sha256_SIZE];
+	int ncerts;                 /* in its chain so far */
+	br_x509_knownkey_context known; /* what it is checked against */
+} tls;
+static br_ssl_engine_context *const eng = &tls.client.eng;
 
 /* the connection */
 static int fd = -1, state, pinged;
@@ -255,32 +272,32 @@ say(const char *fmt, ...)
 		if (*s >= ' ' && *s <= '~')
 			line[n++] = (char)*s;
 		else
-			n += (size_t)sprintf(line + n, "%%%02X", *s);
+			n += (size_t)snprintf(line + n, 4, "%%%02X", *s);
 	line[n++] = '\n';
 	fcntl(2, F_SETFL, flags | O_NONBLOCK);
 	if (write(2, line, n) != (ssize_t)n) {
 		nunsaid++;
-		linetime = MIN(linetime, now + 1000);
+		linetime = MIN(linetime, AFTER(1));
 	}
 	fcntl(2, F_SETFL, flags);
 }
 
-/* 1 if something may be logged that others can cause as often as they like: that
- * is LINERATE lines a second, the rest is counted. */
+/* 1 if something may be logged that others can cause as often as they like:
+ * that is LINERATE lines a second, the rest is counted. */
 static int
 maysay(void)
 {
-	linetime = MIN(linetime, now + 1000);
-	return ++nlines <= LINERATE;
+	linetime = MIN(linetime, AFTER(1));
+	nunsaid += nlines >= LINERATE;
+	return nlines++ < LINERATE;
 }
 
 /* A second is over: tell how many lines are missing. */
 static void
 sayunsaid(void)
 {
-	unsigned long n = nunsaid + (unsigned long)MAX(nlines - LINERATE, 0);
+	unsigned long n = nunsaid;
 
-	nunsaid = n;
 	nlines = 0;
 	linetime = LLONG_MAX;
 	if (n > 0)
@@ -288,7 +305,8 @@ sayunsaid(void)
 	nunsaid = nunsaid > n ? n : 0;
 }
 
-/* Exit if something is bad: say what, and why, or with NULL what the system says. */
+/* Exit if something is bad: say what, and why, or with NULL what the system
+ * says. */
 static void
 check(int bad, const char *what, const char *why)
 {
@@ -397,12 +415,12 @@ isutf8(const char *str)
 	return 1;
 }
 
-/* Write the address below self that stands for jid into dst[JIDMAX + 1]: printable
- * ASCII as it is, so that the target's client can read it, the rest as %XX: a
- * server on the way may refuse it, as mixed directions of writing (RFC 3454 6).
- * 0 if it is too long. */
+/* Write the address below `self' that stands for jid into dst[JIDMAX + 1]:
+ * printable ASCII as it is, so that the target's client can read it, the rest
+ * as %XX, since a server on the way may refuse it, as it does mixed directions
+ * of writing (RFC 3454 6). 0 if it is too long. */
 static int
-standin(char *dst, const char *self, const char *jid)
+encode(char *dst, const char *self, const char *jid)
 {
 	char *start = stpcpy(stpcpy(dst, self), "/"), *end = start;
 
@@ -410,16 +428,16 @@ standin(char *dst, const char *self, const char *jid)
 		if (*jid >= ' ' && *jid <= '~' && *jid != '%')
 			*end++ = *jid;
 		else
-			end += sprintf(end, "%%%02X", (unsigned char)*jid);
+			end += snprintf(end, 4, "%%%02X", (unsigned char)*jid);
 	*end = '\0';
 	return end - start <= PARTMAX;
 }
 
-/* Undo that: src, up to a character, becomes a JID, or a part of one, in
- * dst[PARTMAX + 1]. Returns where that is; NULL if src is none: written out as it
- * came it could make ill-formed XML of our stream. */
+/* Undo encode: turn src, up to the character `stop', into a JID or a part of
+ * one in dst[PARTMAX + 1]. Returns where it has stopped; NULL if src encodes
+ * none: written out as it came it could make our stream ill-formed XML. */
 static const char *
-dec(char *dst, const char *src, char stop)
+decode(char *dst, const char *src, char stop)
 {
 	char hex[3] = "", *s = dst;
 
@@ -439,65 +457,70 @@ dec(char *dst, const char *src, char stop)
 
 /* ---- resources ---- */
 
-/* Where the resource with this mark is in the table, or -1. */
-static int
+/* The resource with this mark, or NULL. */
+static struct resource *
 findmark(uint64_t mark)
 {
-	int i;
+	struct resource *w = marks[mark % MAXRESOURCES];
 
-	for (i = marks[mark % MAXRESOURCES]; i >= 0 && resources[i].mark != mark;)
-		i = resources[i].chain;
-	return i;
+	while (w && w->mark != mark)
+		w = w->chain;
+	return w;
 }
 
-/* The same for the resource of this JID. */
+/* The resource with this name, or NULL. */
+static struct resource *
+findresource(const char *name)
+{
+	return findmark(hash(0, name, strlen(name)));
+}
+
+/* 1 if it is time to try a resource that stalls with a request. */
 static int
-findresource(const char *jid)
+istriable(const struct resource *w)
 {
-	const char *s = strchr(jid, '/');
-
-	return s ? findmark(hash(0, s + 1, strlen(s + 1))) : -1;
+	return w->pings > 4 && !w->drains;
 }
 
-/* Write the full JID of resource i into dst[JIDMAX + 1]. */
+/* Write the full JID of a resource into dst[JIDMAX + 1]. */
 static char *
-fulljid(char *dst, int i)
+fulljid(char *dst, const struct resource *w)
 {
-	stpcpy(stpcpy(stpcpy(dst, target), "/"), names[i]);
+	stpcpy(stpcpy(stpcpy(dst, target), "/"), w->name);
 	return dst;
 }
 
-/* The table has changed: find everybody where he is now. */
+/* The table has changed: put each resource into its bucket anew. */
 static void
 indexresources(void)
 {
-	int i, *bucket;
+	struct resource *w, **bucket;
 
-	memset(marks, -1, sizeof(marks));
-	for (i = 0; i < nresources; i++) {
-		bucket = marks + resources[i].mark % MAXRESOURCES;
-		resources[i].chain = *bucket;
-		*bucket = i;
+	memset(marks, 0, sizeof(marks));
+	for (w = resources; w < resources + nresources; w++) {
+		bucket = marks + w->mark % MAXRESOURCES;
+		w->chain = *bucket;
+		*bucket = w;
 	}
 }
 
-/* This resource is online. Returns where it is in the table; -1: it is not. */
-static int
+/* A resource is online. Returns it, or NULL if it is not in the table. */
+static struct resource *
 addresource(const char *name)
 {
 	size_t len = strlen(name);
 	uint64_t mark = hash(0, name, len);
-	int i = findmark(mark);
+	struct resource *w = findmark(mark);
 
-	if (i >= 0) {
-		heard = resources[i].missed ? 2 : heard;
-		resources[i].missed = 0;
+	if (w) {
+		seen = w->missed ? 2 : seen;
+		w->missed = 0;
 	} else if (len == 0 || len > PARTMAX) {
 		say("ignored: %s/%.99s: not a legal resource", target, name);
 	} else if (nresources < MAXRESOURCES) {
-		i = nresources++;
-		memcpy(names[i], name, len + 1);
-		resources[i] = (struct resource){ .mark = mark };
+		w = resources + nresources++;
+		*w = (struct resource){ .mark = mark };
+		memcpy(w->name, name, len);
 		indexresources();
 		say("joined: %s/%.99s: %d online", target, name, nresources);
 	} else if (!toomany) {
@@ -505,80 +528,84 @@ addresource(const char *name)
 		    target, name, nresources);
 		toomany = 1;
 	} else {
-		heard = 2; /* it was there before, and the dead may fill the table */
+		seen = 2; /* it was there before, and the dead may fill the table */
 	}
-	return i;
+	return w;
 }
 
-/* Resource i is alive. */
+/* A resource has shown that it is alive. */
 static void
-recover(int i)
+recover(struct resource *w)
 {
-	if (resources[i].pings > 1)
-		say("recovered: %s/%.99s", target, names[i]);
-	resources[i].pings = 0;
-	resources[i].steptime = now;
+	if (w->pings > 1)
+		say("recovered: %s/%.99s", target, w->name);
+	w->pings = 0;
+	w->steptime = now;
 }
 
-/* What speaks against resource i: it is stalled, it drains, it has as many
- * open requests as there are places left; the first most. 0: nothing. */
+/* What speaks against a resource, what counts most first: it is stalled, it
+ * drains, it holds as many open requests as there are places left. */
 static int
-handicap(int i)
+handicap(const struct resource *w)
 {
-	return 4 * (resources[i].pings > 1) + 2 * resources[i].drains +
-	       (choice != STANDBY && resources[i].open >= MAXREQUESTS - nopen);
+	return 4 * (w->pings > 1) + 2 * w->drains +
+	       (choice != STANDBY && w->open >= MAXREQUESTS - nopen);
 }
 
-/* The resource for jid; there must be one. With STICKY, or relay, who was served
- * lately stays with the same, with STANDBY all do. Else the least handicap counts,
- * then the setting: with STANDBY the name, with STICKY the least hash of all pairs',
- * so that nobody else moves when one joins or leaves (rendezvous hashing). For a
- * request that another has lost, except with STANDBY, it counts most that the new one
- * is not silent itself; `loser', if it is not -1, is not asked again. Where it goes
- * is not remembered: the requester's others stay where they are. */
-static int
-choose(const char *jid, int lost, int loser)
+/* The resource for jid; there must be one. With STICKY, or relay, a requester
+ * who was served lately stays with the same one, with STANDBY all do. Otherwise
+ * the least handicap counts, then the setting: with STANDBY the name, with
+ * STICKY the least hash of requester and resource, so that nobody else moves
+ * when a resource joins or leaves (rendezvous hashing). A request that another
+ * resource has lost goes, except with STANDBY, first of all to one that is not
+ * silent itself, and not to `loser', unless that is NULL. Where it goes is not
+ * remembered: the requester's others stay where they are. */
+static struct resource *
+choose(const char *jid, int lost, const struct resource *loser)
 {
 	int how = relay && choice != STANDBY ? STICKY : choice;
-	int i = 0, stays = -1, enough, found = 0, ties = 0;
+	int i, enough, ties = 0;
 	uint64_t who = 0, cost, best = UINT64_MAX;
+	struct resource *w, *found, *stays = NULL, *end = resources + nresources;
 	struct stick *last;
 
 	lost = lost && how != STANDBY;
-	for (; how == RANDOM && !lost && i < 16; i++)
-		if (handicap(found = (int)uniform((uint64_t)nresources)) == 0)
+	for (i = 0; how == RANDOM && !lost && i < 16; i++)
+		if (handicap(found = resources + uniform((uint64_t)nresources)) == 0)
 			return found;
 	if (how == STICKY)
 		who = hash(0, jid, strcspn(jid, relay ? "/" : ""));
 	last = sticks + mix(who ^ salt) % MAXREQUESTS;
 	if ((how == STICKY || how == STANDBY) && last->who == who && now < last->until)
 		stays = findmark(last->mark);
-	found = MAX(stays, 0);
-	enough = how == STICKY && relay ? 4 : 1; /* who talks to one that drains stays */
-	for (i = stays >= 0 && !lost && handicap(stays) < enough ? nresources : 0; i < nresources; i++) {
-		if (i == loser)
+	found = stays ? stays : resources;
+	/* who talks to one that drains stays */
+	enough = how == STICKY && relay ? 4 : 1;
+	w = stays && !lost && handicap(stays) < enough ? end : resources;
+	for (; w < end; w++) {
+		if (w == loser)
 			continue;
-		cost = (uint64_t)(lost && resources[i].pings > 0) << 63 | (uint64_t)handicap(i) << 60;
-		if (i == stays)
+		cost = (uint64_t)(lost && w->pings > 0) << 63 | (uint64_t)handicap(w) << 60;
+		if (w == stays)
 			; /* rather than any that is no better */
 		else if (how == STANDBY)
 			cost++;
 		else if (how == STICKY)
-			cost += mix(resources[i].mark ^ who) >> 4;
+			cost += mix(w->mark ^ who) >> 4;
 		else if (how == LEASTBUSY)
-			cost += (uint64_t)resources[i].open;
+			cost += (uint64_t)w->open;
 		ties = cost < best ? 1 : ties + (cost == best);
 		if (cost < best || (cost == best && (how == STANDBY ?
-		    strcmp(names[i], names[found]) < 0 : uniform((uint64_t)ties) == 0)))
-			found = i;
+		    strcmp(w->name, found->name) < 0 : uniform((uint64_t)ties) == 0)))
+			found = w;
 		best = MIN(cost, best);
 	}
 	if (lost)
 		return found;
-	if (how == STANDBY && last->mark != resources[found].mark)
-		say("in charge: %s/%.99s", target, names[found]);
-	*last = (struct stick){ who, resources[found].mark,
-	                        how == STANDBY ? NEVER : now + sticktime * 1000LL };
+	if (how == STANDBY && last->mark != found->mark)
+		say("in charge: %s/%.99s", target, found->name);
+	*last = (struct stick){ who, found->mark,
+	                        how == STANDBY ? NEVER : AFTER(sticktime) };
 	return found;
 }
 
@@ -635,7 +662,8 @@ putescaped(struct buffer *b, const char *s, size_t n, const char *special)
 			putall(b, refs[(unsigned char)s[i]], NULL);
 }
 
-/* Put an attribute, if it has a value, in the quotes that need fewer escapes. */
+/* Put an attribute, if it has a value, in the quotes that need fewer
+ * escapes. */
 static void
 putattr(struct buffer *b, const char *name, const char *value)
 {
@@ -666,30 +694,31 @@ putattr(struct buffer *b, const char *name, const char *value)
 static int
 hasroom(void)
 {
-	return OUTSIZE - out.len >= MAXSTANZA + RESERVE;
+	return OUTSIZE - out.len >= MAXSTANZA + OWNROOM;
 }
 
-/* Put a stanza: its name, its attributes, but for those that are NULL, and the rest of
- * it, in which the largest tag has `tag' bytes. White space follows a large tag: a
- * server whose expat defers parsing (see newparser) looks at it again when twice as
- * much has come, and all that follows waits with it. Stanza and space go out whole or
- * not at all: 0 if there is no room or they are larger than servers take. */
+/* Put a stanza: its name, its attributes, omitting those that are NULL, and the
+ * rest of it, in which the largest tag has `tag' bytes. White space follows a
+ * large tag: a server whose expat defers parsing (see newparser) looks at it
+ * again when twice as much has come, and all that follows waits with it. Stanza
+ * and space go out whole or not at all: 0 if there is no room or they are larger
+ * than servers take. */
 static int
-putstanza(const char *name, const char *t, const char *i, const char *f,
-          const char *d, const char *rest, size_t len, size_t tag)
+putstanza(const char *name, const char *type, const char *id, const char *from,
+          const char *to, const char *rest, size_t len, size_t tag)
 {
 	size_t start = out.len, space = 0;
 
 	out.full = 0;
 	put(&out, "<", 1);
 	put(&out, name, strlen(name));
-	putattr(&out, "type", t);
-	putattr(&out, "id", i);
-	putattr(&out, "from", f);
-	putattr(&out, "to", d);
+	putattr(&out, "type", type);
+	putattr(&out, "id", id);
+	putattr(&out, "from", from);
+	putattr(&out, "to", to);
 	tag += out.len - start;
 	put(&out, rest, len);
-	for (; tag > LARGETAG && space < tag && !out.full; space++)
+	for (; tag > PADABOVE && space < tag && !out.full; space++)
 		put(&out, " ", 1);
 	if (out.full || out.len - start > MAXSTANZA) {
 		out.len = start;
@@ -698,94 +727,221 @@ putstanza(const char *name, const char *t, const char *i, const char *f,
 	return 1;
 }
 
-/* Put the stanza with id i, from f, to t. 0 if it is too large. */
-static int
-forward(const char *i, const char *f, const char *t)
-{
-	if (head.full || body.full)
-		return 0;
-	return putstanza(kind, *type ? type : NULL, i, f, t, body.s, body.len, largest);
-}
-
-/* Put an error (RFC 6120 8.3) about a stanza with this name and id, from f, to t. */
+/* Put an error (RFC 6120 8.3) about a stanza with this name and id. */
 static void
-puterror(const char *name, const char *i, const char *f, const char *t, int why)
+puterror(const char *name, const char *id, const char *from, const char *to, int why)
 {
 	struct refusal *r = refusals + why;
 	char rest[256];
 
 	r->n++;
-	sprintf(rest, "><error type='%s'><%s xmlns='" NS_STANZAS "'/></error></%s>",
-	        r->type, r->condition, name);
-	if (putstanza(name, "error", i, f, t, rest, strlen(rest), 0))
+	snprintf(rest, sizeof(rest), "><error type='%s'><%s xmlns='" NS_STANZAS
+	         "'/></error></%s>", r->type, r->condition, name);
+	if (putstanza(name, "error", id, from, to, rest, strlen(rest), 0))
 		return;
-	ndropped++;
+	count.dropped++;
 	if (maysay())
-		say("dropped: error %s to %.99s: too large", r->condition, t);
+		say("dropped: error %s to %.99s: too large", r->condition, to);
 }
 
 static void
-putpresence(const char *t, const char *i, const char *f, const char *d)
+putpresence(const char *type, const char *id, const char *from, const char *to)
 {
-	putstanza("presence", t, i, f, d, "/>", 2, 0);
+	putstanza("presence", type, id, from, to, "/>", 2, 0);
 }
 
-/* Put a ping (XEP-0199) to d. One to ourselves comes back from the server. */
+/* Put a ping (XEP-0199). One to ourselves comes back from the server. */
 static void
-putping(const char *i, const char *d)
+putping(const char *id, const char *to)
 {
 	const char *rest = "><ping xmlns='urn:xmpp:ping'/></iq>";
 
-	putstanza("iq", "get", i, domain, d, rest, strlen(rest), 0);
+	putstanza("iq", "get", id, domain, to, rest, strlen(rest), 0);
+}
+
+/* ---- the stanza that is being read ---- */
+
+/* Put the prefixes that the header of the server's stream has declared and
+ * these attributes do not, since any name in the stanza may have one. */
+static void
+putdecls(const char **atts)
+{
+	const char *name, *value, **a;
+
+	for (name = decls.s; name < decls.s + decls.len; name = value + strlen(value) + 1) {
+		value = name + strlen(name) + 1;
+		for (a = atts; *a && !same(*a, name); a += 2)
+			;
+		if (!*a)
+			putattr(&st.body, name, value);
+	}
+}
+
+/* Keep a string in attrs. Returns it, or NULL if it does not fit. */
+static const char *
+keep(const char *s)
+{
+	size_t start = st.attrs.len;
+
+	put(&st.attrs, s, strlen(s) + 1);
+	return st.attrs.len > start ? st.attrs.s + start : NULL;
+}
+
+/* A stanza, or the stream itself, begins. Its namespace does not go out: our
+ * stream has its own, and servers do not understand jabber:client there. An
+ * attribute that does not fit is left out: one that says whom to answer may
+ * still follow. */
+static void
+startstanza(const char *name, const char **atts)
+{
+	st.attrs.len = st.body.len = 0;
+	st.attrs.full = st.body.full = 0;
+	st.nnodes = 1;
+	nodes[0].depth = depth;
+	st.from = st.to = st.type = st.id = st.ns = NULL;
+	if (!(st.kind = keep(name)))
+		st.kind = "";
+	putdecls(atts);
+	for (; *atts; atts += 2)
+		if (same(atts[0], "from"))
+			st.from = keep(atts[1]);
+		else if (same(atts[0], "to"))
+			st.to = keep(atts[1]);
+		else if (same(atts[0], "type"))
+			st.type = keep(atts[1]);
+		else if (same(atts[0], "id"))
+			st.id = keep(atts[1]);
+		else if (same(atts[0], "xmlns"))
+			st.ns = keep(atts[1]);
+		else
+			putattr(&st.body, atts[0], atts[1]);
+	if (!st.type)
+		st.type = "";
+	st.largest = st.body.len;
+	put(&st.body, ">", 1);
+	st.tagend = st.body.len;
+}
+
+/* An element in the stanza begins. It is in the tree if there is room for it
+ * and it is not too deep. */
+static void
+addelement(const char *name, const char **atts)
+{
+	struct node *n = nodes + st.nnodes;
+	size_t start = st.body.len;
+
+	put(&st.body, "<", 1);
+	put(&st.body, name, strlen(name));
+	n->depth = depth;
+	n->name = n->ns = st.body.s + start + 1;
+	n->len = st.body.len - start - 1;
+	n->nslen = 0;
+	for (; *atts; atts += 2) {
+		putattr(&st.body, atts[0], atts[1]);
+		if (same(*atts, "xmlns")) {
+			n->nslen = strlen(atts[1]);
+			n->ns = st.body.s + st.body.len - 1 - n->nslen;
+		}
+	}
+	n->end = st.body.s + st.body.len;
+	if (depth <= 4 && st.nnodes < (int)LEN(nodes) - 1 && !st.body.full)
+		st.nnodes++;
+	st.largest = MAX(st.largest, st.body.len - start);
+	put(&st.body, ">", 1);
+	st.tagend = st.body.len;
+}
+
+/* 1 if str[len] is `what', or that is NULL. */
+static int
+matches(const char *what, const char *str, size_t len)
+{
+	return !what || (strlen(what) == len && !memcmp(str, what, len));
+}
+
+/* The first element in element n, or with NULL in the stanza, of this name and
+ * namespace, where they are not NULL. NULL if there is none. */
+static struct node *
+child(struct node *n, const char *name, const char *ns)
+{
+	struct node *c, *parent = n ? n : nodes;
+
+	for (c = parent + 1; c < nodes + st.nnodes && c->depth > parent->depth; c++)
+		if (c->depth == parent->depth + 1 && matches(name, c->name, c->len) &&
+		    matches(ns, c->ns, c->nslen))
+			return c;
+	return NULL;
+}
+
+/* The condition of an error: the name of the first element in it. */
+static const char *
+condition(struct node *error)
+{
+	struct node *n = error ? child(error, NULL, NULL) : NULL;
+
+	if (!n)
+		return "no condition given";
+	n->name[n->len] = '\0';
+	return n->name;
+}
+
+/* 1 if the stanza is an error with this condition (RFC 6120 8.3.3). */
+static int
+haserror(const char *why)
+{
+	struct node *error = st.error ? child(NULL, "error", NULL) : NULL;
+
+	return error && child(error, why, NS_STANZAS);
 }
 
 /* ---- requests ---- */
 
 /* Every request gets one answer (RFC 6120 8.2.3): if not from the resource that
- * has it, then an error from us. Answers need none of this to find their way. */
+ * has it, then an error from us. Answers need none of this to find their
+ * way. */
 
-/* Put request r into a list: of open ones by when it is due, of others at the end.
- * Only what is without an answer remembers who has had it last. */
+/* Put request r into a list: into that of open ones by when it is due, into
+ * others at the end. Only a request without an answer remembers who has had it
+ * last. */
 static void
-move(int r, int list)
+move(struct request *r, int list)
 {
-	int prev = requests[list].prev, n = (list >= OPEN) - (requests[r].list >= OPEN);
+	struct request *prev = lists[list].prev;
+	int n = (list >= OPEN) - (r->list >= OPEN);
 
-	if (requests[r].resource >= 0)
-		resources[requests[r].resource].open += (list == OPEN) - (requests[r].list == OPEN);
-	requests[requests[r].prev].next = requests[r].next;
-	requests[requests[r].next].prev = requests[r].prev;
-	while (list == OPEN && prev != OPEN && requests[prev].due > requests[r].due)
-		prev = requests[prev].prev;
-	requests[r].list = list;
-	requests[r].prev = prev;
-	requests[r].next = requests[prev].next;
-	requests[requests[r].next].prev = requests[prev].next = r;
+	if (r->holder)
+		r->holder->open += (list == OPEN) - (r->list == OPEN);
+	r->prev->next = r->next;
+	r->next->prev = r->prev;
+	while (list == OPEN && prev != lists + OPEN && prev->due > r->due)
+		prev = prev->prev;
+	r->list = list;
+	r->prev = prev;
+	r->next = prev->next;
+	r->next->prev = prev->next = r;
 	if (n > 0)
-		requests[r].text = spare[nopen];
+		r->text = spare[nopen];
 	nopen += n;
 	if (n < 0)
-		spare[nopen] = requests[r].text;
-	shares[0][requests[r].share % SHARES] += n;
-	shares[1][(requests[r].share >> 32) % SHARES] += n;
+		spare[nopen] = r->text;
+	shares[0][r->share % SHARES] += n;
+	shares[1][(r->share >> 32) % SHARES] += n;
 	if (list < OPEN)
-		requests[r].resource = -1;
+		r->holder = r->asker = NULL;
 }
 
-/* Request r is in the hands of resource i, or for i ASKEDBY one in a user's, who
- * cannot be seen to leave. */
+/* Request r is held by resource w, or with NULL by a user, who cannot be seen
+ * to leave. */
 static void
-giveto(int r, int i)
+giveto(struct request *r, struct resource *w)
 {
-	requests[r].resource = i;
-	requests[r].handed = now;
-	if (i >= 0) {
-		resources[i].nhanded++;
-		if (resources[i].pings > 4 || resources[i].open + resources[i].pings == 0)
-			resources[i].steptime = now;
-		if (resources[i].pings > 4)
-			resources[i].pings = 2;
-		checktime = stall ? MIN(checktime, now + stall * 1000LL) : NEVER;
+	r->holder = w;
+	r->handed = now;
+	if (w) {
+		w->nhanded++;
+		if (w->pings > 4 || w->open + w->pings == 0)
+			w->steptime = now;
+		w->pings = w->pings > 4 ? 2 : w->pings;
+		checktime = stall ? MIN(checktime, AFTER(stall)) : NEVER;
 	}
 	move(r, OPEN);
 }
@@ -797,11 +953,21 @@ makekey(const char *requester, const char *address)
 	uint64_t h = hash(salt, requester, strlen(requester));
 
 	h = hash(h, address, strlen(address));
-	return id && *id ? hash(h, id, strlen(id)) : h;
+	return st.id && *st.id ? hash(h, st.id, strlen(st.id)) : h;
 }
 
-/* 1 if a requester has as many open requests as there are places left: so who floods
- * leaves half of them to others. It is said once, until most are free. */
+/* 1 if the request in the tree is a get that can be kept with its content, so
+ * that it may be handed on. */
+static int
+isrepeatable(void)
+{
+	return same(st.type, "get") && strlen(st.from) + strlen(st.to) +
+	       strlen(st.id ? st.id : "") + st.body.len + 4 <= REQUESTSIZE;
+}
+
+/* 1 if a requester has as many open requests as there are places left, so that
+ * one who floods leaves half of them to others. It is said once, until most are
+ * free. */
 static int
 isgreedy(const char *user, uint64_t who)
 {
@@ -814,56 +980,61 @@ isgreedy(const char *user, uint64_t who)
 	return greedy;
 }
 
-/* Remember the request that resource i, or for i ASKEDBY one a user, was handed. If its addresses and id are too
- * long it counts, but cannot be answered by us; a get with its content can be
- * handed on. */
+/* Remember the request just handed to `holder', or asked of a user by `asker';
+ * the other is NULL. If its addresses and id are too long it counts, but we
+ * cannot answer it; a get with its content can be handed on. */
 static void
-track(const char *address, uint64_t who, int i)
+track(const char *address, uint64_t who, struct resource *holder, struct resource *asker)
 {
-	int r = requests[FREE].prev, *p;
+	struct request *r = lists[FREE].prev, **p;
 	struct buffer text;
 
-	/* a slot that was never used is all zero: alone in the list of free ones */
-	if (r == FREE)
-		r = nused < (int)LEN(requests) ? nused++ : requests[DONE].next;
+	if (r == lists + FREE && nused == LEN(requests)) {
+		r = lists[DONE].next;
+	} else if (r == lists + FREE) {
+		r = requests + nused++;
+		r->prev = r->next = r;
+	}
 	/* it may still be in the bucket of the last request that was here */
-	for (p = buckets + requests[r].key % MAXREQUESTS; *p && *p != r;)
-		p = &requests[*p].chain;
-	*p = requests[r].chain;
-	requests[r].due = UNWRITTEN;
-	requests[r].share = who;
-	giveto(r, i);
-	text = (struct buffer){ texts[requests[r].text], REQUESTSIZE, 0, 0 };
-	put(&text, from, strlen(from) + 1);
+	for (p = buckets + r->key % MAXREQUESTS; *p && *p != r;)
+		p = &(*p)->chain;
+	*p = r->chain;
+	r->due = UNWRITTEN;
+	r->share = who;
+	r->asker = asker;
+	giveto(r, holder);
+	text = (struct buffer){ texts[r->text], REQUESTSIZE, 0, 0 };
+	put(&text, st.from, strlen(st.from) + 1);
 	put(&text, address, strlen(address) + 1);
-	putall(&text, id ? id : "", NULL);
+	putall(&text, st.id ? st.id : "", NULL);
 	put(&text, "", 1);
 	if (text.full) {
 		memset(text.s, 0, 2);
-		if (nuntracked++ == 0)
+		if (count.untracked++ == 0)
 			say("untracked: request from %.99s: its addresses and id are longer "
-			    "than %d bytes, and so may be others'", from, REQUESTSIZE);
+			    "than %d bytes, and so may be others'", st.from, REQUESTSIZE);
 	}
-	put(&text, body.s, body.len);
+	put(&text, st.body.s, st.body.len);
 	put(&text, "", 1);
-	requests[r].tries = i < 0 || text.full || !same(type, "get") ? -1 : (int)retry;
-	requests[r].hasid = id != NULL;
-	requests[r].key = makekey(from, address);
-	requests[r].chain = buckets[requests[r].key % MAXREQUESTS];
-	buckets[requests[r].key % MAXREQUESTS] = r;
+	r->tries = holder && isrepeatable() ? (int)retry : -1;
+	r->hasid = st.id != NULL;
+	r->key = makekey(st.from, address);
+	r->chain = buckets[r->key % MAXREQUESTS];
+	buckets[r->key % MAXREQUESTS] = r;
 }
 
-/* The request that the answer in the tree is for, from requester to address: that
- * of resource i if there are several alike; 0: none. */
-static int
-findrequest(const char *requester, const char *address, int i)
+/* Match the answer that has come, from requester to address, to its request,
+ * preferring one that resource w holds. NULL: there is none. */
+static struct request *
+findrequest(const char *requester, const char *address, const struct resource *w)
 {
 	uint64_t key = makekey(requester, address);
-	int r, found = 0, fit, best = FREE;
+	struct request *r, *found = NULL;
+	int fit, best = FREE;
 
-	for (r = buckets[key % MAXREQUESTS]; r && best <= OPEN; r = requests[r].chain) {
-		fit = MIN(requests[r].list, OPEN) + (requests[r].list >= OPEN && requests[r].resource == i);
-		if (requests[r].key == key && fit > best) {
+	for (r = buckets[key % MAXREQUESTS]; r && best <= OPEN; r = r->chain) {
+		fit = MIN(r->list, OPEN) + (r->list >= OPEN && r->holder == w);
+		if (r->key == key && fit > best) {
 			best = fit;
 			found = r;
 		}
@@ -871,18 +1042,18 @@ findrequest(const char *requester, const char *address, int i)
 	return found;
 }
 
-/* Take requests out of the hands of resource i, with -1 of all: each, or those that
- * can be handed on. Returns how many. */
+/* Fail requests that resource w holds, with NULL those of all: each of them, or
+ * only those that can be handed on. Returns how many. */
 static unsigned
-takeback(int i, int each)
+takeback(const struct resource *w, int each)
 {
+	struct request *r, *next;
 	unsigned n = 0;
-	int r, next;
 
-	for (r = requests[OPEN].next; r != OPEN; r = next) {
-		next = requests[r].next;
-		if (requests[r].resource >= 0 && (i < 0 || requests[r].resource == i) &&
-		    (each || (requests[r].tries > 0 && requests[r].handed < now))) {
+	for (r = lists[OPEN].next; r != lists + OPEN; r = next) {
+		next = r->next;
+		if (r->holder && (!w || r->holder == w) &&
+		    (each || (r->tries > 0 && r->handed < now))) {
 			move(r, FAILED);
 			n++;
 		}
@@ -890,36 +1061,35 @@ takeback(int i, int each)
 	return n;
 }
 
-/* Resource i, or with -1 each of them, has left. */
+/* A resource, or with NULL each of them, has left: fail its requests. The last
+ * one takes its place in the table, so that there are no holes. */
 static void
-gone(int i)
+removeresource(struct resource *w)
 {
-	unsigned n = takeback(i, 1);
-	int r, last = nresources - 1;
+	struct resource *last = w ? resources + nresources - 1 : NULL;
+	struct request *r;
+	unsigned n = takeback(w, 1);
 
 	if (n > 0)
 		say("failed: %u requests held by resources that left", n);
 	/* who had no place must be heard to have one now */
 	if (toomany && subscribed)
-		asktime = now;
+		ask.next = now;
 	toomany = 0;
-	/* nobody waits for what it has asked itself; the last one takes its place in the
-	 * table, so that there are no holes */
-	for (r = FIRST; r < nused; r++) {
-		if (requests[r].resource < -1 && (i < 0 || requests[r].resource == ASKEDBY(i)))
-			move(r, FREE);
-		else if (i < 0 || requests[r].resource == i)
-			requests[r].resource = -1;
-		else if (requests[r].resource == last)
-			requests[r].resource = i;
-		else if (requests[r].resource == ASKEDBY(last))
-			requests[r].resource = ASKEDBY(i);
+	for (r = requests; r < requests + nused; r++) {
+		if (r->asker && (!w || r->asker == w))
+			move(r, FREE); /* nobody waits for its answer */
+		if (!w || r->holder == w)
+			r->holder = NULL;
+		if (r->holder == last)
+			r->holder = w;
+		if (r->asker == last)
+			r->asker = w;
 	}
-	if (i >= 0) {
-		nresources = last;
-		say("left: %s/%.99s: %d online", target, names[i], nresources);
-		memmove(names[i], names[last], sizeof(names[i]));
-		resources[i] = resources[last];
+	if (w) {
+		nresources--;
+		say("left: %s/%.99s: %d online", target, w->name, nresources);
+		*w = *last;
 	} else if (nresources > 0) {
 		say("left: %s, all of its resources: 0 online", target);
 		nresources = 0;
@@ -927,257 +1097,176 @@ gone(int i)
 	indexresources();
 }
 
-/* Forget requests and resources, and what the stream has said: without the connection
- * that they were handed out on, nobody can answer them any more. */
+/* Forget requests and resources, and what the stream has said: nobody can
+ * answer them without the connection that they were handed out on. */
 static void
-forget(void)
+reset(void)
 {
-	int r;
+	int i;
 
+	for (i = 0; i < nused; i++)
+		buckets[requests[i].key % MAXREQUESTS] = NULL;
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
-	memset(buckets, 0, sizeof(buckets));
 	memset(shares, 0, sizeof(shares));
-	judgetime = nopen = shedding = depth = subscribed = unanswered = 0;
+	due.next = nused = nopen = shedding = depth = subscribed = unanswered = 0;
 	checktime = NEVER;
-	for (r = 0; r < FIRST; r++)
-		requests[r].prev = requests[r].next = r;
-	for (r = 0; r < MAXREQUESTS; r++)
-		spare[r] = r;
-	requests[OPEN].due = NEVER;
-	nused = FIRST;
-	gone(-1);
+	for (i = 0; i < LISTS; i++)
+		lists[i].prev = lists[i].next = lists + i;
+	lists[OPEN].due = NEVER;
+	for (i = 0; i < MAXREQUESTS; i++)
+		spare[i] = i;
+	removeresource(NULL);
 }
 
-/* Give up what was due at time t. */
+/* Fail the requests whose answers were due at time t. */
 static void
 expire(long long t)
 {
 	const char *text;
-	int r, i, n = 0;
+	struct request *r;
+	struct resource *w;
+	int n = 0;
 
-	for (; requests[r = requests[OPEN].next].due <= t; n++) {
-		text = texts[requests[r].text];
-		i = requests[r].resource;
+	for (; (r = lists[OPEN].next)->due <= t; n++) {
+		text = texts[r->text];
+		w = r->holder;
 		if (n == 0 && maysay())
 			say("timed out: request of %.99s to %.99s%s%.99s, and maybe others",
 			    *text ? text : "(untracked)", text + strlen(text) + 1,
-			    i < 0 ? "" : " at ", i < 0 ? "" : names[i]);
-		if (i >= 0)
-			resources[i].nlate++;
-		requests[r].due = 0;
+			    w ? " at " : "", w ? w->name : "");
+		if (w)
+			w->nlate++;
+		r->due = 0;
 		move(r, FAILED);
 	}
 }
 
-/* Request r has failed. A get goes to another resource than the one that had it, as
- * it came to it, if there is one; when it is due stays. Else we answer. What cannot be
- * answered by us is forgotten: its answer may still come. */
+/* Request r has failed. A get goes, as it came, to another resource than the
+ * one that had it, if there is one; it is due when it was. Otherwise we answer.
+ * What we cannot answer is forgotten: its answer may still come. */
 static void
-settle(int r)
+settle(struct request *r)
 {
-	const char *requester = texts[requests[r].text];
+	const char *requester = texts[r->text];
 	const char *address = requester + strlen(requester) + 1;
-	const char *i = address + strlen(address) + 1, *rest = i;
+	const char *id = address + strlen(address) + 1, *rest = id;
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
-	int w, loser = requests[r].resource;
+	struct resource *w;
+	size_t len;
 
-	if (!requests[r].hasid)
-		i = NULL;
-	if (requests[r].due > 0 && requests[r].tries > 0 && nresources > (loser >= 0)) {
+	if (!r->hasid)
+		id = NULL;
+	if (r->due > 0 && r->tries > 0 && nresources > (r->holder != NULL)) {
 		/* with STANDBY it may be in charge again, and keeps it */
-		if ((w = choose(requester, 1, loser)) == loser) {
+		if ((w = choose(requester, 1, r->holder)) == r->holder) {
 			move(r, OPEN);
 			return;
 		}
-		standin(src, address, requester);
+		encode(src, address, requester);
 		rest += strlen(rest) + 1;
-		if (putstanza("iq", "get", i, src, fulljid(dst, w), rest, strlen(rest), strlen(rest))) {
-			requests[r].tries--;
+		len = strlen(rest);
+		if (putstanza("iq", "get", id, src, fulljid(dst, w), rest, len, len)) {
+			r->tries--;
 			giveto(r, w);
 			return;
 		}
 	}
 	if (*requester)
-		puterror("iq", i, address, requester, requests[r].due > 0 ? GONE : LATE);
+		puterror("iq", id, address, requester, r->due > 0 ? GONE : LATE);
 	move(r, *requester ? DONE : FREE);
 }
 
-/* Who had a request and was silent for `stall' seconds at time t is pinged, after as
- * many again set aside: others get its gets. Then it is pinged so often, and each
- * third time it may be tried with a request. */
+/* Ping each resource that holds a request and was silent for `stall' seconds at
+ * time t. After as many again it is set aside: others get its gets. From then
+ * on it is pinged so often, and each third time it may be tried with a
+ * request. */
 static void
 checkresources(long long t)
 {
-	struct resource *w;
+	struct resource *w, *end = resources + nresources;
 	char dst[JIDMAX + 1];
-	int i, well = 0;
+	int well = 0;
 
 	checktime = NEVER;
-	for (w = resources, i = 0; stall && i < nresources; i++, w++) {
+	for (w = resources; stall && w < end; w++) {
 		if (w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t && hasroom()) {
-			putping("stall", fulljid(dst, i));
+			putping("stall", fulljid(dst, w));
 			if (++w->pings == 2)
-				say("stalled: %s/%.99s: silent for %lld s, %d open", target, names[i],
-				    (now - w->steptime) / 1000 + stall, w->open);
+				say("stalled: %s/%.99s: silent for %lld s, %d open", target,
+				    w->name, (now - w->steptime) / 1000 + stall, w->open);
 			w->steptime = now;
 		}
-		if (w->pings > 4 && !w->drains && choice != STANDBY)
-			trial = i;
+		if (istriable(w) && choice != STANDBY)
+			trial = w;
 		if (w->open + w->pings > 0)
 			checktime = MIN(checktime, w->steptime + stall * 1000LL);
 		well += w->pings < 2;
 	}
 	/* only now it is known whether anybody is well */
-	for (i = 0; well > 0 && i < nresources; i++)
-		if (resources[i].pings > 1 && resources[i].steptime == now)
-			resources[i].nretried += takeback(i, 0);
+	for (w = resources; well > 0 && w < end; w++)
+		if (w->pings > 1 && w->steptime == now)
+			w->nretried += takeback(w, 0);
 }
 
-/* ---- routing ---- */
-
-static void
-drop(const char *why)
-{
-	ndropped++;
-	if (maysay())
-		say("dropped: %.99s %.99s from %.99s to %.99s: %s", kind,
-		    *type ? type : "(no type)", from ? from : "(nobody)",
-		    to ? to : "(nobody)", why);
-}
+/* ---- presence ---- */
 
 /* Ask for the target's presence: for the subscription until it is granted, each
- * time later (RFC 6121 3.1), or with a probe for what was missed (4.3). A ping to
- * ourselves follows the probe: once it is back, the server has read both. On
+ * time later (RFC 6121 3.1), or with a probe for what was missed (4.3). A ping
+ * to ourselves follows the probe: once it is back, the server has read both. On
  * Prosody a probe before the subscription would withdraw the request for it. */
 static void
-ask(int probe)
+askpresence(int probe)
 {
-	int i;
+	struct resource *w;
 
-	sprintf(askid, "ask%08lx", uniform(1ULL << 32));
-	putpresence(probe ? "probe" : "subscribe", askid, domain, target);
-	asktime = now + (subscribed ? refresh * 1000LL : askpause);
-	askpause = MIN(2 * askpause, askmax * 1000LL);
+	snprintf(ask.id, sizeof(ask.id), "ask%08lx", uniform(1ULL << 32));
+	putpresence(probe ? "probe" : "subscribe", ask.id, domain, target);
+	ask.next = subscribed ? AFTER(refresh) : now + ask.pause;
+	ask.pause = MIN(2 * ask.pause, askmax * 1000LL);
 	if (probe) {
-		putping(askid, domain);
+		putping(ask.id, domain);
 		/* one that follows another too soon only takes its place */
-		for (i = 0; sweeptime == NEVER && i < nresources; i++)
-			resources[i].missed++;
-		heard = doubted = 0;
+		for (w = resources; sweeptime == NEVER && w < resources + nresources; w++)
+			w->missed++;
+		seen = doubted = 0;
 	}
 	sweeptime = probe ? UNWRITTEN : NEVER;
 }
 
-/* The probe is over. If some have answered, those who have not may only be late,
- * but after two probes they have left without a word, as when their server's
- * machine has died. If nobody has, the subscription may have been lost. */
+/* The probe is over. If some have answered, those who have not may only be
+ * late, but after two probes they have left without a word, as when their
+ * server's machine has died. If nobody has, the subscription may have been
+ * lost. */
 static void
 sweep(void)
 {
 	int i;
 
 	sweeptime = NEVER;
-	asktime = doubted ? now : asktime;
-	if (!heard && unanswered++ == 0) {
+	ask.next = doubted ? now : ask.next;
+	if (!seen && unanswered++ == 0) {
 		say("unanswered: a probe of %s: subscribing again", target);
-		asktime = now;
+		ask.next = now;
 	}
 	for (i = nresources - 1; i >= 0; i--)
-		if (heard < 2)
+		if (seen < 2)
 			resources[i].missed = 0;
 		else if (resources[i].missed > 1)
-			gone(i);
+			removeresource(resources + i);
 		else if (resources[i].missed)
-			asktime = now;
+			ask.next = now;
 }
 
-/* Do what is due while online. Answers may still be on their way, here or in the
- * server: a ping to ourselves follows them, and judge() does the rest. */
+/* The target, or its server, does not let us see its presence. */
 static void
-chores(void)
-{
-	if (now >= sweeptime) {
-		putping(askid, domain);
-		sweeptime = SWEEPING;
-		asktime = MAX(asktime, now + refresh * 1000LL);
-	}
-	if (now >= asktime && sweeptime >= SWEEPING && hasroom())
-		ask(subscribed && !unanswered);
-	if (now >= MAX(judgetime, MIN(checktime, requests[requests[OPEN].next].due)) &&
-	    hasroom()) {
-		sprintf(dueid, "due%08lx", uniform(1ULL << 32));
-		putping(dueid, domain);
-		duetime = now;
-		judgetime = now + refresh * 1000LL; /* unless it is back before */
-	}
-	/* with STANDBY another takes over at once */
-	if (choice == STANDBY && nresources > 0)
-		choose("", 0, -1);
-	while (requests[FAILED].next != FAILED && hasroom())
-		settle(requests[FAILED].next);
-}
-
-/* A ping to ourselves is back, if it has the id of one. The server has read the probe
- * before the first of two and we all that came before the second; or all that came
- * before something was due. */
-static void
-judge(const char *ping)
-{
-	if (same(ping, dueid) && *ping) {
-		judgetime = now + 100; /* so that this is not all we do */
-		expire(duetime);
-		checkresources(duetime);
-	} else if (same(ping, askid) && sweeptime == UNWRITTEN) {
-		sweeptime = now + patience * 1000LL;
-	} else if (same(ping, askid) && sweeptime == SWEEPING) {
-		sweep();
-	}
-}
-
-/* The target or its server does not let us see its presence. */
-static void
-denied(const char *why)
+losetarget(const char *why)
 {
 	say("not subscribed: %s: %s", target, why);
-	gone(-1);
+	removeresource(NULL);
 	if (subscribed)
-		asktime = now + (askpause = askmin * 1000LL);
+		ask.next = now + (ask.pause = askmin * 1000LL);
 	subscribed = unanswered = 0;
 	sweeptime = NEVER;
-}
-
-/* 1 if body has what there, or it is NULL. */
-static int
-matches(const char *what, size_t start, size_t len)
-{
-	return !what || (strlen(what) == len && !memcmp(body.s + start, what, len));
-}
-
-/* The first element in element n, with this name and in this namespace if they
- * are not NULL; 0 if there is none. */
-static int
-child(int n, const char *name, const char *space)
-{
-	int i;
-
-	for (i = n + 1; i < nnodes && nodes[i].depth > nodes[n].depth; i++)
-		if (nodes[i].depth == nodes[n].depth + 1 &&
-		    matches(name, nodes[i].name, nodes[i].len) &&
-		    matches(space, nodes[i].ns, nodes[i].nslen))
-			return i;
-	return 0;
-}
-
-/* The condition of an error, element n: the name of the first one in it. */
-static const char *
-condition(int n)
-{
-	int i = child(n, NULL, NULL);
-
-	if (!i)
-		return "no condition given";
-	body.s[nodes[i].name + nodes[i].len] = '\0';
-	return body.s + nodes[i].name;
 }
 
 /* A presence error from the target. Servers also send them when a session dies
@@ -1186,80 +1275,159 @@ condition(int n)
 static void
 presenceerror(void)
 {
-	int error = child(0, "error", NULL);
+	struct node *error = child(NULL, "error", NULL);
 	const char *why = condition(error);
 
-	if (strchr(from, '/') || !id || !same(id, askid))
+	if (st.name || !st.id || !same(st.id, ask.id))
 		return;
-	body.s[nodes[error].end] = '\0';
+	if (error)
+		*error->end = '\0';
 	if (strncmp(why, "remote-server-", 14) &&
-	    !strstr(body.s + nodes[error].name, " type='wait'")) {
-		denied(why);
+	    !(error && strstr(error->name, " type='wait'"))) {
+		losetarget(why);
 		return;
 	}
 	say("unreachable: %s: %s", target, why);
-	asktime = MIN(asktime, now + refresh * 1000LL);
+	ask.next = MIN(ask.next, AFTER(refresh));
 	sweeptime = UNWRITTEN;
-	*askid = '\1'; /* it is answered: nothing that comes has this id */
+	*ask.id = '\1'; /* it is answered: nothing that comes has this id */
 }
 
 /* Presence from the target to our domain. */
 static void
 targetpresence(void)
 {
-	const char *name = strchr(from, '/');
-	int i = findresource(from), leaves = same(type, "unavailable");
-	int show = child(0, "show", ""), drains;
+	struct resource *w = st.sender;
+	struct node *show = child(NULL, "show", "");
+	int leaves = same(st.type, "unavailable"), drains;
 
-	if (!*type || leaves) {
-		heard = MAX(heard, 1);
+	if (!*st.type || leaves) {
+		seen = MAX(seen, 1);
 		unanswered = 0;
 	}
-	if (!*type && name && !strncmp(name + 1, prefix, strlen(prefix))) {
-		/* while a probe is out it may be only the server that says so */
-		if (i >= 0 && sweeptime == NEVER)
-			recover(i);
-		body.s[body.len] = '\0';
-		drains = show && !strncmp(body.s + nodes[show].end, ">dnd<", 5);
-		if ((i = addresource(name + 1)) >= 0 && drains != resources[i].drains) {
-			resources[i].drains = drains;
-			say("%s: %s/%.99s", drains ? "draining" : "back", target, names[i]);
+	if (!*st.type && st.name && !strncmp(st.name + 1, prefix, strlen(prefix))) {
+		/* while a probe is out maybe only the server says so */
+		if (w && sweeptime == NEVER)
+			recover(w);
+		st.body.s[st.body.len] = '\0';
+		drains = show && !strncmp(show->end, ">dnd<", 5);
+		if ((w = addresource(st.name + 1)) && drains != w->drains) {
+			w->drains = drains;
+			say("%s: %s/%.99s", drains ? "draining" : "back", target, w->name);
 		}
-	} else if (leaves && (!name || i >= 0)) {
-		gone(i);
-	} else if (same(type, "subscribed")) {
+	} else if (leaves && (!st.name || w)) {
+		removeresource(w);
+	} else if (same(st.type, "subscribed")) {
 		if (!subscribed)
 			say("subscribed: %s", target);
 		subscribed = 1;
-		ask(1);
-	} else if (same(type, "unsubscribed")) {
-		denied("it refuses or has withdrawn the subscription");
-	} else if (same(type, "error")) {
+		askpresence(1);
+	} else if (same(st.type, "unsubscribed")) {
+		losetarget("it refuses or has withdrawn the subscription");
+	} else if (st.error) {
 		presenceerror();
 	}
 }
 
-/* Presence to self, an address of ours. Only what our domain is told says who is
+/* Presence for an address of ours. Only what our domain is told says who is
  * online. */
 static void
-presence(const char *self)
+handlepresence(void)
 {
-	int subscribes = same(type, "subscribe"), mine = istarget(from);
+	int subscribes = same(st.type, "subscribe");
 
-	if (subscribes || same(type, "probe")) {
-		if (subscribes || !mine)
-			putpresence(mine ? "subscribed" : "unsubscribed", NULL, self, from);
-		if (mine)
-			putpresence(NULL, NULL, self, from);
+	if (subscribes || same(st.type, "probe")) {
+		if (subscribes || !st.mine)
+			putpresence(st.mine ? "subscribed" : "unsubscribed", NULL,
+			            st.self, st.from);
+		if (st.mine)
+			putpresence(NULL, NULL, st.self, st.from);
 		/* the roster of a fresh installation may know us only now */
-		if (mine && subscribes && (!subscribed || unanswered))
-			asktime = MIN(asktime, now + 500);
-	} else if (mine && same(to, domain)) {
+		if (st.mine && subscribes && (!subscribed || unanswered))
+			ask.next = MIN(ask.next, now + 500);
+	} else if (st.mine && same(st.to, domain)) {
 		targetpresence();
-	} else if (!mine && maysay()) {
+	} else if (!st.mine && maysay()) {
 		say("ignored: presence %.99s of %.99s: the target is %.99s",
-		    *type ? type : "(no type)", from, target);
+		    *st.type ? st.type : "(no type)", st.from, target);
 	}
+}
+
+/* A resource has sent an error. Does its client say so, or its server, because
+ * it has left? Probe, once. */
+static void
+doubt(struct resource *w)
+{
+	if (!subscribed || now < w->trusted)
+		return;
+	w->trusted = AFTER(refresh);
+	doubted = sweeptime != NEVER;
+	ask.next = doubted ? ask.next : now;
+}
+
+/* ---- routing ---- */
+
+/* Do what is due while online. Answers may still be on their way, here or in
+ * the server: a ping to ourselves follows them, and judge() does the rest. */
+static void
+chores(void)
+{
+	if (now >= sweeptime) {
+		putping(ask.id, domain);
+		sweeptime = SWEEPING;
+		ask.next = MAX(ask.next, AFTER(refresh));
+	}
+	if (now >= ask.next && sweeptime >= SWEEPING && hasroom())
+		askpresence(subscribed && !unanswered);
+	if (now >= MAX(due.next, MIN(checktime, lists[OPEN].next->due)) &&
+	    hasroom()) {
+		snprintf(due.id, sizeof(due.id), "due%08lx", uniform(1ULL << 32));
+		putping(due.id, domain);
+		due.sent = now;
+		due.next = AFTER(refresh); /* unless it is back before */
+	}
+	/* with STANDBY another takes over at once */
+	if (choice == STANDBY && nresources > 0)
+		choose("", 0, NULL);
+	while (lists[FAILED].next != lists + FAILED && hasroom())
+		settle(lists[FAILED].next);
+}
+
+/* A ping to ourselves is back, if it has the id of one. The server has read the
+ * probe before the first of two and we all that came before the second; or all
+ * that came before something was due. */
+static void
+judge(const char *ping)
+{
+	if (same(ping, due.id) && *ping) {
+		due.next = now + 100; /* so that this is not all we do */
+		expire(due.sent);
+		checkresources(due.sent);
+	} else if (same(ping, ask.id) && sweeptime == UNWRITTEN) {
+		sweeptime = AFTER(patience);
+	} else if (same(ping, ask.id) && sweeptime == SWEEPING) {
+		sweep();
+	}
+}
+
+static void
+drop(const char *why)
+{
+	count.dropped++;
+	if (maysay())
+		say("dropped: %.99s %.99s from %.99s to %.99s: %s", st.kind,
+		    *st.type ? st.type : "(no type)", st.from ? st.from : "(nobody)",
+		    st.to ? st.to : "(nobody)", why);
+}
+
+/* Put the stanza that is being read with these attributes. 0 if it is too
+ * large. */
+static int
+forward(const char *id, const char *from, const char *to)
+{
+	return !st.attrs.full && !st.body.full &&
+	       putstanza(st.kind, *st.type ? st.type : NULL, id, from, to,
+	                 st.body.s, st.body.len, st.largest);
 }
 
 /* 1 if a message without a body only tells how others fare, as chat states,
@@ -1267,308 +1435,218 @@ presence(const char *self)
 static int
 isfleeting(void)
 {
-	return !child(0, "body", NULL) &&
-	       (child(0, NULL, "http://jabber.org/protocol/chatstates") ||
-	        child(0, NULL, "urn:xmpp:receipts") ||
-	        child(0, NULL, "urn:xmpp:chat-markers:0"));
+	return !child(NULL, "body", NULL) &&
+	       (child(NULL, NULL, "http://jabber.org/protocol/chatstates") ||
+	        child(NULL, NULL, "urn:xmpp:receipts") ||
+	        child(NULL, NULL, "urn:xmpp:chat-markers:0"));
 }
 
-/* Answer the stanza with an error, from the address that was asked. Errors never
- * answer errors (RFC 6120 8.3.1), nor headlines (RFC 6121 5.2.2). */
+/* Answer the stanza with an error, from the address that was asked. Errors
+ * never answer errors (RFC 6120 8.3.1), nor headlines (RFC 6121 5.2.2). */
 static void
 refuse(int why)
 {
-	if (same(type, "error") || (same(kind, "message") &&
-	    (same(type, "headline") || (why == GONE && isfleeting()))))
-		ndropped++;
+	if (st.error || (same(st.kind, "message") &&
+	    (same(st.type, "headline") || (why == GONE && isfleeting()))))
+		count.dropped++;
 	else
-		puterror(kind, id, to, from, why);
+		puterror(st.kind, st.id, st.to, st.from, why);
 }
 
-/* Hand a request, for which address is to answer, or a message to dst, from src and
- * with id i: resource w of the target, or for w ASKEDBY one a user. Either way it is
- * the user whose share counts: he could keep requests of others open. */
+/* Hand out a request, for which `address' is to answer, or a message, with
+ * these attributes: to `holder', a resource of the target, or from `asker', one
+ * of them, to a user. Either way it is the user's share that counts: he could
+ * keep requests of others open. */
 static void
-handout(const char *i, const char *src, const char *address, const char *dst, int w)
+handout(const char *id, const char *from, const char *address, const char *to,
+        struct resource *holder, struct resource *asker)
 {
-	const char *user = w >= 0 ? from : dst;
+	const char *user = holder ? st.from : to;
 	uint64_t who = hash(salt, user, strcspn(user, "/"));
-	int iq = same(kind, "iq");
+	int iq = same(st.kind, "iq");
 
 	if (iq && isgreedy(user, who)) {
 		refuse(BUSY);
-	} else if (!forward(i, src, dst)) {
+	} else if (!forward(id, from, to)) {
 		refuse(LARGE);
 	} else if (iq) {
-		nrequests++;
-		track(address, who, w);
+		count.requests++;
+		track(address, who, holder, asker);
 	} else {
-		nmessages++;
+		count.messages++;
 	}
 }
 
-/* With relay the name of the resource that asks leads the id of its request, with a
- * slash behind it: r/x. Make that, in head; what does not fit will not go out. */
+/* With relay the name of the resource that asks, and a slash, lead the id of
+ * its request: r/x. Make that, in attrs; what does not fit there will not go
+ * out. */
 static const char *
 leadid(const char *name)
 {
-	const char *led = head.s + head.len;
+	const char *led = st.attrs.s + st.attrs.len;
 
-	putescaped(&head, name, strlen(name), "%/");
-	putall(&head, "/", id ? id : "", NULL);
-	put(&head, "", 1);
+	putescaped(&st.attrs, name, strlen(name), "%/");
+	putall(&st.attrs, "/", st.id ? st.id : "", NULL);
+	put(&st.attrs, "", 1);
 	return led;
 }
 
-/* Who has asked for an answer that comes from outside; `id' becomes the asker's own.
- * Returns where it is in the table, -1: it is not online. */
-static int
+/* The resource that has asked for an answer from outside; the stanza's id
+ * becomes its own. NULL if it is not online. */
+static struct resource *
 findasker(void)
 {
 	char name[PARTMAX + 1];
-	const char *own = id ? dec(name, id, '/') : NULL;
-	int i = own ? findmark(hash(0, name, strlen(name))) : -1;
+	const char *own = st.id ? decode(name, st.id, '/') : NULL;
+	struct resource *w = own ? findresource(name) : NULL;
 
-	if (i >= 0)
-		id = own + 1;
-	return i;
+	if (w)
+		st.id = own + 1;
+	return w;
 }
 
-/* There is an error from resource i. Does the client say so, or its server, because it
- * has left? Probe, once. */
+/* Pass an answer from src, one of our addresses, to the requester. Resource w
+ * has sent it; NULL: none that we know. One that is too large still ends its
+ * request. Only who holds a get can say that it has failed: an error of who
+ * held it before was expected. If it is its server that says so (bounced),
+ * others are asked. */
 static void
-doubt(int i)
+passanswer(const char *src, const char *requester, struct resource *w)
 {
-	if (!subscribed || now < resources[i].trusted ||
-	    !child(child(0, "error", NULL), "service-unavailable", NS_STANZAS))
-		return;
-	resources[i].trusted = now + refresh * 1000LL;
-	doubted = sweeptime != NEVER;
-	asktime = doubted ? asktime : now;
-}
+	struct request *r = findrequest(requester, src, w);
+	int holds = r && w && r->holder == w;
 
-/* An answer, from src, one of our addresses, to the requester; resource i has sent
- * it, -1: nobody known. One that cannot pass still ends the request. That a get has
- * failed only who has it can say: the error of who had it before was expected; and if
- * its server says for it that it is not there (bounced), others are asked. */
-static void
-response(const char *src, const char *requester, int i, int bounced)
-{
-	int failed = same(type, "error");
-	int r = findrequest(requester, src, i);
-	int holds = r && i >= 0 && requests[r].resource == i;
-
-	if (bounced && holds && requests[r].tries > 0 && nresources > 1 &&
-	    choice != STANDBY) {
+	if (st.bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
 		/* it may have been taken back in this turn */
-		if (requests[r].list == OPEN) {
-			resources[i].nretried++;
+		if (r->list == OPEN) {
+			w->nretried++;
 			move(r, FAILED);
 		}
 		return;
 	}
-	if (requests[r].list == DONE ||
-	    (failed && r && requests[r].tries >= 0 && !holds)) {
-		nlate++;
+	if (r && (r->list == DONE || (st.error && r->tries >= 0 && !holds))) {
+		count.late++;
 		return;
 	}
 	if (holds) {
-		resources[i].nanswered++;
-		resources[i].waited += (unsigned long long)(now - requests[r].handed);
+		w->nanswered++;
+		w->waited += (unsigned long long)(now - r->handed);
 	}
 	/* if others have had it they may answer as well */
 	if (r)
-		move(r, requests[r].tries >= 0 && requests[r].tries < (int)retry ? DONE : FREE);
-	if (forward(id, src, requester))
-		nanswers++;
+		move(r, r->tries >= 0 && r->tries < (int)retry ? DONE : FREE);
+	if (forward(st.id, src, requester))
+		count.answers++;
 	else
-		puterror(kind, id, src, requester, LARGE);
+		puterror(st.kind, st.id, src, requester, LARGE);
 }
 
-/* A request or a message for the target: hand it to one of its resources. All of
- * a conversation goes to the same. */
+/* Hand a request or a message for the target to one of its resources. All of a
+ * conversation goes to the same. */
 static void
-totarget(const char *self)
+totarget(void)
 {
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
-	struct resource *w = resources + trial;
-	int iq = same(kind, "iq"), get, i;
+	int iq = same(st.kind, "iq");
+	struct resource *w;
 
 	if (nresources == 0) {
 		refuse(iq ? NOBODY : GONE);
 		return;
 	}
-	i = choose(from, 0, -1);
-	/* rather with a get that others may have as well, as it is no part of a dialog */
-	get = same(type, "get") && retry &&
-	      strlen(from) + strlen(to) + strlen(id ? id : "") + body.len + 4 <= REQUESTSIZE;
-	if (iq && trial < nresources && w->pings > 4 && !w->drains &&
-	    (get || (!relay && choice != STICKY && w->pings > 7)))
-		i = trial;
-	if (standin(src, self, from))
-		handout(id, src, to, fulljid(dst, i), i);
+	w = choose(st.from, 0, NULL);
+	/* rather with a get that others may have as well, as it is no part of a
+	 * dialog */
+	if (iq && trial < resources + nresources && istriable(trial) &&
+	    ((retry && isrepeatable()) || (!relay && choice != STICKY && trial->pings > 7)))
+		w = trial;
+	if (encode(src, st.self, st.from))
+		handout(st.id, src, st.to, fulljid(dst, w), w, NULL);
 	else
 		refuse(LONGADDRESS);
 }
 
-/* Handle the stanza that has come. Below the exceptions it reads like the tables
- * of the man page: the first line that fits applies. It is mine if it is
- * from the target, by its resource i if that is known; its own server has sent what
- * bounced. The address encodes a stranger if that is neither the target nor one of us. */
+/* Do with an IQ or a message what the tables of the man page say, in their
+ * order: the first line that fits applies. The address encodes a stranger if
+ * that is neither the target nor one of us. */
 static void
 route(void)
 {
-	char self[BAREMAX + 1], outside[JIDMAX + 1], other[PARTMAX + 1], asker[JIDMAX + 1];
-	int iq = same(kind, "iq"), error = same(type, "error");
-	int asks = iq && (same(type, "get") || same(type, "set"));
-	int answers = iq && (error || same(type, "result"));
-	int i, mine, stranger, bounced;
-	const char *below;           /* the resource of our address, from its slash on */
+	char outside[JIDMAX + 1], asker[JIDMAX + 1];
+	int mine = st.mine, iq = same(st.kind, "iq");
+	int isrequest = iq && (same(st.type, "get") || same(st.type, "set"));
+	int isanswer = iq && (st.error || same(st.type, "result"));
+	int stranger = *st.other && !istarget(st.other) && !isours(st.other);
+	struct resource *w = st.sender;
 
-	if (!from || !*from || !to || !isours(to)) {
-		drop("not from anybody to us");
-		return;
-	}
-	below = strchr(to, '/');
-	*stpncpy(self, to, below ? (size_t)(below - to) : strlen(to)) = '\0';
-	if (!below || !dec(other, below + 1, '\0'))
-		*other = '\0';
-	mine = istarget(from);
-	stranger = *other && !istarget(other) && !isours(other);
-	i = mine ? findresource(from) : -1;
-	bounced = error && child(child(0, "error", NULL), "recipient-unavailable", NS_STANZAS);
-	if (i >= 0 && error)
-		doubt(i);
-	if (i >= 0 && !same(kind, "presence") && (!bounced || resources[i].pings < 2))
-		recover(i);
-	if (!mine && isours(from))
-		judge(id ? id : "");
-	else if (same(kind, "presence"))
-		presence(self);
-	else if (answers && mine && !below && id && same(id, "stall"))
+	if (isanswer && mine && !st.resource && st.id && same(st.id, "stall"))
 		; /* that it is alive is all it says */
-	else if (asks && !mine && !below)
-		totarget(self);
-	else if (asks && relay && i >= 0 && stranger && standin(outside, self, other))
-		handout(leadid(names[i]), self, outside, other, ASKEDBY(i));
-	else if (asks)
-		refuse(!mine || (relay && below) ? NOBODY : UNKNOWN);
-	else if (answers && mine && strchr(from, '/') && stranger)
-		response(self, other, i, bounced);
-	else if (answers && relay && !mine && !below && (i = findasker()) >= 0 &&
-	         standin(outside, self, from))
-		response(outside, fulljid(asker, i), ASKEDBY(i), 0);
-	else if (iq && !answers)
+	else if (isrequest && !mine && !st.resource)
+		totarget();
+	else if (isrequest && relay && w && stranger && encode(outside, st.self, st.other))
+		handout(leadid(w->name), st.self, outside, st.other, NULL, w);
+	else if (isrequest)
+		refuse(!mine || (relay && st.resource) ? NOBODY : UNKNOWN);
+	else if (isanswer && st.name && stranger)
+		passanswer(st.self, st.other, w);
+	else if (isanswer && relay && !mine && !st.resource && (w = findasker()) &&
+	         encode(outside, st.self, st.from))
+		passanswer(outside, fulljid(asker, w), NULL);
+	else if (iq && !isanswer)
 		refuse(ILLEGAL);
 	else if (iq)
 		drop(mine ? "no requester in the address" : "to nobody who has asked");
-	else if (!relay || (mine && !below))
+	else if (!relay || (mine && !st.resource))
 		refuse(UNKNOWN);
-	else if (child(0, "sent", NS_CARBONS) || child(0, "received", NS_CARBONS))
+	else if (child(NULL, "sent", NS_CARBONS) || child(NULL, "received", NS_CARBONS))
 		drop("a carbon copy");
 	else if (mine && stranger)
-		handout(id, self, self, other, ASKEDBY(i));
-	else if (!mine && !below)
-		totarget(self);
+		handout(st.id, st.self, st.self, st.other, NULL, w);
+	else if (!mine && !st.resource)
+		totarget();
 	else
 		refuse(NOBODY);
 }
 
-/* ---- the tree of a stanza ---- */
-
-/* Put the prefixes that the header of the server's stream has declared and these
- * attributes do not, since any name in the stanza may have one. */
+/* A stanza has come: find out for which address of ours it is and who has sent
+ * it. */
 static void
-putdecls(const char **atts)
+handlestanza(void)
 {
-	const char *name, *value, **a;
+	int ispresence = same(st.kind, "presence");
+	struct resource *w;
+	size_t len;
 
-	for (name = decls.s; name < decls.s + decls.len; name = value + strlen(value) + 1) {
-		value = name + strlen(name) + 1;
-		for (a = atts; *a && !same(*a, name); a += 2)
-			;
-		if (!*a)
-			putattr(&body, name, value);
+	if (!st.from || !*st.from || !st.to || !isours(st.to)) {
+		drop("not from anybody to us");
+		return;
 	}
-}
-
-/* Keep a string in head. Returns it, or NULL if it does not fit. */
-static const char *
-keep(const char *s)
-{
-	size_t start = head.len;
-
-	put(&head, s, strlen(s) + 1);
-	return head.len > start ? head.s + start : NULL;
-}
-
-/* A stanza, or the stream itself, begins. Its namespace does not go out: our
- * stream has its own, and servers do not understand jabber:client there. What
- * does not fit is left out: whom to answer may still come after it. */
-static void
-startstanza(const char *name, const char **atts)
-{
-	head.len = body.len = 0;
-	head.full = body.full = 0;
-	nnodes = 1;
-	nodes[0].depth = depth;
-	from = to = type = id = ns = NULL;
-	if (!(kind = keep(name)))
-		kind = "";
-	putdecls(atts);
-	for (; *atts; atts += 2)
-		if (same(atts[0], "from"))
-			from = keep(atts[1]);
-		else if (same(atts[0], "to"))
-			to = keep(atts[1]);
-		else if (same(atts[0], "type"))
-			type = keep(atts[1]);
-		else if (same(atts[0], "id"))
-			id = keep(atts[1]);
-		else if (same(atts[0], "xmlns"))
-			ns = keep(atts[1]);
-		else
-			putattr(&body, atts[0], atts[1]);
-	if (!type)
-		type = "";
-	largest = body.len;
-	put(&body, ">", 1);
-	tagend = body.len;
-}
-
-/* An element in the stanza begins. It is in the tree if there is room for it, and it
- * is not too deep. */
-static void
-addelement(const char *name, const char **atts)
-{
-	struct node *n = nodes + nnodes;
-	size_t start = body.len;
-
-	put(&body, "<", 1);
-	put(&body, name, strlen(name));
-	n->depth = depth;
-	n->name = start + 1;
-	n->len = body.len - n->name;
-	n->nslen = 0;
-	for (; *atts; atts += 2) {
-		putattr(&body, atts[0], atts[1]);
-		if (same(*atts, "xmlns")) {
-			n->nslen = strlen(atts[1]);
-			n->ns = body.len - 1 - n->nslen;
-		}
-	}
-	n->end = body.len;
-	if (depth <= 4 && nnodes < (int)LEN(nodes) - 1 && !body.full)
-		nnodes++;
-	largest = MAX(largest, body.len - start);
-	put(&body, ">", 1);
-	tagend = body.len;
+	st.resource = strchr(st.to, '/');
+	len = st.resource ? (size_t)(st.resource - st.to) : strlen(st.to);
+	*stpncpy(st.self, st.to, len) = '\0';
+	if (!st.resource || !decode(st.other, st.resource + 1, '\0'))
+		*st.other = '\0';
+	st.mine = istarget(st.from);
+	st.name = st.mine ? strchr(st.from, '/') : NULL;
+	st.sender = w = st.name ? findresource(st.name + 1) : NULL;
+	st.error = same(st.type, "error");
+	st.bounced = haserror("recipient-unavailable");
+	if (w && haserror("service-unavailable"))
+		doubt(w);
+	if (w && !ispresence && (!st.bounced || w->pings < 2))
+		recover(w);
+	if (!st.mine && isours(st.from))
+		judge(st.id ? st.id : "");
+	else if (ispresence)
+		handlepresence();
+	else
+		route();
 }
 
 /* ---- stream ---- */
 
-/* The stream has to end: why, and with which stream error (RFC 6120 4.9.3), if that
- * is not NULL. */
+/* The stream has to end: for which reason, and with which stream error (RFC
+ * 6120 4.9.3), if that is not NULL. */
 static void
 end(const char *why, const char *error)
 {
@@ -1588,7 +1666,7 @@ alive(void)
 	if (state != ONLINE)
 		return;
 	pinged = 0;
-	deadline = keepalive ? now + keepalive * 1000LL : LLONG_MAX;
+	deadline = keepalive ? AFTER(keepalive) : LLONG_MAX;
 }
 
 /* Put the handshake: SHA-1 in lower-case hex of the stream id and the secret
@@ -1602,18 +1680,18 @@ handshake(void)
 	size_t i;
 
 	br_sha1_init(&sha1);
-	br_sha1_update(&sha1, id, strlen(id));
+	br_sha1_update(&sha1, st.id, strlen(st.id));
 	br_sha1_update(&sha1, secret, strlen(secret));
 	br_sha1_out(&sha1, digest);
 	for (i = 0; i < sizeof(digest); i++)
-		sprintf(hex + 2 * i, "%02x", digest[i]);
+		snprintf(hex + 2 * i, 3, "%02x", digest[i]);
 	putall(&out, "<handshake>", hex, "</handshake>", NULL);
 }
 
-/* The server's stream header has come: remember the prefixes that it declares; our
- * own declares `stream' too. Then authenticate. */
+/* The server's stream header has come: remember the prefixes that it declares;
+ * our own declares `stream' too. Then authenticate. */
 static void
-opened(const char **atts)
+startstream(const char **atts)
 {
 	static const char why[] = "this is no component port: its stream header is not one";
 	int isstream = 0;
@@ -1627,55 +1705,57 @@ opened(const char **atts)
 			put(&decls, atts[0], strlen(atts[0]) + 1);
 			put(&decls, atts[1], strlen(atts[1]) + 1);
 		}
-	if (!same(kind, "stream:stream") || !id)
+	if (!same(st.kind, "stream:stream") || !st.id)
 		end(why, "bad-format");
-	else if (!isstream || !ns || !same(ns, NS_COMPONENT))
+	else if (!isstream || !st.ns || !same(st.ns, NS_COMPONENT))
 		end(why, "invalid-namespace");
-	else if (head.full || body.full || decls.full)
+	else if (st.attrs.full || st.body.full || decls.full)
 		end(why, "policy-violation");
 	else
 		handshake();
 }
 
-/* A stream error (RFC 6120 4.9) has come: its condition and text. */
+/* The condition and text of the stream error (RFC 6120 4.9) that has come. */
 static const char *
 streamerror(void)
 {
 	static char why[LINEMAX];
-	int i = child(0, "text", NULL);
-	const char *s = body.s + nodes[i].end + 1;
+	struct node *text = child(NULL, "text", NULL);
 
-	if (!i || body.full || *s == '>')
-		return condition(0);
-	snprintf(why, sizeof(why), "%s: %.*s", condition(0), (int)strcspn(s, "<"), s);
+	if (!text || st.body.full || text->end[1] == '>')
+		return condition(NULL);
+	snprintf(why, sizeof(why), "%s: %.*s", condition(NULL),
+	         (int)strcspn(text->end + 1, "<"), text->end + 1);
 	return why;
 }
 
-/* An element of the stream has come. Once the server has accepted the handshake we
- * are online. */
+/* An element of the stream has come. Once the server has accepted the handshake
+ * we are online. */
 static void
-element(void)
+handleelement(void)
 {
-	int isstanza = (same(kind, "iq") || same(kind, "presence") || same(kind, "message")) &&
-	               (!ns || same(ns, NS_COMPONENT) || same(ns, NS_CLIENT) || same(ns, NS_SERVER));
+	int isknown = !st.ns || same(st.ns, NS_COMPONENT) || same(st.ns, NS_CLIENT) ||
+	             same(st.ns, NS_SERVER);
+	int isstanza = isknown && (same(st.kind, "iq") || same(st.kind, "presence") ||
+	                          same(st.kind, "message"));
 
 	if (isstanza && state == ONLINE) {
-		route();
+		handlestanza();
 	} else if (isstanza) {
 		end("the server sends stanzas before the handshake is done", "bad-format");
-	} else if (same(kind, "stream:error")) {
+	} else if (same(st.kind, "stream:error")) {
 		end(streamerror(), NULL);
 	} else if (state == ONLINE) {
 		drop("not a stanza");
-	} else if (same(kind, "handshake")) {
+	} else if (same(st.kind, "handshake")) {
 		state = ONLINE;
 		onlinetime = now;
-		nconnected++;
+		count.connections++;
 		say("online: %s at %s port %s%s", domain, host, port,
 		    *tlspin ? " with TLS" : "");
 		alive();
-		askpause = askmin * 1000LL;
-		ask(0);
+		ask.pause = askmin * 1000LL;
+		askpresence(0);
 	}
 }
 
@@ -1727,7 +1807,7 @@ startelement(void *data, const char *name, const char **atts)
 	else
 		startstanza(name, atts);
 	if (depth == 1)
-		opened(atts);
+		startstream(atts);
 }
 
 static void XMLCALL
@@ -1739,19 +1819,19 @@ endelement(void *data, const char *name)
 		return;
 	}
 	/* nothing has come since its start tag: make that an empty element's */
-	if (body.len == tagend) {
-		body.s[tagend - 1] = '/';
-		put(&body, ">", 1);
+	if (st.body.len == st.tagend) {
+		st.body.s[st.tagend - 1] = '/';
+		put(&st.body, ">", 1);
 	} else {
-		put(&body, "</", 2);
-		put(&body, name, strlen(name));
-		put(&body, ">", 1);
+		put(&st.body, "</", 2);
+		put(&st.body, name, strlen(name));
+		put(&st.body, ">", 1);
 	}
 	if (depth > 1)
 		return;
-	element();
-	/* worn: it remembers too much, or may soon have counted more bytes than a long
-	 * holds on 32-bit machines */
+	handleelement();
+	/* a fresh parser has to follow one that remembers too much, or may soon
+	 * have counted more bytes than a long holds on 32-bit machines */
 	if (!ending && (!hasroom() || heap > PARSERSOFT || parsed > 1L << 30))
 		XML_StopParser(parser, XML_TRUE);
 }
@@ -1761,8 +1841,8 @@ static void XMLCALL
 characters(void *data, const char *s, int n)
 {
 	(void)data;
-	if (depth > 1 && !body.full)
-		putescaped(&body, s, (size_t)n, "&<>\r");
+	if (depth > 1 && !st.body.full)
+		putescaped(&st.body, s, (size_t)n, "&<>\r");
 }
 
 /* What no other handler is for. Document types, comments and processing
@@ -1793,7 +1873,8 @@ freeparser(void)
 }
 
 /* Make a fresh parser that stands inside the elements opened so far: none, or
- * the stream. Without memory the stream has to end, and there may be no parser. */
+ * the stream. Without memory the stream has to end, and there may be no
+ * parser. */
 static void
 newparser(void)
 {
@@ -1816,9 +1897,8 @@ newparser(void)
 	XML_SetDefaultHandler(parser, otherwise);
 }
 
-/* 1 if the parser is suspended. */
 static int
-isheld(void)
+issuspended(void)
 {
 	XML_ParsingStatus status;
 
@@ -1830,14 +1910,14 @@ isheld(void)
 
 /* The parser gave up, or a handler has told it to. */
 static void
-broken(void)
+endbroken(void)
 {
 	enum XML_Error error = XML_GetErrorCode(parser);
 	XML_Index at = XML_GetCurrentByteIndex(parser) - parsed;
 
 	/* once the stream is open, a document type is bad syntax to expat */
 	if (error == XML_ERROR_INVALID_TOKEN && at >= 2 &&
-	    at < (XML_Index)inlen && !memcmp(in + at - 2, "<!D", 3))
+	    at < (XML_Index)in.len && !memcmp(in.s + at - 2, "<!D", 3))
 		end("the server sends XML that is forbidden in XMPP", "restricted-xml");
 	else if (error == XML_ERROR_NO_MEMORY)
 		end("the server sends more in one stanza than may be kept",
@@ -1846,9 +1926,10 @@ broken(void)
 		end(XML_ErrorString(error), "not-well-formed");
 }
 
-/* Parse in[inlen], up to where the out buffer has room for no other stanza: then
- * the parser is held. If it stops while there is room, it is worn, and the rest is
- * for a fresh one. If the stream has to end, `ending' says why. */
+/* Parse what is in `in', up to where the out buffer has no room for another
+ * stanza: then the parser is suspended. If it stops while there is room it has
+ * kept too much, and the rest is for a fresh one. If the stream has to end,
+ * `ending' says why. */
 static void
 parse(void)
 {
@@ -1856,19 +1937,19 @@ parse(void)
 	size_t used;
 
 	while (!ending && hasroom()) {
-		status = isheld() ? XML_ResumeParser(parser) :
-		         XML_Parse(parser, in, (int)inlen, 0);
+		status = issuspended() ? XML_ResumeParser(parser) :
+		         XML_Parse(parser, in.s, (int)in.len, 0);
 		if (status == XML_STATUS_ERROR) {
-			broken();
+			endbroken();
 		} else if (status == XML_STATUS_OK) {
-			parsed += (XML_Index)inlen;
-			inlen = 0;
+			parsed += (XML_Index)in.len;
+			in.len = 0;
 			return;
 		} else if (hasroom()) {
 			used = (size_t)(XML_GetCurrentByteIndex(parser) +
 			                XML_GetCurrentByteCount(parser) - parsed);
-			inlen -= used;
-			memmove(in, in + used, inlen);
+			in.len -= used;
+			memmove(in.s, in.s + used, in.len);
 			newparser();
 		}
 	}
@@ -1877,7 +1958,7 @@ parse(void)
 /* ---- TLS ---- */
 
 /* The settings are pins: what they allow is all the trust there is. Read them,
- * 64 digits each. 0 if they are malformed. */
+ * 64 digits each, in lower case. 0 if they are malformed. */
 static int
 readpins(void)
 {
@@ -1886,22 +1967,22 @@ readpins(void)
 
 	for (s = tlspin; *s; s++)
 		if (n < sizeof(pins) - 1 && strchr("0123456789abcdefABCDEF", *s))
-			pins[n++] = *s;
+			pins[n++] = (char)(*s | ' ');
 		else if (n % 64 ? *s != ':' : !strchr(", \t\n", *s))
 			return 0;
 	return n % 64 == 0 && (n > 0 || !*tlspin);
 }
 
-/* BearSSL's validator that knows the server's key serves us, except that the key
- * is the one in the first certificate, if that has a pin. What the chain holds
- * besides does not matter. */
+/* BearSSL's validator that knows the server's key serves us, except that the
+ * key is the one in the first certificate, if that has a pin. What the chain
+ * holds besides does not matter. */
 static void
 append(const br_x509_class **ctx, const unsigned char *s, size_t n)
 {
 	(void)ctx;
-	if (ncerts == 0) {
-		br_sha256_update(&certhash, s, n);
-		br_x509_decoder_push(&certificate, s, n);
+	if (tls.ncerts == 0) {
+		br_sha256_update(&tls.hash, s, n);
+		br_x509_decoder_push(&tls.certificate, s, n);
 	}
 }
 
@@ -1909,25 +1990,25 @@ static void
 endcert(const br_x509_class **ctx)
 {
 	(void)ctx;
-	ncerts++;
+	tls.ncerts++;
 }
 
 static unsigned
 endchain(const br_x509_class **ctx)
 {
-	const br_x509_pkey *key = br_x509_decoder_get_pkey(&certificate);
+	const br_x509_pkey *key = br_x509_decoder_get_pkey(&tls.certificate);
 	char hex[64 + 1];
 	size_t i;
 
 	(void)ctx;
 	if (key)
-		known.pkey = *key;
-	br_sha256_out(&certhash, fingerprint);
-	for (i = 0; i < sizeof(fingerprint); i++)
-		sprintf(hex + 2 * i, "%02x", fingerprint[i]);
+		tls.known.pkey = *key;
+	br_sha256_out(&tls.hash, tls.fingerprint);
+	for (i = 0; i < br_sha256_SIZE; i++)
+		snprintf(hex + 2 * i, 3, "%02x", tls.fingerprint[i]);
 	for (i = 0; pins[i]; i += 64)
-		if (!strncasecmp(pins + i, hex, 64))
-			return (unsigned)br_x509_decoder_last_error(&certificate);
+		if (!strncmp(pins + i, hex, 64))
+			return (unsigned)br_x509_decoder_last_error(&tls.certificate);
 	return BR_ERR_X509_NOT_TRUSTED;
 }
 
@@ -1945,105 +2026,105 @@ starttls(void)
 		BR_TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
 		BR_TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384
 	};
-	br_ssl_engine_context *e = &tls.eng;
 	int i;
 	int isname = !strchr(host, ':') && host[strspn(host, "0123456789.")];
 
-	br_ssl_client_init_full(&tls, &unused, NULL, 0);
-	br_ssl_engine_set_versions(e, BR_TLS12, BR_TLS12);
-	br_ssl_engine_set_suites(e, suites, LEN(suites));
+	br_ssl_client_init_full(&tls.client, &unused, NULL, 0);
+	br_ssl_engine_set_versions(eng, BR_TLS12, BR_TLS12);
+	br_ssl_engine_set_suites(eng, suites, LEN(suites));
 	for (i = br_md5_ID; i < br_sha256_ID; i++)
-		br_ssl_engine_set_hash(e, i, NULL);
-	br_ssl_engine_add_flags(e, BR_OPT_NO_RENEGOTIATION);
+		br_ssl_engine_set_hash(eng, i, NULL);
+	br_ssl_engine_add_flags(eng, BR_OPT_NO_RENEGOTIATION);
 	class = br_x509_knownkey_vtable;
 	class.append = append;
 	class.end_cert = endcert;
 	class.end_chain = endchain;
-	known.vtable = &class;
-	known.usages = BR_KEYTYPE_KEYX | BR_KEYTYPE_SIGN;
-	br_ssl_engine_set_x509(e, &known.vtable);
-	br_sha256_init(&certhash);
-	br_x509_decoder_init(&certificate, NULL, NULL);
-	ncerts = 0;
-	br_ssl_engine_set_buffer(e, tlsbytes, sizeof(tlsbytes), 1);
-	return br_ssl_client_reset(&tls, isname ? host : NULL, 0);
+	tls.known.vtable = &class;
+	tls.known.usages = BR_KEYTYPE_KEYX | BR_KEYTYPE_SIGN;
+	br_ssl_engine_set_x509(eng, &tls.known.vtable);
+	br_sha256_init(&tls.hash);
+	br_x509_decoder_init(&tls.certificate, NULL, NULL);
+	tls.ncerts = 0;
+	br_ssl_engine_set_buffer(eng, tls.records, sizeof(tls.records), 1);
+	return br_ssl_client_reset(&tls.client, isname ? host : NULL, 0);
 }
 
-/* Why the connection has ended. Without TLS the engine is all zero, which reads as
- * closed without an error. */
+/* Why the connection has ended. Without TLS the engine is all zero, which reads
+ * as closed without an error. */
 static const char *
 tlserror(void)
 {
-	static char why[256];
-	int error = br_ssl_engine_last_error(&tls.eng);
-	size_t i, n;
+	static char why[160];
+	char hex[3 * br_sha256_SIZE + 1];
+	int error = br_ssl_engine_last_error(eng);
+	size_t i;
 
-	if (br_ssl_engine_current_state(&tls.eng) != BR_SSL_CLOSED)
+	if (br_ssl_engine_current_state(eng) != BR_SSL_CLOSED)
 		return "the connection was cut, TLS did not end";
 	if (error == BR_ERR_OK)
 		return "the server has closed the connection";
 	if (error == BR_ERR_UNSUPPORTED_VERSION || error == BR_ERR_BAD_VERSION ||
 	    error == BR_ERR_RECV_FATAL_ALERT + 70)
 		return "the server does not speak TLS 1.2";
-	sprintf(why, "TLS failed: error %d of BearSSL, above %d an alert of the server",
-	        error, BR_ERR_RECV_FATAL_ALERT);
-	if (error != BR_ERR_X509_NOT_TRUSTED)
-		return why;
-	n = (size_t)sprintf(why, "the server's certificate is not in tlspin, it is ");
-	for (i = 0; i < sizeof(fingerprint); i++)
-		n += (size_t)sprintf(why + n, "%s%02X", i ? ":" : "", fingerprint[i]);
+	for (i = 0; i < br_sha256_SIZE; i++)
+		snprintf(hex + 3 * i, 4, ":%02X", tls.fingerprint[i]);
+	if (error == BR_ERR_X509_NOT_TRUSTED)
+		snprintf(why, sizeof(why), "the server's certificate is not in tlspin, "
+		         "it is %s", hex + 1);
+	else
+		snprintf(why, sizeof(why), "TLS failed: error %d of BearSSL, above %d "
+		         "an alert of the server", error, BR_ERR_RECV_FATAL_ALERT);
 	return why;
 }
 
-/* Which of these TLS has: something to write to the socket (BR_SSL_SENDREC), or for
- * us to read (TLSUNREAD), which its end is, too: that may come in one piece with
- * the last data. */
+/* Which of these TLS has: something to write to the socket (BR_SSL_SENDREC), or
+ * for us to read (TLSUNREAD), which its end is, too: that may come in one piece
+ * with the last data. */
 enum { TLSUNREAD = BR_SSL_RECVAPP | BR_SSL_CLOSED };
 static unsigned
 tlshas(unsigned what)
 {
-	return *tlspin ? br_ssl_engine_current_state(&tls.eng) & what : 0;
+	return *tlspin ? br_ssl_engine_current_state(eng) & what : 0;
 }
 
-/* What the socket is to be given next, *s, and how many bytes of it there are. In
- * TLS the engine first takes what it can of the out buffer. If that was the last of
- * the stream it is closed, and reads what still comes by itself, but for what it
- * holds already. */
+/* What the socket is to be given next, *s, and how many bytes of it there are.
+ * In TLS the engine first takes what it can of the out buffer. If that was the
+ * last of the stream it is closed, and reads what still comes by itself, but
+ * for what it holds already. */
 static size_t
 unsent(unsigned char **s)
 {
-	br_ssl_engine_context *e = &tls.eng;
 	size_t len = out.len - outpos;
 
 	*s = (unsigned char *)out.s + outpos;
 	if (!*tlspin)
 		return len;
-	if (len > 0 && (*s = br_ssl_engine_sendapp_buf(e, &len))) {
+	if (len > 0 && (*s = br_ssl_engine_sendapp_buf(eng, &len))) {
 		len = MIN(len, out.len - outpos);
 		memcpy(*s, out.s + outpos, len);
-		br_ssl_engine_sendapp_ack(e, len);
-		br_ssl_engine_flush(e, 0);
+		br_ssl_engine_sendapp_ack(eng, len);
+		br_ssl_engine_flush(eng, 0);
 		outpos += len;
 	}
 	if (state == CLOSING && outpos == out.len && tlshas(BR_SSL_SENDAPP)) {
-		while (br_ssl_engine_recvapp_buf(e, &len))
-			br_ssl_engine_recvapp_ack(e, len);
-		br_ssl_engine_close(e);
+		while (br_ssl_engine_recvapp_buf(eng, &len))
+			br_ssl_engine_recvapp_ack(eng, len);
+		br_ssl_engine_close(eng);
 	}
-	*s = br_ssl_engine_sendrec_buf(e, &len);
+	*s = br_ssl_engine_sendrec_buf(eng, &len);
 	return len;
 }
 
 /* ---- connection ---- */
 
-/* Close the socket, if there is one, and log why, unless that is known. Then go on
- * with the next address at once. If none is left, wait before the next round. While
- * nobody is there it follows within a second, and all this is only logged in the
- * first round and about every quarter of an hour; who is there but does not keep us
- * is left alone for longer each time, up to backoffmax. With jitter, so that many
- * proxies do not come back at once. A connection that has lasted has proved itself:
- * what it was refused before is forgotten, and the next round begins with all
- * addresses. */
+/* Close the socket, if there is one, and log why, unless that is known. Then go
+ * on with the next address at once; if none is left, wait before the next
+ * round. While nobody is there that is at most a second, and all this is logged
+ * only in the first round and about every quarter of an hour; a server that is
+ * there but does not keep us is left alone for longer each time, up to
+ * backoffmax. Jitter keeps many proxies from coming back at once. A connection
+ * that has lasted has proved itself: what it was refused before is forgotten,
+ * and the next round begins with all addresses. */
 static void
 disconnect(const char *why)
 {
@@ -2062,13 +2143,13 @@ disconnect(const char *why)
 		            sizeof(address), NULL, 0, NI_NUMERICHOST);
 		say("connect: %s port %s: %s", address, port, why);
 	}
-	forget();
+	reset();
 	if (fd >= 0)
 		close(fd);
 	fd = -1;
-	br_ssl_client_zero(&tls);
+	br_ssl_client_zero(&tls.client);
 	freeparser();
-	outpos = out.len = inlen = 0;
+	outpos = out.len = in.len = 0;
 	if (server)
 		server = server->ai_next;
 	if (now - onlinetime >= backoffmax * 1000LL) {
@@ -2091,7 +2172,8 @@ disconnect(const char *why)
 }
 
 /* Begin to connect to the next address; after the last, look up host for a new
- * round. That may block for long: signals that end us do so at once while it does. */
+ * round. That may block for long: signals that end us do so at once
+ * meanwhile. */
 static void
 attempt(void)
 {
@@ -2117,7 +2199,7 @@ attempt(void)
 		return;
 	}
 	state = CONNECTING;
-	deadline = now + patience * 1000LL;
+	deadline = AFTER(patience);
 	fd = socket(server->ai_family, server->ai_socktype, server->ai_protocol);
 	if (fd < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
 	    (connect(fd, server->ai_addr, server->ai_addrlen) < 0 &&
@@ -2126,8 +2208,8 @@ attempt(void)
 }
 
 /* End the stream, but let what waits in the out buffer go out first, within
- * CLOSETIME. A signal may come while there is no stream: then there is nothing to
- * wait for. */
+ * CLOSETIME. A signal may come while there is no stream: then there is nothing
+ * to wait for. */
 static void
 hangup(const char *why)
 {
@@ -2135,31 +2217,32 @@ hangup(const char *why)
 	if (state < OPENING)
 		exit(0);
 	ending = NULL;
-	forget();
+	reset();
 	putall(&out, "</stream:stream>", NULL);
 	freeparser();
-	inlen = 0;
+	in.len = 0;
 	state = CLOSING;
 	deadline = now + CLOSETIME;
 }
 
-/* Write as much of the out buffer as the socket takes. If writing fails for good,
- * nothing more is written: reading tells why, and an engine that can read only
- * after it has written is closed. After the last of the stream we send no more:
- * what still comes is only read so that the server can read our last words. */
+/* Write as much of the out buffer as the socket takes. If writing fails for
+ * good, nothing more is written: reading tells why, and an engine that can read
+ * only after it has written is closed. After the last of the stream we send no
+ * more: what still comes is only read so that the server can read our last
+ * words. */
 static void
 flush(void)
 {
 	unsigned char *s;
 	size_t len;
 	ssize_t n;
-	int r;
+	struct request *r;
 
 	while ((len = unsent(&s)) > 0 && (n = write(fd, s, len)) > 0) {
 		if (!hasroom())
 			alive();
 		if (*tlspin)
-			br_ssl_engine_sendrec_ack(&tls.eng, (size_t)n);
+			br_ssl_engine_sendrec_ack(eng, (size_t)n);
 		else
 			outpos += (size_t)n;
 	}
@@ -2167,7 +2250,7 @@ flush(void)
 		outpos = out.len;
 		shutdown(fd, SHUT_WR);
 		if (!tlshas(BR_SSL_RECVREC))
-			br_ssl_client_zero(&tls);
+			br_ssl_client_zero(&tls.client);
 	}
 	if (outpos < out.len)
 		return;
@@ -2176,26 +2259,25 @@ flush(void)
 	if (tlshas(BR_SSL_SENDREC))
 		return;
 	/* only now what was in it begins to wait for its answer */
-	for (r = requests[OPEN].prev; requests[r].due == UNWRITTEN; r = requests[r].prev)
-		requests[r].due = answertime ? now + answertime * 1000LL : NEVER;
+	for (r = lists[OPEN].prev; r->due == UNWRITTEN; r = r->prev)
+		r->due = answertime ? AFTER(answertime) : NEVER;
 	if (state == CLOSING)
 		shutdown(fd, SHUT_WR);
 }
 
-/* Read once. In TLS the bytes of the socket are for the engine, which takes none
- * while it holds data of a record, or after its end; we take what it holds. No tag
- * ends without a `>', so until one comes there is nothing to parse: long ones are
- * not looked at again with each piece of them. */
+/* Read once. In TLS the bytes of the socket are for the engine, which takes
+ * none while it holds data of a record, or after its end; we take what it
+ * holds. No tag ends without a `>', so until one comes there is nothing to
+ * parse: long ones are not looked at again with each piece of them. */
 static void
 receive(void)
 {
-	br_ssl_engine_context *e = &tls.eng;
-	unsigned char *s = (unsigned char *)in + inlen;
-	size_t len = sizeof(in) - inlen, size = len;
+	unsigned char *s = (unsigned char *)in.s + in.len;
+	size_t len = in.size - in.len, size = len;
 	ssize_t n;
 
 	if (*tlspin)
-		s = br_ssl_engine_recvrec_buf(e, &len);
+		s = br_ssl_engine_recvrec_buf(eng, &len);
 	n = s ? read(fd, s, len) : 0;
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
 		return;
@@ -2206,23 +2288,23 @@ receive(void)
 	alive();
 	len = (size_t)n;
 	if (*tlspin && s)
-		br_ssl_engine_recvrec_ack(e, len);
-	if (*tlspin && (s = br_ssl_engine_recvapp_buf(e, &len))) {
+		br_ssl_engine_recvrec_ack(eng, len);
+	if (*tlspin && (s = br_ssl_engine_recvapp_buf(eng, &len))) {
 		len = MIN(len, size);
-		memcpy(in + inlen, s, len);
-		br_ssl_engine_recvapp_ack(e, len);
+		memcpy(in.s + in.len, s, len);
+		br_ssl_engine_recvapp_ack(eng, len);
 	}
 	if (state == CLOSING)
 		return;
 	bytesin += len;
-	inlen += len;
-	if (inlen == sizeof(in) || memchr(in + inlen - len, '>', len))
+	in.len += len;
+	if (in.len == in.size || memchr(in.s + in.len - len, '>', len))
 		parse();
 }
 
-/* An attempt to connect has come to its end. If there is a server, open our stream
- * (RFC 6120 4.2). Without a version, as XEP-0114 has it: jabberd2 would send
- * features before the handshake. Without memory `ending' is set. */
+/* An attempt to connect has come to its end. If there is a server, open our
+ * stream (RFC 6120 4.2). Without a version, as XEP-0114 has it: jabberd2 would
+ * send features before the handshake. Without memory `ending' is set. */
 static void
 finishconnect(void)
 {
@@ -2239,7 +2321,7 @@ finishconnect(void)
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	nrounds = 0;
 	state = OPENING;
-	deadline = now + patience * 1000LL;
+	deadline = AFTER(patience);
 	putall(&out, "<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
 	       "' xmlns:stream='" NS_STREAM "'", NULL);
 	putattr(&out, "to", domain);
@@ -2250,8 +2332,8 @@ finishconnect(void)
 }
 
 /* What the connection has waited for has not come, or a pause is over. If the
- * server is silent, ask ourselves through it whether the route works (XEP-0199),
- * once. */
+ * server is silent, ask ourselves through it whether the route works
+ * (XEP-0199), once. */
 static void
 overdue(void)
 {
@@ -2282,20 +2364,22 @@ report(void)
 		                      refusals[i].n, refusals[i].condition);
 	say("counted: %lu requests, %lu untracked, %lu answers, %lu late, %lu messages"
 	    "%s, %lu dropped, %lu connections, %d online, %d open, %llu bytes in, "
-	    "%llu bytes out", nrequests, nuntracked, nanswers, nlate, nmessages,
-	    refused, ndropped, nconnected, nresources, nopen, bytesin, bytesout + outpos);
+	    "%llu bytes out", count.requests, count.untracked, count.answers,
+	    count.late, count.messages, refused, count.dropped, count.connections,
+	    nresources, nopen, bytesin, bytesout + outpos);
 	for (w = resources; w < resources + nresources; w++)
-		say("resource: %s/%.99s: %d open, %lu handed out, %lu answered, %lu retried away, "
-		    "%lu timed out, %llu ms, %s", target, names[w - resources], w->open, w->nhanded,
-		    w->nanswered, w->nretried, w->nlate, w->waited / MAX(w->nanswered, 1),
+		say("resource: %s/%.99s: %d open, %lu handed out, %lu answered, "
+		    "%lu retried away, %lu timed out, %llu ms, %s", target, w->name,
+		    w->open, w->nhanded, w->nanswered, w->nretried, w->nlate,
+		    w->waited / MAX(w->nanswered, 1),
 		    w->pings > 1 ? "stalled" : w->drains ? "draining" : "up");
 }
 
-/* 1 if what the server sends can be taken. TLS may have to write first. */
+/* 1 if we can take what the server sends. TLS may have to write first. */
 static int
 isreading(void)
 {
-	return state >= OPENING && !ending && !isheld() && hasroom() &&
+	return state >= OPENING && !ending && !issuspended() && hasroom() &&
 	       (!*tlspin || tlshas(TLSUNREAD | BR_SSL_RECVREC));
 }
 
@@ -2314,11 +2398,11 @@ run(void)
 			p[1].events |= POLLOUT;
 		next = MIN(deadline, linetime);
 		if (state == ONLINE && isreading())
-			next = MIN(MIN(next, sweeptime < SWEEPING ? sweeptime : asktime),
-			           MAX(judgetime, MIN(checktime, requests[requests[OPEN].next].due)));
+			next = MIN(MIN(next, sweeptime < SWEEPING ? sweeptime : ask.next),
+			           MAX(due.next, MIN(checktime, lists[OPEN].next->due)));
 		/* nothing else will wake us for these */
 		if (state >= OPENING && hasroom() &&
-		    (isheld() || tlshas(TLSUNREAD) || requests[FAILED].next != FAILED))
+		    (issuspended() || tlshas(TLSUNREAD) || lists[FAILED].next != lists + FAILED))
 			next = now;
 		n = poll(p, 2, (int)MIN(MAX(next - now, 0), INT_MAX));
 		now = milliseconds();
@@ -2332,7 +2416,7 @@ run(void)
 			hangup("signal");
 		if (state == CONNECTING && p[1].revents)
 			finishconnect();
-		if (isheld())
+		if (issuspended())
 			parse();
 		if (isreading() && ((p[1].revents & ~POLLOUT) || tlshas(TLSUNREAD)))
 			receive();
@@ -2380,8 +2464,8 @@ setsignals(void)
 	signal(SIGPIPE, SIG_IGN);
 }
 
-/* 1 if s is written as servers write a domain or bare JID: nothing else would ever
- * compare equal. */
+/* 1 if s is written as servers write a domain or bare JID: nothing else would
+ * ever compare equal. */
 static int
 islikeservers(const char *s)
 {
@@ -2445,13 +2529,14 @@ main(int argc, char *argv[])
 	      "random numbers", "the system has no seed for them");
 	br_hmac_drbg_generate(&rng, &salt, sizeof(salt));
 	br_hmac_drbg_generate(&rng, &seed, sizeof(seed));
-	/* closed, descriptors 0 to 2 would be a socket; a core would hold the secret */
+	/* closed, descriptors 0 to 2 would be a socket; a core would hold the
+	 * secret */
 	while ((n = open("/dev/null", O_RDWR)) >= 0 && n < 3)
 		;
 	check(n < 0 || close(n) < 0 || setrlimit(RLIMIT_CORE, &none) < 0, "start", NULL);
 	setsignals();
 	now = milliseconds();
-	forget();
+	reset();
 	run();
 }
 

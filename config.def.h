@@ -1,15 +1,15 @@
 /* See LICENSE file for copyright and license details. */
 
 /* who we are, whom we stand for, where the server is */
-static const char *domain = "proxy.localhost";    /* our address: the component's domain */
-static const char *secret = "secret";             /* shared with the server */
-static const char *target = "service@localhost";  /* bare JID of the workers */
-static const char *host   = "127.0.0.1";          /* the server's name or address, IPv4 or IPv6 */
-static const char *port   = "5347";               /* its port for components */
-static const char *tlspin = "";                   /* fingerprints of its certificate; "": no TLS */
-static const char *prefix = "";                   /* only resources that start with this are workers */
-static const int   choice = RANDOM;               /* of a worker: RANDOM, STICKY, LEASTBUSY or STANDBY */
-static const int   relay  = 0;                    /* 1: also messages and requests from workers */
+static const char domain[] = "proxy.localhost";    /* our address: the component's domain */
+static const char secret[] = "secret";             /* shared with the server */
+static const char target[] = "service@localhost";  /* bare JID of the workers */
+static const char host[]   = "127.0.0.1";          /* the server's name or address, IPv4 or IPv6 */
+static const char port[]   = "5347";               /* its port for components */
+static const char tlspin[] = "";                   /* fingerprints of its certificate; "": no TLS */
+static const char prefix[] = "";                   /* only resources that start with this are workers */
+static const int  choice   = RANDOM;               /* of a worker: RANDOM, STICKY, LEASTBUSY or STANDBY */
+static const int  relay    = 0;                    /* 1: also messages and requests from workers */
 
 /* times, in seconds */
 static const unsigned int keepalive  = 60;        /* silence before the route is checked; 0: never */

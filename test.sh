@@ -142,7 +142,7 @@ configure() {
 	cp config.def.h "$config"
 	[ -z "${TLS-}" ] || certificate server
 	for s in port="\"$([ -n "${TLS-}" ] && echo "$tport" || echo "$cport")\"" ${TLS:+"tlspin=\"$pin\""} "$@"; do
-		sed "s|^\\(static const .*[ *]${s%%=*} *= \\)[^;]*;|\\1${s#*=};|
+		sed "s|^\\(static const .* ${s%%=*}[][]* *= \\)[^;]*;|\\1${s#*=};|
 		     s|^\\(	${s%%=*} *= \\)[0-9]*|\\1${s#*=}|" \
 		    "$config" >"$config.new"
 		mv "$config.new" "$config"
@@ -10453,7 +10453,7 @@ documents_and_scripts_are_clean() {
 	[ ! -s "$dir/lint" ]
 	shellcheck -s sh test.sh
 	# every setting is in the man page
-	sed -n 's/^static const [^=]*[ *]\([a-z]*\) *=.*/\1/p;s/^	\([A-Z]*\) *=.*/\1/p' \
+	sed -n 's/^static const [^=]* \([a-z][a-z]*\)[][]* *=.*/\1/p;s/^	\([A-Z]*\) *=.*/\1/p' \
 	    config.def.h >"$dir/settings"
 	[ "$(wc -l <"$dir/settings")" -gt 10 ]
 	while read -r s; do
