@@ -3493,7 +3493,7 @@ isselfping(struct stanza *o)
 static long long
 nextask(void)
 {
-	long long pause = nsince > 20 ? askmax : (long long)askmin << MAX(nsince, 1) - 1;
+	long long pause = nsince > 20 ? askmax : (long long)askmin << (MAX(nsince, 1) - 1);
 
 	return MAX(lastask, deniedat) + 1000 * MIN(pause, askmax);
 }
