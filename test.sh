@@ -10574,8 +10574,8 @@ simulate() {
 		return
 	fi
 	echo "from seed $5"
-	for i in 0 1 2; do
-		"$world.$((($5 + i) % 3))" "$4" $(($5 + i)) 3 >"$world.out.$i" 2>&1 &
+	for seed in "$5" $(($5 + 1)) $(($5 + 2)); do
+		"$world.$((seed % 3))" "$4" "$seed" 3 >"$world.out.$((seed % 3))" 2>&1 &
 		pids="${pids-} $!"
 	done
 	rc=0
@@ -10601,8 +10601,9 @@ failed_once() {
 # Lines of client_proxy.c that these seeds have never reached.
 unreached() {
 	build_world coverage clang "-O1 -fprofile-instr-generate -fcoverage-mapping" || exit
-	for i in 0 1 2; do
-		LLVM_PROFILE_FILE=$world.raw.$((($2 + i) % 3)) "$world.$((($2 + i) % 3))" "$1" $(($2 + i)) 3
+	for seed in "$2" $(($2 + 1)) $(($2 + 2)); do
+		i=$((seed % 3))
+		LLVM_PROFILE_FILE=$world.raw.$i "$world.$i" "$1" "$seed" 3
 	done >"$world.out" 2>&1
 	for i in 0 1 2; do
 		llvm-profdata merge -sparse -o "$world.data.$i" "$world.raw.$i"
