@@ -1,15 +1,18 @@
-# client_proxy - IQ requests to one address, answered by a client's resources
+# client_proxy - one XMPP address in front of many workers
 # See LICENSE file for copyright and license details.
 .POSIX:
 
-VERSION = 0.1
+VERSION = 1.0
 
 PREFIX ?= /usr/local
 MANPREFIX ?= $(PREFIX)/share/man
 
+# To build elsewhere: make -f /source/Makefile SRC=/source
+SRC = .
+
 CFLAGS = -O2
 LIBS = -lexpat -lbearssl
-FLAGS = -std=c99 -pedantic -Wall -Wextra -DVERSION=\"$(VERSION)\"
+FLAGS = -std=c99 -pedantic -Wall -Wextra -I. -DVERSION=\"$(VERSION)\"
 
 DIST = client_proxy-$(VERSION)
 FILES = Makefile client_proxy.c config.def.h client_proxy.1 test.sh LICENSE README
@@ -19,16 +22,16 @@ all: client_proxy
 # The settings hold the secret and so does the binary: they are for their owner
 # only, and once it is installed, others may run it, not read it.
 config.h:
-	umask 077 && cp config.def.h config.h
+	umask 077 && cat $(SRC)/config.def.h >config.h
 
-client_proxy: client_proxy.c config.h Makefile
-	umask 077 && $(CC) $(CPPFLAGS) $(FLAGS) $(CFLAGS) -o $@ client_proxy.c $(LDFLAGS) $(LIBS)
+client_proxy: $(SRC)/client_proxy.c config.h $(SRC)/Makefile
+	umask 077 && $(CC) $(CPPFLAGS) $(FLAGS) $(CFLAGS) -o $@ $(SRC)/client_proxy.c $(LDFLAGS) $(LIBS)
 
 install: all
-	mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(MANPREFIX)/man1
+	umask 022 && mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(MANPREFIX)/man1
 	umask 077 && cp -f client_proxy $(DESTDIR)$(PREFIX)/bin
 	chmod 711 $(DESTDIR)$(PREFIX)/bin/client_proxy
-	cp -f client_proxy.1 $(DESTDIR)$(MANPREFIX)/man1
+	cp -f $(SRC)/client_proxy.1 $(DESTDIR)$(MANPREFIX)/man1
 	chmod 644 $(DESTDIR)$(MANPREFIX)/man1/client_proxy.1
 
 uninstall:
@@ -38,19 +41,24 @@ uninstall:
 clean:
 	rm -f client_proxy $(DIST).tar.gz
 
+# The same bytes each time: order, modes and times are fixed.
 dist: clean
-	mkdir -p $(DIST)
-	cp $(FILES) $(DIST)
-	tar -cf - $(DIST) | gzip >$(DIST).tar.gz
+	rm -rf $(DIST)
+	mkdir $(DIST)
+	for f in $(FILES); do cp $(SRC)/$$f $(DIST) || exit; done
+	chmod 644 $(DIST)/*
+	chmod 755 $(DIST) $(DIST)/test.sh
+	TZ=UTC touch -t 202611260000 $(DIST)/*
+	LC_ALL=C && export LC_ALL && tar -cf - $(DIST)/* | gzip -n >$(DIST).tar.gz
 	rm -rf $(DIST)
 
 test:
-	./test.sh
+	$(SRC)/test.sh
 
 bench:
-	./test.sh bench
+	$(SRC)/test.sh bench
 
 demo:
-	./test.sh demo
+	$(SRC)/test.sh demo
 
 .PHONY: all install uninstall clean dist test bench demo
