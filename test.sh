@@ -56,7 +56,10 @@ fi
 # ---- the specification: the tests, in the order of the man page ----
 # What stands above a test in quotes is what it proves.
 
-# "client_proxy is an external component of an XMPP server, any server."
+# "client_proxy is an external component for any XMPP server."
+# "In prosody.cfg.lua:"
+# "In ejabberd.yml, below listen:"
+# "In router.xml, below local:"
 a_week_on_prosody() { week prosody; }
 a_week_on_ejabberd() { need ejabberdctl ejabberd; week ejabberd; }
 a_week_on_jabberd2() { need jabberd2-router jabberd2; week jabberd2; }
@@ -99,11 +102,12 @@ week() {
 	served user 4 a
 }
 
-# "It owns one address, its domain, and hands every IQ request that is sent there to
-# one of the resources of an ordinary account, the target, that are online."
+# "It owns one address, its domain, and hands each IQ request that is sent there to
+# one of the clients that are online with an ordinary account, the target."
 # "The answer goes back to the requester as if the component had given it."
-# "The client finds the requester's address in the resource of from, behind the first
-# slash."
+# "The worker finds the requester's address behind the first slash of from."
+# "Let the domain be proxy.domain.example and the target
+# some-user@some-domain.example, with resources a and b."
 the_exchange() {
 	scripted
 	{ example "The exchange" 1 && echo; } | ours | sed 's/some-user@some-/service@/' | tr '\n' ' ' |
@@ -119,9 +123,10 @@ the_exchange() {
 
 attributes() { sed 's/[ /]/\n/g' | sort; }
 
-# "Which resources are online client_proxy learns from the target's presence, for
-# which it asks with a subscription request that the target has to accept."
-# "A resource of the target came or went, and now there are n."
+# "client_proxy learns from the target's presence which workers are online."
+# "For that it sends a subscription request, which the target has to accept, see The
+# subscription."
+# "A worker came or went, and now n are online."
 it_learns_who_is_online_from_presence() {
 	scripted
 	probed
@@ -135,8 +140,21 @@ it_learns_who_is_online_from_presence() {
 	logged_times 3 "joined: "
 }
 
-# "It runs in the foreground, writes one line per event to standard error and
-# connects again by itself whenever the connection is lost."
+# "Each request goes to a random worker, or as CHOICE describes."
+# "Any, each with the same probability."
+each_resource_gets_its_share() {
+	prosody
+	proxy
+	workers b c
+	asker asker "$c2s" user x proxy.localhost 400
+	askers_are_done
+	# 200 each; less than 140 has a chance of one in a billion
+	awk '$3 != 400 { exit 1 }
+	{ exit !($7 == "b" && $8 > 140 && $9 == "c" && $10 > 140) }' "$dir/asked.x"
+}
+
+# "client_proxy runs in the foreground, writes one line per event to standard error
+# and reconnects by itself when the connection is lost."
 the_server_restarts() {
 	prosody
 	proxy
@@ -157,7 +175,7 @@ the_server_restarts() {
 	served user 1 a
 }
 
-# "The only option is -v, which prints name and version."
+# "The option -v prints name and version."
 options() {
 	configure
 	brief -v
@@ -171,8 +189,8 @@ options() {
 	done
 }
 
-# "Bytes other than printable ASCII, and %, are written %XX, with the UTF-8 byte in
-# upper-case hexadecimal digits."
+# "There % and each byte that is not printable ASCII are written %XX, in upper-case
+# hexadecimal digits."
 odd_requesters_are_answered() {
 	prosody
 	proxy
@@ -190,8 +208,8 @@ odd_requesters_are_answered() {
 	done
 }
 
-# "Bytes other than printable ASCII, and %, are written %XX, with the UTF-8 byte in
-# upper-case hexadecimal digits."
+# "There % and each byte that is not printable ASCII are written %XX, in upper-case
+# hexadecimal digits."
 every_printable_character_survives() {
 	scripted
 	all=$(awk 'BEGIN { for (i = 32; i < 127; i++) printf "%c", i }' |
@@ -202,8 +220,8 @@ every_printable_character_survives() {
 	wrote "<iq type='get' id='1' from='proxy.localhost/u@h/$enc' to='service@localhost/a'/><iq type='result' id='1' from='proxy.localhost' to='u@h/$all'/>"
 }
 
-# "Bytes other than printable ASCII, and %, are written %XX, with the UTF-8 byte in
-# upper-case hexadecimal digits."
+# "There % and each byte that is not printable ASCII are written %XX, in upper-case
+# hexadecimal digits."
 bytes_that_are_not_ascii_are_encoded() {
 	scripted
 	request 1 get "u@h/é%🙂"
@@ -212,8 +230,8 @@ bytes_that_are_not_ascii_are_encoded() {
 	hear srv "<iq type='result' id='1' from='proxy.localhost' to='u@h/%Aש🙂'/>"
 }
 
-# "All that is needed to lead an answer back is in its address, so a restart of
-# client_proxy loses no answer that comes after it."
+# "An answer needs nothing but this address to find its way, so one that comes after
+# a restart of client_proxy is passed on as well."
 the_proxy_restarts() {
 	prosody
 	proxy
@@ -230,213 +248,6 @@ the_proxy_restarts() {
 	done
 }
 
-# "Every request is answered once."
-a_crash_storm() { storm prosody 30; }
-
-# "If the resource that has it goes offline or hangs, a get is handed to another, see
-# retry."
-gets_are_handed_on() {
-	scripted
-	content=" xml:lang='de' x:y='&amp;' xmlns:x='urn:x'><q xmlns='test' a='\"&apos;'>t &lt; ü<e/></q> </iq>"
-	from="from='room@proxy.localhost/u@h/%C3%BC%25'"
-	for id in " id=\"it's &amp; 1\"" " id=''" ""; do
-		tell srv "<iq type='get'$id from='u@h/ü%' to='room@proxy.localhost'$content"
-		wrote "<iq type='get'$id $from to='service@localhost/a'$content"
-		joins b
-		leaves a
-		wrote "<iq type='get'$id $from to='service@localhost/b'$content"
-		tell srv "<iq type='result'$id from='service@localhost/b' to='room@proxy.localhost/u@h/ü%25'/>"
-		wrote "<iq type='result'$id from='room@proxy.localhost' to='u@h/ü%'/>"
-		joins a
-		leaves b
-	done
-	unsent "type='error'.*unavailable"
-}
-
-# "If the resource that has it goes offline or hangs, a get is handed to another, see
-# retry."
-many_are_handed_on_at_once() {
-	scripted OUTSIZE=550000
-	awk -v x="$(bytes 400 x)" 'BEGIN {
-		for (i = 0; i < 4000; i++)
-			printf "<iq type=\"get\" id=\"%d\" from=\"u%d@h/r\" to=\"proxy.localhost\">%s</iq>", i, i % 1000, x
-		print "<presence from=\"service@localhost/b\" to=\"proxy.localhost\"/>"
-		print "<presence type=\"unavailable\" from=\"service@localhost/a\" to=\"proxy.localhost\"/>"
-	}' >"$dir/srv.in"
-	logged "failed: 4000 requests"
-	written_times 4000 "to='service@localhost/b'"
-	stanzas <"$dir/srv.out" |
-	    sed -n "s|^<iq type='get' id='\([0-9]*\)' from='proxy.localhost/u[0-9]*@h/r' to='service@localhost/b'>x\{400\}</iq>|\1|p" |
-	    sort -n >"$dir/handed"
-	seq 0 3999 | cmp - "$dir/handed"
-	unsent recipient-unavailable
-}
-
-# "If that cannot be, its requester gets an error once the resource is offline, or
-# when it is not answered in time; what a resource may still say about it is
-# dropped."
-# "Their requesters got an error, unless they are handed on, see retry."
-requests_of_who_leaves_fail_if_nobody_else_can_have_them() {
-	scripted retry=0
-	request 1
-	request 2
-	deliver iq get u@h/r room@proxy.localhost "id='it&apos;s &amp; 3'/"
-	passes a 2
-	news
-	leaves a
-	logged "failed: 2 requests"
-	comes "$(error wait recipient-unavailable 1
-		error wait recipient-unavailable 3 room@proxy.localhost | sed "s/'3'/\"it's \&amp; 3\"/")"
-	for type in error result; do
-		is_late a 1 $type
-	done
-	passes a 4
-	counted ".* 2 late.* 2 recipient-unavailable.* 0 online, 0 open"
-}
-
-# "If that cannot be, its requester gets an error once the resource is offline, or
-# when it is not answered in time; what a resource may still say about it is
-# dropped."
-who_leaves_takes_only_his_own_requests_along() {
-	scripted retry=0 choice=LEASTBUSY
-	joins b c
-	for i in 1 2 3 4 5 6; do
-		request $i set
-	done
-	leaves a
-	shows c away
-	for r in b c; do
-		comes_times 2 "recipient-unavailable"
-		unavailable $r
-	done
-	comes_times 2 "recipient-unavailable"
-	counted ".* 6 recipient-unavailable.* 0 online, 0 open"
-}
-
-# "If that cannot be, its requester gets an error once the resource is offline, or
-# when it is not answered in time; what a resource may still say about it is
-# dropped."
-# "A stanza that nothing can be done with, such as an answer that nobody has asked
-# for."
-a_late_answer_is_dropped() {
-	scripted answertime=1
-	goes_to a 1
-	is_due
-	has_failed remote-server-timeout 1
-	is_late a 1
-	is_late a 1 error
-	counted "1 requests, .* 2 late,"
-}
-
-# "If that cannot be, its requester gets an error once the resource is offline, or
-# when it is not answered in time; what a resource may still say about it is
-# dropped."
-who_is_cut_off_by_the_target_fails_too() {
-	scripted
-	for how in error unsubscribed; do
-		joins a
-		goes_to a $how
-		news
-		deliver presence $how service@localhost proxy.localhost "id='$(last_ask)'/"
-		has_failed recipient-unavailable $how
-	done
-}
-
-# "The exceptions are requests that were open, or had got an error, when the
-# connection to the server was lost, of which nothing more is known; ..."
-requests_do_not_survive_the_connection() {
-	scripted answertime=2
-	goes_to a open set
-	cut_off srv
-	logged disconnected
-	serve
-	welcome
-	joins b
-	works b 1
-	is_due
-	passes a open
-	unsent "type='error'"
-	counted "2 requests, .* 0 late.* 0 open"
-}
-
-# "... those that are longer than REQUESTSIZE, for which there is no error; ..."
-# "A request whose addresses and id are longer is handed out and its answer led back,
-# and it counts as open like others; but should the answer not come, there is no
-# error."
-# "This is counted, and logged once."
-# "See REQUESTSIZE."
-what_is_too_long_to_remember_gets_no_error() {
-	scripted REQUESTSIZE=100
-	x=$(bytes 100 x)
-	for i in 1 2 3; do
-		goes_to a "$x$i" set
-	done
-	passes a "${x}1"
-	goes_to a short set
-	counted "4 requests, 3 untracked, 1 answers.* 3 open"
-	news
-	leaves a
-	comes "$(error wait recipient-unavailable short)"
-	logged_times 1 "untracked: request from u@h/r: "
-	counted ".* 0 open"
-}
-
-# "... those whose error would be larger than MAXSTANZA; ..."
-no_error_is_larger_than_a_stanza() {
-	scripted
-	leaves a
-	news
-	request "$(bytes 524150 x)"
-	comes ""
-	logged "dropped: error service-unavailable to u@h/r: too large"
-}
-
-# "...; and, for one that has got an error, an answer that is so late that
-# MAXREQUESTS later requests have failed or been handed on: it passes."
-# "As many places more are for requests that have been answered with an error, so
-# that their answer does not pass should it come after all."
-a_failed_request_is_forgotten_after_as_many_others() {
-	scripted MAXREQUESTS=64 stall=0
-	goes_to a 1 set
-	goes_to a 2 set
-	leaves a
-	for n in 1 2 3 4 5 6; do
-		joins b
-		flood 31 1 n$n.
-		leaves b
-		[ $n -gt 2 ] || is_late a 1
-	done
-	passes a 2
-}
-
-# "So does what a resource sends once more after its answer, unless the request was
-# handed to several."
-what_follows_an_answer_passes() {
-	scripted
-	goes_to a 1
-	passes a 1
-	passes a 1 error
-	counted "1 requests, 0 untracked, 2 answers, 0 late.* 0 open"
-}
-
-# "So does what a resource sends once more after its answer, unless the request was
-# handed to several."
-alike_requests_get_an_answer_each() {
-	scripted choice=LEASTBUSY
-	joins b
-	for _ in 1 2 3 4; do
-		request 1
-	done
-	for r in b a; do
-		fares $r "2 open"
-		passes $r 1
-		fares $r "1 open"
-	done
-	news
-	deliver presence unavailable service@localhost proxy.localhost /
-	comes_times 2 recipient-unavailable
-}
-
 # "The node of the address is kept: a request to room@proxy.domain.example comes from
 # room@proxy.domain.example/user@some-domain.example/abc and is answered from
 # room@proxy.domain.example."
@@ -448,7 +259,7 @@ a_node_answers_as_itself() {
 	hear srv "<iq type='result' id='1' from='room@proxy.localhost' to='u@h/r'/>"
 }
 
-# "All else in a request and in an answer passes as it came."
+# "Everything else in requests and answers passes unchanged."
 nothing_else_is_rewritten() {
 	scripted
 	kept "" "/>"
@@ -481,7 +292,7 @@ kept() {
 	wrote "<iq type='set' id='f' from='proxy.localhost/u@h/r' to='service@localhost/a'$1${3-$2}"
 }
 
-# "All else in a request and in an answer passes as it came."
+# "Everything else in requests and answers passes unchanged."
 prefixes_of_the_stream_are_declared_again() {
 	decl="xmlns:s='urn:from-the-stream' xmlns:t='urn:t'"
 	scripted
@@ -490,7 +301,7 @@ prefixes_of_the_stream_are_declared_again() {
 	kept "" " $own" " xmlns:t='urn:t' $own"
 }
 
-# "All else in a request and in an answer passes as it came."
+# "Everything else in requests and answers passes unchanged."
 resources_of_any_spelling() {
 	scripted
 	leaves a
@@ -509,7 +320,7 @@ resources_of_any_spelling() {
 	logged_times 8 "joined: .*: 1 online"
 }
 
-# "All else in a request and in an answer passes as it came."
+# "Everything else in requests and answers passes unchanged."
 byte_by_byte() {
 	scripted
 	program peer.py
@@ -521,7 +332,7 @@ byte_by_byte() {
 	[ "$(stanzas <"$dir/srv.out" | grep -c "<iq type='get' id='b")" = 20 ]
 }
 
-# "All else in a request and in an answer passes as it came."
+# "Everything else in requests and answers passes unchanged."
 thousands_pass_in_order() {
 	scripted MAXREQUESTS=12000
 	seq 5000 | sed "s|.*|<iq type='get' id='n&' from='u@h/r' to='proxy.localhost'><q/></iq>|" >"$dir/srv.in"
@@ -530,8 +341,9 @@ thousands_pass_in_order() {
 	seq 5000 | cmp - "$dir/ids"
 }
 
-# "Only white space may follow it, as it follows all that client_proxy writes:
-# about as much as the largest tag, if that has more than 2048 bytes."
+# "A stanza with a tag of more than 2048 bytes is followed by about as much white
+# space as its largest tag is long: servers with the expat of Debian 12 and 13 would
+# otherwise hold it back until as many bytes more have come."
 white_space_follows_large_tags() {
 	scripted
 	for n in 2000 5000; do
@@ -542,8 +354,9 @@ white_space_follows_large_tags() {
 	! grep "x </iq> \|</iq> <" "$dir/srv.out"
 }
 
-# "Servers with the expat of Debian 12 would otherwise hold it, and everything after
-# it, back until as much again has been sent."
+# "A stanza with a tag of more than 2048 bytes is followed by about as much white
+# space as its largest tag is long: servers with the expat of Debian 12 and 13 would
+# otherwise hold it back until as many bytes more have come."
 split_anywhere_on_each_expat() {
 	split_anywhere
 	need apt-get apt
@@ -577,8 +390,244 @@ split_anywhere() {
 	hear srv "<iq type='get' id='d'"
 }
 
-# "A request while no resource of the target is online; a request, or with relay a
-# message, to an address of the component with a resource."
+# "Every request is answered once."
+a_crash_storm() { storm prosody 30; }
+
+# "If its worker goes offline or hangs, a get is handed to another worker, see
+# retry."
+gets_are_handed_on() {
+	scripted
+	content=" xml:lang='de' x:y='&amp;' xmlns:x='urn:x'><q xmlns='test' a='\"&apos;'>t &lt; ü<e/></q> </iq>"
+	from="from='room@proxy.localhost/u@h/%C3%BC%25'"
+	for id in " id=\"it's &amp; 1\"" " id=''" ""; do
+		tell srv "<iq type='get'$id from='u@h/ü%' to='room@proxy.localhost'$content"
+		wrote "<iq type='get'$id $from to='service@localhost/a'$content"
+		joins b
+		leaves a
+		wrote "<iq type='get'$id $from to='service@localhost/b'$content"
+		tell srv "<iq type='result'$id from='service@localhost/b' to='room@proxy.localhost/u@h/ü%25'/>"
+		wrote "<iq type='result'$id from='room@proxy.localhost' to='u@h/ü%'/>"
+		joins a
+		leaves b
+	done
+	unsent "type='error'.*unavailable"
+}
+
+# "If its worker goes offline or hangs, a get is handed to another worker, see
+# retry."
+many_are_handed_on_at_once() {
+	scripted OUTSIZE=550000
+	awk -v x="$(bytes 400 x)" 'BEGIN {
+		for (i = 0; i < 4000; i++)
+			printf "<iq type=\"get\" id=\"%d\" from=\"u%d@h/r\" to=\"proxy.localhost\">%s</iq>", i, i % 1000, x
+		print "<presence from=\"service@localhost/b\" to=\"proxy.localhost\"/>"
+		print "<presence type=\"unavailable\" from=\"service@localhost/a\" to=\"proxy.localhost\"/>"
+	}' >"$dir/srv.in"
+	logged "failed: 4000 requests"
+	written_times 4000 "to='service@localhost/b'"
+	stanzas <"$dir/srv.out" |
+	    sed -n "s|^<iq type='get' id='\([0-9]*\)' from='proxy.localhost/u[0-9]*@h/r' to='service@localhost/b'>x\{400\}</iq>|\1|p" |
+	    sort -n >"$dir/handed"
+	seq 0 3999 | cmp - "$dir/handed"
+	unsent recipient-unavailable
+}
+
+# "If its worker goes offline or hangs, a get is handed to another worker, see
+# retry."
+# "If it does not answer that either, as when its server's machine has died, it is
+# taken to have left."
+gets_of_those_are_handed_on() {
+	scripted patience=1
+	goes_to a 1
+	goes_to a 2 set
+	joins b
+	probed
+	only_answer b
+	probe_is_read
+	only_answer b
+	logged "left: service@localhost/a: 1 online"
+	is_handed_to b 1
+	has_failed recipient-unavailable 2
+}
+
+# "A request that is not handed on is answered with an error when its worker goes
+# offline or answertime is over; what a worker still says about it is dropped."
+# "Their requesters got an error, unless they were handed on, see retry."
+# "A request whose worker has gone offline, if it is not handed to another."
+requests_of_who_leaves_fail_if_nobody_else_can_have_them() {
+	scripted retry=0
+	request 1
+	request 2
+	deliver iq get u@h/r room@proxy.localhost "id='it&apos;s &amp; 3'/"
+	passes a 2
+	news
+	leaves a
+	logged "failed: 2 requests"
+	comes "$(error wait recipient-unavailable 1
+		error wait recipient-unavailable 3 room@proxy.localhost | sed "s/'3'/\"it's \&amp; 3\"/")"
+	for type in error result; do
+		is_late a 1 $type
+	done
+	passes a 4
+	counted ".* 2 late.* 2 recipient-unavailable.* 0 online, 0 open"
+}
+
+# "A request that is not handed on is answered with an error when its worker goes
+# offline or answertime is over; what a worker still says about it is dropped."
+who_leaves_takes_only_his_own_requests_along() {
+	scripted retry=0 choice=LEASTBUSY
+	joins b c
+	for i in 1 2 3 4 5 6; do
+		request $i set
+	done
+	leaves a
+	shows c away
+	for r in b c; do
+		comes_times 2 "recipient-unavailable"
+		unavailable $r
+	done
+	comes_times 2 "recipient-unavailable"
+	counted ".* 6 recipient-unavailable.* 0 online, 0 open"
+}
+
+# "A request that is not handed on is answered with an error when its worker goes
+# offline or answertime is over; what a worker still says about it is dropped."
+# "A stanza that nothing can be done with, such as an answer that nobody has asked
+# for."
+a_late_answer_is_dropped() {
+	scripted answertime=1
+	goes_to a 1
+	is_due
+	has_failed remote-server-timeout 1
+	is_late a 1
+	is_late a 1 error
+	counted "1 requests, .* 2 late,"
+}
+
+# "A request that is not handed on is answered with an error when its worker goes
+# offline or answertime is over; what a worker still says about it is dropped."
+who_is_cut_off_by_the_target_fails_too() {
+	scripted
+	for how in error unsubscribed; do
+		joins a
+		goes_to a $how
+		news
+		deliver presence $how service@localhost proxy.localhost "id='$(last_ask)'/"
+		has_failed recipient-unavailable $how
+	done
+}
+
+# "When the connection to the server is lost, all requests are forgotten: those that
+# are open get no error, and answers to those that have got one pass."
+requests_do_not_survive_the_connection() {
+	scripted answertime=2
+	goes_to a open set
+	cut_off srv
+	logged disconnected
+	serve
+	welcome
+	joins b
+	works b 1
+	is_due
+	passes a open
+	unsent "type='error'"
+	counted "2 requests, .* 0 late.* 0 open"
+}
+
+# "A request whose addresses and id are longer than REQUESTSIZE gets no error, ..."
+# "A request whose addresses and id alone are longer is handed out, counted as open
+# and its answer passed on, but it gets no error if none comes."
+# "Such requests are counted, and the first is logged."
+# "See REQUESTSIZE."
+what_is_too_long_to_remember_gets_no_error() {
+	scripted REQUESTSIZE=100
+	x=$(bytes 100 x)
+	for i in 1 2 3; do
+		goes_to a "$x$i" set
+	done
+	passes a "${x}1"
+	goes_to a short set
+	counted "4 requests, 3 untracked, 1 answers.* 3 open"
+	news
+	leaves a
+	comes "$(error wait recipient-unavailable short)"
+	logged_times 1 "untracked: request from u@h/r: "
+	counted ".* 0 open"
+}
+
+# "..., nor does one whose error would be larger than MAXSTANZA."
+no_error_is_larger_than_a_stanza() {
+	scripted
+	leaves a
+	news
+	request "$(bytes 524150 x)"
+	comes ""
+	logged "dropped: error service-unavailable to u@h/r: too large"
+}
+
+# "The answer to a request that has got an error passes if MAXREQUESTS later requests
+# have failed or been handed on before it comes."
+# "As many places more are for requests that have been answered with an error, so
+# that late answers are dropped."
+a_failed_request_is_forgotten_after_as_many_others() {
+	scripted MAXREQUESTS=64 stall=0
+	goes_to a 1 set
+	goes_to a 2 set
+	leaves a
+	for n in 1 2 3 4 5 6; do
+		joins b
+		flood 31 1 n$n.
+		leaves b
+		[ $n -gt 2 ] || is_late a 1
+	done
+	passes a 2
+}
+
+# "A second answer from a worker passes unless the request was handed to several."
+what_follows_an_answer_passes() {
+	scripted
+	goes_to a 1
+	passes a 1
+	passes a 1 error
+	counted "1 requests, 0 untracked, 2 answers, 0 late.* 0 open"
+}
+
+# "A second answer from a worker passes unless the request was handed to several."
+alike_requests_get_an_answer_each() {
+	scripted choice=LEASTBUSY
+	joins b
+	for _ in 1 2 3 4; do
+		request 1
+	done
+	for r in b a; do
+		fares $r "2 open"
+		passes $r 1
+		fares $r "1 open"
+	done
+	news
+	deliver presence unavailable service@localhost proxy.localhost /
+	comes_times 2 recipient-unavailable
+}
+
+# "A second answer from a worker passes unless the request was handed to several."
+the_users_second_answers() {
+	scripted relay=1 answertime=2
+	own 1 a
+	own 2 a
+	for type in result error; do
+		own_reply a/1 u@h/r $type
+		hear srv "^<iq type='$type' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>$"
+	done
+	is_due
+	hear srv "^$(error wait remote-server-timeout 2 proxy.localhost/u@h/r service@localhost/a)"
+	news
+	own_reply a/2
+	own_reply a/2 u@h/r error
+	comes ""
+	counted ".* 2 answers, 2 late.* 0 open"
+}
+
+# "A request while no worker is online."
 nobody_is_online() {
 	scripted relay=1
 	leaves a
@@ -587,8 +636,8 @@ nobody_is_online() {
 	comes "$(error cancel service-unavailable 1)"
 }
 
-# "A request while no resource of the target is online; a request, or with relay a
-# message, to an address of the component with a resource."
+# "A request, or with relay a message, to an address of the component with a
+# resource."
 nobody_is_at_a_resource_of_the_component() {
 	scripted relay=1
 	news
@@ -598,7 +647,7 @@ nobody_is_at_a_resource_of_the_component() {
 		error cancel service-unavailable 2 proxy.localhost/there u@h/r message)"
 }
 
-# "A message, or a request of the target itself; ..."
+# "A message, or a request from the target; ..."
 messages_and_the_targets_requests_are_refused() {
 	scripted
 	news
@@ -610,210 +659,8 @@ messages_and_the_targets_requests_are_refused() {
 		error cancel feature-not-implemented 3 proxy.localhost/u@h/r service@localhost/a)"
 }
 
-# "A request or message from an address that is longer than 1023 bytes once encoded."
-addresses_that_are_too_long() {
-	scripted relay=1
-	news
-	fits=u@h/$(bytes 1019 x)
-	goes_to a 1 get "$fits"
-	news
-	request 2 get "${fits}x"
-	message 3 "u@h/$(bytes 340 é)x"
-	message 4 "${fits}x" proxy.localhost "" error
-	comes "$(error modify not-acceptable 2 proxy.localhost "${fits}x"
-		error modify not-acceptable 3 proxy.localhost "u@h/$(bytes 340 é)x" message)"
-}
-
-# "A request or message that is too large, see LIMITS."
-# "A larger one is refused with policy-violation and the stream goes on."
-what_is_too_large_is_refused() {
-	scripted relay=1
-	for part in x "<$(bytes 100 a)/>" "&lt;" "<a/>"; do
-		large 700000 "iq type='set' id='1' from='u@h/r' to='proxy.localhost'" "<q>" "</q>" "$part" |
-		    sed 's/<a*\(<\/q\)/\1/;s/&[lt]*</</;s/<a*\/<\/q/<\/q/' >"$dir/srv.in"
-		hear srv "$(error modify policy-violation 1)"
-		goes_to a 2
-	done
-	large 600000 "message id='3' from='u@h/r' to='proxy.localhost'" >"$dir/srv.in"
-	hear srv "$(error modify policy-violation 3 proxy.localhost u@h/r message)"
-	{ printf "<iq from='u@h/r' big='"; bytes 600000 x; printf "' type='get' id='4' to='proxy.localhost'/>"; } >"$dir/srv.in"
-	hear srv "$(error modify policy-violation 4)"
-	large 524000 "iq type='set' id='fits' from='u@h/r' to='proxy.localhost'" >"$dir/srv.in"
-	hear srv "<iq type='set' id='fits' .*to='service@localhost/a'"
-	unlogged disconnected
-}
-
-# "The requester gets it for an answer that is too large, too."
-the_requester_is_told_of_an_answer_that_is_too_large() {
-	scripted
-	goes_to a 1
-	large 600000 "iq type='result' from='service@localhost/a' to='proxy.localhost/u@h/r' id='1'" >"$dir/srv.in"
-	hear srv "$(error modify policy-violation 1)"
-	counted "1 requests.* 0 open"
-}
-
-# "An IQ of an unknown type."
-iqs_of_no_known_type() {
-	scripted
-	news
-	request 1 bogus
-	deliver iq '' u@h/r room@proxy.localhost/x "id=''/"
-	deliver iq GET service@localhost/a proxy.localhost /
-	comes "$(error modify bad-request 1
-		error modify bad-request "" room@proxy.localhost/x
-		error modify bad-request "" proxy.localhost service@localhost/a | sed "s/ id=''//")"
-}
-
-# "Others than the target who ask for presence are told unsubscribed."
-strangers_who_ask_for_presence_are_told_unsubscribed() {
-	scripted
-	deliver presence subscribe x@localhost proxy.localhost /
-	hear srv "<presence type='unsubscribed' from='proxy.localhost' to='x@localhost'/>"
-	deliver presence probe x@localhost room@proxy.localhost /
-	hear srv "<presence type='unsubscribed' from='room@proxy.localhost' to='x@localhost'/>"
-}
-
-# "If the target asks, it is let see that the proxy is online; ..."
-the_target_may_see_the_proxy() {
-	scripted
-	deliver presence subscribe service@localhost proxy.localhost /
-	hear srv "<presence type='subscribed' from='proxy.localhost' to='service@localhost'/>"
-	hear srv "<presence from='proxy.localhost' to='service@localhost'/>"
-	deliver presence probe service@localhost/a proxy.localhost /
-	hear srv "<presence from='proxy.localhost' to='service@localhost/a'/>"
-}
-
-# "... if it does before it has accepted our own request, that is repeated within
-# a second."
-the_target_subscribes_and_is_asked_again() {
-	scripted
-	deliver presence unsubscribed service@localhost proxy.localhost /
-	logged "not subscribed"
-	begun=$(milliseconds)
-	deliver presence subscribe service@localhost proxy.localhost /
-	hear srv "<presence type='subscribe' id='[^']*' from='proxy.localhost' to='service@localhost'/>"
-	[ $(($(milliseconds) - begun)) -lt 1500 ]
-}
-
-# "Other presence from others than the target is ignored and logged."
-# "Somebody else's presence."
-# "If it is your client's, the setting target is not its address."
-other_presence_of_strangers_is_ignored() {
-	scripted
-	news
-	for f in x@localhost/a service@localhostx/a xservice@localhost/b service@localhos/c service@other/d service/e localhost/f; do
-		for t in '' unavailable subscribed unsubscribed unsubscribe error; do
-			deliver presence "$t" "$f" proxy.localhost /
-		done
-	done
-	logged "ignored: presence (no type) of x@localhost/a: the target is service@localhost"
-	comes ""
-	works a 1
-	logged_times 1 "joined:\|left:"
-}
-
-# "Nothing is said to a headline that cannot be passed on."
-nothing_is_said_to_errors_and_headlines() {
-	scripted
-	news
-	message 1 u@h/r proxy.localhost "" error
-	message 2 u@h/r proxy.localhost "" headline
-	comes ""
-}
-
-# "Answers that come from elsewhere than a resource of the target, ... are dropped
-# and logged; ..."
-answers_from_elsewhere_are_dropped() {
-	scripted
-	news
-	for from in x@localhost/a service@localhost service@localhostx/a localhost; do
-		deliver iq result $from proxy.localhost/u@h/r
-		logged "dropped: iq result from $from to proxy.localhost/u@h/r:"
-	done
-	comes ""
-}
-
-# "..., or to an address that encodes nobody, are dropped and logged; but see the next
-# section."
-answers_to_addresses_that_encode_nobody_are_dropped() {
-	scripted
-	news
-	for a in '' / /% /%4 /%zz /%00 /%0A /%01 /%FF /%C0%AF /%ED%A0%80 \
-	    /%EF%BF%BE /%F4%90%80%80 /%C3 /a%E2%82 /%7; do
-		deliver iq result service@localhost/a "proxy.localhost$a"
-		logged "dropped: iq result from service@localhost/a to proxy.localhost$a:"
-	done
-	comes ""
-}
-
-# "Let P be any address of the component without a resource, such as
-# proxy.domain.example or node@proxy.domain.example; T/r a resource of the target; F
-# anybody else, and P/F the address of the component that encodes F."
-# "Then what comes in is sent on, otherwise unchanged, as"
-# "get or set from F to P from P/F to T/r"
-# "result or error from T/r to P/F from P to F"
-# "message from F to P from P/F to T/r"
-# "message from T/r to P/F from P to F"
-# "get or set from T/r to P/F, id x from P to F, id r/x"
-# "result or error from F to P, id r/x from P/F to T/r, id x"
-relayed_as_the_table_says() {
-	scripted relay=1
-	a=service@localhost/a
-	for at in proxy.localhost room@proxy.localhost; do
-		news
-		message 1 u@h/r $at "<body>x</body>"
-		message 2 u@h $at "<body/>" normal
-		message 3 u@h/r $at "<e/>" error
-		message 4 $a $at/u@h/r "<body/>"
-		message 5 $a $at/u@h/%C3%A9 "<e/>" error
-		deliver iq get $a $at/u@h/r "id='6'/"
-		own_reply a/6 u@h/r result $at
-		deliver iq set $a $at/u@h/%C3%A9 "id='7'/"
-		own_reply a/7 u@h/é error $at
-		request 8 get u@h/r $at
-		deliver iq result $a $at/u@h/r "id='8'/"
-		comes "<message type='chat' id='1' from='$at/u@h/r' to='$a'><body>x</body></message>
-<message type='normal' id='2' from='$at/u@h' to='$a'><body/></message>
-<message type='error' id='3' from='$at/u@h/r' to='$a'><e/></message>
-<message type='chat' id='4' from='$at' to='u@h/r'><body/></message>
-<message type='error' id='5' from='$at' to='u@h/é'><e/></message>
-<iq type='get' id='a/6' from='$at' to='u@h/r'/>
-<iq type='result' id='6' from='$at/u@h/r' to='$a'/>
-<iq type='set' id='a/7' from='$at' to='u@h/é'/>
-<iq type='error' id='7' from='$at/u@h/%C3%A9' to='$a'/>
-<iq type='get' id='8' from='$at/u@h/r' to='$a'/>
-<iq type='result' id='8' from='$at' to='u@h/r'/>"
-	done
-	unlogged dropped
-	counted "6 requests, 0 untracked, 6 answers, 0 late, 10 messages.* 0 open"
-}
-
-# "All else gets an error; errors, answers and headlines are dropped."
-# "Nobody but the target can send through the component, and nobody reaches anybody
-# through it but the target."
-no_way_around_the_table() {
-	scripted relay=1
-	news
-	strangers="u@h/r service@localhostx/a service@localhost.evil/a xservice@localhost/a localhost"
-	for y in victim@h/r service@localhost service@localhost/ service@localhost/a service@localhostx/a \
-	    service@localhost.evil/a proxy.localhost/victim@h %zz victim@h%2Fr victim@h%00/r; do
-		for from in $strangers; do
-			for type in chat error groupchat; do
-				deliver message $type "$from" "proxy.localhost/$y"
-			done
-			for type in get set result error; do
-				deliver iq $type "$from" "proxy.localhost/$y"
-			done
-			deliver presence "" "$from" "proxy.localhost/$y" /
-		done
-	done
-	# all that came out are errors to the sender
-	comes_times 200 "^<\(iq\|message\) type='error' id='1' from='proxy.localhost/[^']*' to='\($(echo "$strangers" | sed 's/ /\\|/g')\)'><error type='cancel'><service-unavailable "
-	[ "$(echo "$news" | wc -l)" = 200 ]
-}
-
-# "A message, or a request of the target itself; with relay only what the target
-# sends to an address without a resource."
+# "A message, or a request from the target; with relay only those from the target to
+# an address without a resource."
 the_targets_client_reaches_neither_itself_nor_us() {
 	scripted relay=1
 	news
@@ -834,15 +681,178 @@ the_targets_client_reaches_neither_itself_nor_us() {
 		error cancel feature-not-implemented 1 proxy.localhost service@localhost/a)"
 }
 
-# "With the setting relay a whole service can stand behind the address: a bot that
-# chats, has commands and queries its users' clients."
+# "A request or message from an address that is longer than 1023 bytes once encoded."
+addresses_that_are_too_long() {
+	scripted relay=1
+	news
+	fits=u@h/$(bytes 1019 x)
+	goes_to a 1 get "$fits"
+	news
+	request 2 get "${fits}x"
+	message 3 "u@h/$(bytes 340 é)x"
+	message 4 "${fits}x" proxy.localhost "" error
+	comes "$(error modify not-acceptable 2 proxy.localhost "${fits}x"
+		error modify not-acceptable 3 proxy.localhost "u@h/$(bytes 340 é)x" message)"
+}
+
+# "With relay, a message while no worker is online."
+messages_while_nobody_is_online() {
+	scripted relay=1
+	leaves a
+	for m in "<body>hi</body>" "<body>hi</body>$composing" "<x xmlns='jabber:x:conference'/>" "" "<received xmlns='x'/>"; do
+		news
+		message 1 u@h/r room@proxy.localhost "$m"
+		comes "$(error wait recipient-unavailable 1 room@proxy.localhost u@h/r message)"
+	done
+}
+
+composing="<composing xmlns='http://jabber.org/protocol/chatstates'/>"
+
+# "A request that was not answered within answertime."
+the_clients_requests_get_an_answer() {
+	scripted relay=1 answertime=2
+	own 1 a
+	joins b
+	leaves b
+	is_due
+	hear srv "^$(error wait remote-server-timeout 1 proxy.localhost/u@h/r service@localhost/a)"
+	logged "timed out: request of service@localhost/a to proxy.localhost/u@h/r, and"
+	news
+	own_reply a/1
+	comes ""
+	counted ".* 1 late.* 0 open"
+}
+
+# "A request or message that is larger than MAXSTANZA."
+# "A larger one is refused with policy-violation and the stream goes on."
+what_is_too_large_is_refused() {
+	scripted relay=1
+	for part in x "<$(bytes 100 a)/>" "&lt;" "<a/>"; do
+		large 700000 "iq type='set' id='1' from='u@h/r' to='proxy.localhost'" "<q>" "</q>" "$part" |
+		    sed 's/<a*\(<\/q\)/\1/;s/&[lt]*</</;s/<a*\/<\/q/<\/q/' >"$dir/srv.in"
+		hear srv "$(error modify policy-violation 1)"
+		goes_to a 2
+	done
+	large 600000 "message id='3' from='u@h/r' to='proxy.localhost'" >"$dir/srv.in"
+	hear srv "$(error modify policy-violation 3 proxy.localhost u@h/r message)"
+	{ printf "<iq from='u@h/r' big='"; bytes 600000 x; printf "' type='get' id='4' to='proxy.localhost'/>"; } >"$dir/srv.in"
+	hear srv "$(error modify policy-violation 4)"
+	large 524000 "iq type='set' id='fits' from='u@h/r' to='proxy.localhost'" >"$dir/srv.in"
+	hear srv "<iq type='set' id='fits' .*to='service@localhost/a'"
+	unlogged disconnected
+}
+
+# "The requester also gets it in place of an answer that is."
+the_requester_is_told_of_an_answer_that_is_too_large() {
+	scripted
+	goes_to a 1
+	large 600000 "iq type='result' from='service@localhost/a' to='proxy.localhost/u@h/r' id='1'" >"$dir/srv.in"
+	hear srv "$(error modify policy-violation 1)"
+	counted "1 requests.* 0 open"
+}
+
+# "An IQ of an unknown type."
+iqs_of_no_known_type() {
+	scripted
+	news
+	request 1 bogus
+	deliver iq '' u@h/r room@proxy.localhost/x "id=''/"
+	deliver iq GET service@localhost/a proxy.localhost /
+	comes "$(error modify bad-request 1
+		error modify bad-request "" room@proxy.localhost/x
+		error modify bad-request "" proxy.localhost service@localhost/a | sed "s/ id=''//")"
+}
+
+# "Anybody but the target who asks for presence is told unsubscribed."
+strangers_who_ask_for_presence_are_told_unsubscribed() {
+	scripted
+	deliver presence subscribe x@localhost proxy.localhost /
+	hear srv "<presence type='unsubscribed' from='proxy.localhost' to='x@localhost'/>"
+	deliver presence probe x@localhost room@proxy.localhost /
+	hear srv "<presence type='unsubscribed' from='room@proxy.localhost' to='x@localhost'/>"
+}
+
+# "The target is shown the component online if it asks."
+the_target_may_see_the_proxy() {
+	scripted
+	deliver presence subscribe service@localhost proxy.localhost /
+	hear srv "<presence type='subscribed' from='proxy.localhost' to='service@localhost'/>"
+	hear srv "<presence from='proxy.localhost' to='service@localhost'/>"
+	deliver presence probe service@localhost/a proxy.localhost /
+	hear srv "<presence from='proxy.localhost' to='service@localhost/a'/>"
+}
+
+# "If it asks before it has accepted the component's own subscription request, that
+# request is repeated within a second."
+the_target_subscribes_and_is_asked_again() {
+	scripted
+	deliver presence unsubscribed service@localhost proxy.localhost /
+	logged "not subscribed"
+	begun=$(milliseconds)
+	deliver presence subscribe service@localhost proxy.localhost /
+	hear srv "<presence type='subscribe' id='[^']*' from='proxy.localhost' to='service@localhost'/>"
+	[ $(($(milliseconds) - begun)) -lt 1500 ]
+}
+
+# "Any other presence that is not from the target is ignored and logged."
+# "Presence from somebody else."
+# "If it is your worker's, the setting target is not its address."
+other_presence_of_strangers_is_ignored() {
+	scripted
+	news
+	for f in x@localhost/a service@localhostx/a xservice@localhost/b service@localhos/c service@other/d service/e localhost/f; do
+		for t in '' unavailable subscribed unsubscribed unsubscribe error; do
+			deliver presence "$t" "$f" proxy.localhost /
+		done
+	done
+	logged "ignored: presence (no type) of x@localhost/a: the target is service@localhost"
+	comes ""
+	works a 1
+	logged_times 1 "joined:\|left:"
+}
+
+# "A message of type error or headline that cannot be passed on is dropped."
+nothing_is_said_to_errors_and_headlines() {
+	scripted
+	news
+	message 1 u@h/r proxy.localhost "" error
+	message 2 u@h/r proxy.localhost "" headline
+	comes ""
+}
+
+# "..., an answer that is not from a resource of the target, ..."
+answers_from_elsewhere_are_dropped() {
+	scripted
+	news
+	for from in x@localhost/a service@localhost service@localhostx/a localhost; do
+		deliver iq result $from proxy.localhost/u@h/r
+		logged "dropped: iq result from $from to proxy.localhost/u@h/r:"
+	done
+	comes ""
+}
+
+# "Except as described below, ... or is to an address that encodes no requester, is dropped
+# and logged."
+answers_to_addresses_that_encode_nobody_are_dropped() {
+	scripted
+	news
+	for a in '' / /% /%4 /%zz /%00 /%0A /%01 /%FF /%C0%AF /%ED%A0%80 \
+	    /%EF%BF%BE /%F4%90%80%80 /%C3 /a%E2%82 /%7; do
+		deliver iq result service@localhost/a "proxy.localhost$a"
+		logged "dropped: iq result from service@localhost/a to proxy.localhost$a:"
+	done
+	comes ""
+}
+
+# "With the setting relay, a bot that chats, offers commands and queries its users'
+# clients can stand behind the address."
 two_users_chat() {
 	prosody
 	chat
 }
 
-# "With the setting relay a whole service can stand behind the address: a bot that
-# chats, has commands and queries its users' clients."
+# "With the setting relay, a bot that chats, offers commands and queries its users'
+# clients can stand behind the address."
 two_users_chat_on_ejabberd() {
 	need ejabberdctl ejabberd
 	ejabberd
@@ -882,19 +892,86 @@ chat() {
 	unlogged dropped
 }
 
-# "With the setting relay a whole service can stand behind the address: a bot that
-# chats, has commands and queries its users' clients."
+# "With the setting relay, a bot that chats, offers commands and queries its users'
+# clients can stand behind the address."
 chat_with_receipts_and_states() { talk chat; }
 
-# "Whoever talks to the address sees the address alone, and a session that he has
-# opened, such as an in-band bytestream (XEP-0047), goes both ways."
-a_bytestream_goes_both_ways() { talk bytestream; }
-
-# "With the setting relay a whole service can stand behind the address: a bot that
-# chats, has commands and queries its users' clients."
+# "With the setting relay, a bot that chats, offers commands and queries its users'
+# clients can stand behind the address."
 workers_ask_questions() { talk questions; }
 
-# "In the id % and / of r are written %25 and %2F."
+# "Let P be any address of the component without a resource, such as
+# proxy.domain.example or node@proxy.domain.example; T/r a worker; F anybody else;
+# and P/F the address of the component that encodes F."
+# "The first two lines are the exchange above, the others come with relay; everything
+# but the addresses and the id passes unchanged."
+# "get or set from F to P from P/F to T/r"
+# "result or error from T/r to P/F from P to F"
+# "message from F to P from P/F to T/r"
+# "message from T/r to P/F from P to F"
+# "get or set from T/r to P/F, id x from P to F, id r/x"
+# "result or error from F to P, id r/x from P/F to T/r, id x"
+relayed_as_the_table_says() {
+	scripted relay=1
+	a=service@localhost/a
+	for at in proxy.localhost room@proxy.localhost; do
+		news
+		message 1 u@h/r $at "<body>x</body>"
+		message 2 u@h $at "<body/>" normal
+		message 3 u@h/r $at "<e/>" error
+		message 4 $a $at/u@h/r "<body/>"
+		message 5 $a $at/u@h/%C3%A9 "<e/>" error
+		deliver iq get $a $at/u@h/r "id='6'/"
+		own_reply a/6 u@h/r result $at
+		deliver iq set $a $at/u@h/%C3%A9 "id='7'/"
+		own_reply a/7 u@h/é error $at
+		request 8 get u@h/r $at
+		deliver iq result $a $at/u@h/r "id='8'/"
+		comes "<message type='chat' id='1' from='$at/u@h/r' to='$a'><body>x</body></message>
+<message type='normal' id='2' from='$at/u@h' to='$a'><body/></message>
+<message type='error' id='3' from='$at/u@h/r' to='$a'><e/></message>
+<message type='chat' id='4' from='$at' to='u@h/r'><body/></message>
+<message type='error' id='5' from='$at' to='u@h/é'><e/></message>
+<iq type='get' id='a/6' from='$at' to='u@h/r'/>
+<iq type='result' id='6' from='$at/u@h/r' to='$a'/>
+<iq type='set' id='a/7' from='$at' to='u@h/é'/>
+<iq type='error' id='7' from='$at/u@h/%C3%A9' to='$a'/>
+<iq type='get' id='8' from='$at/u@h/r' to='$a'/>
+<iq type='result' id='8' from='$at' to='u@h/r'/>"
+	done
+	unlogged dropped
+	counted "6 requests, 0 untracked, 6 answers, 0 late, 10 messages.* 0 open"
+}
+
+# "Anything else is answered with an error or dropped, as above."
+# "The target alone can reach others through the component, and they can reach nobody
+# but the target."
+no_way_around_the_table() {
+	scripted relay=1
+	news
+	strangers="u@h/r service@localhostx/a service@localhost.evil/a xservice@localhost/a localhost"
+	for y in victim@h/r service@localhost service@localhost/ service@localhost/a service@localhostx/a \
+	    service@localhost.evil/a proxy.localhost/victim@h %zz victim@h%2Fr victim@h%00/r; do
+		for from in $strangers; do
+			for type in chat error groupchat; do
+				deliver message $type "$from" "proxy.localhost/$y"
+			done
+			for type in get set result error; do
+				deliver iq $type "$from" "proxy.localhost/$y"
+			done
+			deliver presence "" "$from" "proxy.localhost/$y" /
+		done
+	done
+	# all that came out are errors to the sender
+	comes_times 200 "^<\(iq\|message\) type='error' id='1' from='proxy.localhost/[^']*' to='\($(echo "$strangers" | sed 's/ /\\|/g')\)'><error type='cancel'><service-unavailable "
+	[ "$(echo "$news" | wc -l)" = 200 ]
+}
+
+# "F sees only P, and a session that F has opened, such as an in-band bytestream
+# (XEP-0047), works in both directions."
+a_bytestream_goes_both_ways() { talk bytestream; }
+
+# "In the id, % and / of r are written %25 and %2F."
 names_of_any_spelling_ask() {
 	scripted relay=1
 	for r in / % %2F x/y%2Fz 100% é🙂 'a b' "it&apos;s" '&amp;&lt;&quot;' "$(bytes 1023 /)" "$(bytes 1023 %)"; do
@@ -915,7 +992,7 @@ names_of_any_spelling_ask() {
 	unlogged dropped
 }
 
-# "In the id % and / of r are written %25 and %2F."
+# "In the id, % and / of r are written %25 and %2F."
 own_ids_of_every_shape() {
 	scripted relay=1
 	for i in 1 / % %2F %2f b/1 /a/1 "it&apos;s" '&quot;x&quot;' '&lt;&amp;' é🙂 'a b' '' "$(bytes 10240 x)"; do
@@ -931,7 +1008,7 @@ own_ids_of_every_shape() {
 	counted "14 requests, 1 untracked, 14 answers.* 0 dropped.* 0 open"
 }
 
-# "Only a resource that is online can send requests."
+# "Only a worker that is online can send requests."
 who_is_not_online_asks_nobody() {
 	scripted relay=1 prefix='"a"'
 	online b
@@ -946,7 +1023,7 @@ who_is_not_online_asks_nobody() {
 	done
 }
 
-# "The answer reaches it if it still is, ..."
+# "..., and the answer is passed on only while the worker is online."
 answers_to_nobody_online_are_dropped() {
 	scripted relay=1 prefix='"a"'
 	online b
@@ -964,7 +1041,7 @@ answers_to_nobody_online_are_dropped() {
 	counted "0 requests.* 0 answers, 0 late.* 75 dropped"
 }
 
-# "..., and F alone can send it; ..."
+# "Only F can answer them, ..."
 answers_of_others_end_nothing() {
 	scripted relay=1
 	goes_to a 1
@@ -983,48 +1060,9 @@ answers_of_others_end_nothing() {
 	passes a 1
 }
 
-# "...; what it has asked is forgotten when it leaves."
-who_comes_back_asks_anew() {
-	scripted relay=1
-	for n in 1 2; do
-		own 1 a
-		hear srv "id='a/1'"
-		[ $n = 2 ] || leaves a
-		counted "$n requests.* $((n - 1)) open"
-		joins a
-	done
-	own_reply a/1
-	hear srv "^<iq type='result' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>$"
-	counted "2 requests.* 1 answers.* 0 open"
-}
-
-# "After a new connection a resource is online once its presence has been read:
-# answers that come before that are dropped."
-answers_that_come_before_the_presence_are_dropped() {
-	scripted relay=1
-	own 1 a
-	hear srv "id='a/1'"
-	cut_off srv
-	serve
-	welcome
-	own_reply a/1
-	joins a
-	unsent "<iq type='result'"
-	own_reply a/1
-	hear srv "<iq type='result' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>"
-}
-
-# "The client may make up P/F from a JID that it knows, in the spelling of its
-# server: the bytes are to be encoded as above."
-the_client_makes_up_addresses() {
-	scripted relay=1
-	message 1 service@localhost/a "proxy.localhost/new@h/%C3%A9%25"
-	hear srv "<message .*from='proxy.localhost' to='new@h/é%'"
-}
-
 # The requests of the client are answered like others, and by no other.
-# "The answer reaches it if it still is, and F alone can send it; what it has asked
-# is forgotten when it leaves."
+# "Only F can answer them, and the answer is passed on only while the worker is
+# online."
 equal_ids_meet_their_own_answers() {
 	scripted relay=1
 	joins b
@@ -1039,45 +1077,51 @@ equal_ids_meet_their_own_answers() {
 	counted "2 requests.* 2 answers.* 0 open"
 }
 
-# "The answer reaches it if it still is, and F alone can send it; what it has asked
-# is forgotten when it leaves."
+# "Only F can answer them, and the answer is passed on only while the worker is
+# online."
 two_workers_ask_at_once() { talk equal_ids; }
 
-# "So does what a resource sends once more after its answer, unless the request was
-# handed to several."
-the_users_second_answers() {
-	scripted relay=1 answertime=2
-	own 1 a
-	own 2 a
-	for type in result error; do
-		own_reply a/1 u@h/r $type
-		hear srv "^<iq type='$type' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>$"
+# "What a worker has asked is forgotten when it leaves."
+who_comes_back_asks_anew() {
+	scripted relay=1
+	for n in 1 2; do
+		own 1 a
+		hear srv "id='a/1'"
+		[ $n = 2 ] || leaves a
+		counted "$n requests.* $((n - 1)) open"
+		joins a
 	done
-	is_due
-	hear srv "^$(error wait remote-server-timeout 2 proxy.localhost/u@h/r service@localhost/a)"
-	news
-	own_reply a/2
-	own_reply a/2 u@h/r error
-	comes ""
-	counted ".* 2 answers, 2 late.* 0 open"
-}
-
-# "A request that has not been answered in answertime."
-the_clients_requests_get_an_answer() {
-	scripted relay=1 answertime=2
-	own 1 a
-	joins b
-	leaves b
-	is_due
-	hear srv "^$(error wait remote-server-timeout 1 proxy.localhost/u@h/r service@localhost/a)"
-	logged "timed out: request of service@localhost/a to proxy.localhost/u@h/r, and"
-	news
 	own_reply a/1
-	comes ""
-	counted ".* 1 late.* 0 open"
+	hear srv "^<iq type='result' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>$"
+	counted "2 requests.* 1 answers.* 0 open"
 }
 
-# "All messages and requests from one bare JID go to one resource, see sticktime."
+# "After a reconnect a worker is online once its presence has been read, and answers
+# to it that come earlier are dropped."
+answers_that_come_before_the_presence_are_dropped() {
+	scripted relay=1
+	own 1 a
+	hear srv "id='a/1'"
+	cut_off srv
+	serve
+	welcome
+	own_reply a/1
+	joins a
+	unsent "<iq type='result'"
+	own_reply a/1
+	hear srv "<iq type='result' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>"
+}
+
+# "A worker may compose P/F from a JID that it knows, spelled as the JID's server
+# spells it."
+the_client_makes_up_addresses() {
+	scripted relay=1
+	message 1 service@localhost/a "proxy.localhost/new@h/%C3%A9%25"
+	hear srv "<message .*from='proxy.localhost' to='new@h/é%'"
+}
+
+# "All messages and requests from one bare JID go to one worker, see sticktime; that
+# need not be the worker that wrote to this JID first."
 messages_and_requests_meet() {
 	scripted relay=1
 	joins b c d e f
@@ -1098,7 +1142,8 @@ messages_and_requests_meet() {
 	[ "$(sort -u "$dir/met" | wc -l)" -gt 1 ]
 }
 
-# "That need not be the one which has sent it something first."
+# "All messages and requests from one bare JID go to one worker, see sticktime; that
+# need not be the worker that wrote to this JID first."
 who_speaks_first_need_not_be_answered() {
 	scripted relay=1
 	joins b
@@ -1109,23 +1154,8 @@ who_speaks_first_need_not_be_answered() {
 	hear srv "id='re.*' to='service@localhost/b'"
 }
 
-# "While none is online, messages get the error recipient-unavailable; ..."
-# "A request whose resource has gone offline before it answered, if it is not handed
-# to another; with relay, a message while no resource is online."
-messages_while_nobody_is_online() {
-	scripted relay=1
-	leaves a
-	for m in "<body>hi</body>" "<body>hi</body>$composing" "<x xmlns='jabber:x:conference'/>" "" "<received xmlns='x'/>"; do
-		news
-		message 1 u@h/r room@proxy.localhost "$m"
-		comes "$(error wait recipient-unavailable 1 room@proxy.localhost u@h/r message)"
-	done
-}
-
-composing="<composing xmlns='http://jabber.org/protocol/chatstates'/>"
-
-# "...; but headlines, and messages without a body that hold chat states, receipts
-# or markers, are dropped."
+# "While no worker is online, messages without a body that hold a chat state, a
+# receipt or a marker are dropped."
 chat_states_for_nobody_are_dropped() {
 	scripted relay=1
 	leaves a
@@ -1145,7 +1175,7 @@ chat_states_for_nobody_are_dropped() {
 	hear srv "id='6'.*to='service@localhost/a'"
 }
 
-# "So are the copies that message carbons make."
+# "The copies that message carbons make are always dropped."
 carbon_copies_are_dropped() {
 	scripted relay=1
 	news
@@ -1157,21 +1187,8 @@ carbon_copies_are_dropped() {
 	comes ""
 }
 
-# "Among them it chooses at random, or as CHOICE describes."
-# "Any, each as likely as the others."
-each_resource_gets_its_share() {
-	prosody
-	proxy
-	workers b c
-	asker asker "$c2s" user x proxy.localhost 400
-	askers_are_done
-	# 200 each; less than 140 has a chance of one in a billion
-	awk '$3 != 400 { exit 1 }
-	{ exit !($7 == "b" && $8 > 140 && $9 == "c" && $10 > 140) }' "$dir/asked.x"
-}
-
-# "The same for each request from the same full JID, as long as it is online."
-# "Who is not remembered is given a resource by hash among all that are online."
+# "The same for every request from one full JID, as long as it is online."
+# "Those who are not remembered are given a worker by hash."
 # "0: nobody is remembered."
 only_who_must_moves() {
 	scripted choice=STICKY sticktime=0 MAXREQUESTS=100000
@@ -1198,47 +1215,8 @@ only_who_must_moves() {
 	cmp "$dir/eleven" "$dir/restarted"
 }
 
-# "When a resource leaves, only its own requesters are spread over the others; ..."
-only_its_own_requesters_move_when_a_resource_leaves() {
-	scripted choice=STICKY MAXREQUESTS=100000
-	joins b c d
-	ask_for_many four
-	leaves c
-	ask_for_many three
-	# and some of those who share a place
-	awk '$2 != "c"' "$dir/four" >"$dir/others"
-	moved others three 0 700 .
-}
-
-# "When a resource leaves, only its own requesters are spread over the others; when
-# one joins, it gets an equal share of everybody's who was not served in the last
-# sticktime."
-who_was_not_served_lately_is_spread_anew() {
-	scripted choice=STICKY MAXREQUESTS=100000 sticktime=1
-	joins b c d e f g h i
-	ask_for_many nine
-	sleep 1.2
-	joins j
-	ask_for_many ten
-	moved nine ten 750 1250 j
-}
-
-# "A restart of client_proxy moves only those who had stayed though others joined."
-a_restart_moves_only_those_who_had_stayed() {
-	scripted choice=STICKY MAXREQUESTS=100000
-	joins b c d
-	ask_for_many four
-	joins e
-	ask_for_many stayed
-	stop
-	scripted choice=STICKY MAXREQUESTS=100000
-	joins b c d e
-	ask_for_many restarted
-	moved stayed restarted 1500 2500 e
-}
-
-# "For services that keep something in mind between two requests: commands and forms
-# of several steps, paging through results, bytestreams."
+# "For services that keep state between requests: commands and forms of several
+# steps, paging through results, bytestreams."
 steps_of_a_command_stay_together() {
 	prosody
 	proxy choice=STICKY
@@ -1262,7 +1240,45 @@ steps_of_a_command_stay_together() {
 	[ "$(sort -u "$dir/met" | wc -l)" -gt 1 ]
 }
 
-# "With relay it is the bare JID that counts, and RANDOM and LEASTBUSY do the same."
+# "When a worker leaves, only its own requesters move, spread over the others."
+only_its_own_requesters_move_when_a_resource_leaves() {
+	scripted choice=STICKY MAXREQUESTS=100000
+	joins b c d
+	ask_for_many four
+	leaves c
+	ask_for_many three
+	# and some of those who share a place
+	awk '$2 != "c"' "$dir/four" >"$dir/others"
+	moved others three 0 700 .
+}
+
+# "One that joins gets an equal share of the requesters who were not served within
+# sticktime."
+who_was_not_served_lately_is_spread_anew() {
+	scripted choice=STICKY MAXREQUESTS=100000 sticktime=1
+	joins b c d e f g h i
+	ask_for_many nine
+	sleep 1.2
+	joins j
+	ask_for_many ten
+	moved nine ten 750 1250 j
+}
+
+# "A restart of client_proxy moves only those who had stayed when others joined."
+a_restart_moves_only_those_who_had_stayed() {
+	scripted choice=STICKY MAXREQUESTS=100000
+	joins b c d
+	ask_for_many four
+	joins e
+	ask_for_many stayed
+	stop
+	scripted choice=STICKY MAXREQUESTS=100000
+	joins b c d e
+	ask_for_many restarted
+	moved stayed restarted 1500 2500 e
+}
+
+# "With relay the bare JID counts, and RANDOM and LEASTBUSY do the same."
 with_relay_all_choices_but_one_are_sticky() {
 	for choice in RANDOM STICKY LEASTBUSY; do
 		scripted relay=1 choice=$choice
@@ -1287,7 +1303,7 @@ the_least_busy_is_chosen() {
 	done
 }
 
-# "..., at random if there are several."
+# "..., at random among several."
 equals_are_chosen_at_random() {
 	scripted choice=LEASTBUSY
 	joins b c
@@ -1307,8 +1323,8 @@ equals_are_chosen_at_random() {
 	done
 }
 
-# "For workers that are not equally fast, and requests that are not equally
-# expensive: a slow worker gets what it can answer."
+# "For workers of different speed and requests of different cost: a slow worker gets
+# what it can answer."
 least_busy_spares_the_slow() {
 	prosody
 	for choice in LEASTBUSY RANDOM; do
@@ -1324,7 +1340,7 @@ least_busy_spares_the_slow() {
 	END { exit !(s[1] < 200 && s[1] * 2 < s[2]) }' "$dir/asked.LEASTBUSY" "$dir/asked.RANDOM"
 }
 
-# "A worker that answers everything at once with an error also counts as a fast one."
+# "A worker that answers everything at once with an error counts as fast."
 who_answers_with_errors_is_fast() {
 	scripted choice=LEASTBUSY
 	goes_to a 0 set
@@ -1335,9 +1351,10 @@ who_answers_with_errors_is_fast() {
 	done
 }
 
-# "All to one, which is in charge until it leaves, drains or is stalled, whoever
-# joins or comes back; then the first by name of the others takes over."
-# "With STANDBY all requests go to it now."
+# "All to one, which is in charge until it leaves, drains or is stalled, no matter
+# who joins or comes back."
+# "Then the first of the others by name takes over."
+# "With STANDBY, all requests now go to this worker."
 one_is_in_charge() {
 	scripted choice=STANDBY stall=1
 	logged "in charge: service@localhost/a$"
@@ -1368,8 +1385,24 @@ one_is_in_charge() {
 	logged_times 5 "in charge: "
 }
 
-# "After a new connection it is who was in charge before, if its presence is read
-# first, ..."
+# "All to one, which is in charge until it leaves, drains or is stalled, no matter
+# who joins or comes back."
+# "Then the first of the others by name takes over."
+conversations_are_in_one_place() {
+	scripted choice=STANDBY relay=1
+	joins b c
+	for u in 1 2 3 4 5 6; do
+		is_told a m$u u$u@h/r
+		goes_to a "g$u" get u$u@h/r
+	done
+	shows a dnd
+	for u in 1 2 3 4 5 6; do
+		is_told b n$u u$u@h/r
+	done
+}
+
+# "After a reconnect the worker that was in charge remains so if its presence is among the
+# first that are read; ..."
 who_was_in_charge_is_so_after_a_new_connection() {
 	scripted choice=STANDBY
 	leaves a
@@ -1385,7 +1418,7 @@ who_was_in_charge_is_so_after_a_new_connection() {
 	logged_times 1 "in charge: service@localhost/m$"
 }
 
-# "..., else the first by name of those that are read first."
+# "...; else the first of those by name takes over."
 the_first_by_name_is_in_charge_if_another_is_read_first() {
 	scripted choice=STANDBY
 	cut_off srv
@@ -1398,26 +1431,79 @@ the_first_by_name_is_in_charge_if_another_is_read_first() {
 	goes_to b 1
 }
 
-# "All to one, which is in charge until it leaves, drains or is stalled, whoever
-# joins or comes back; then the first by name of the others takes over."
-conversations_are_in_one_place() {
-	scripted choice=STANDBY relay=1
-	joins b c
-	for u in 1 2 3 4 5 6; do
-		is_told a m$u u$u@h/r
-		goes_to a "g$u" get u$u@h/r
-	done
-	shows a dnd
-	for u in 1 2 3 4 5 6; do
-		is_told b n$u u$u@h/r
+# "Before the choice, workers are set aside that are stalled, that drain or that have
+# too many open requests."
+they_come_before_every_choice() {
+	for choice in STICKY LEASTBUSY; do
+		scripted choice=$choice stall=1
+		works a 1
+		joins b
+		shows a dnd
+		goes_to b 2 set
+		goes_to b 3 set
+		shows a chat
+		goes_to "$(echo $choice | tr SL ba | cut -c1)" 4 set
+		shows b chat
+		is_set_aside b
+		reply alive a
+		goes_to a 5
+		stop
 	done
 }
 
-# "A resource that has a request and sends nothing for stall seconds is pinged
-# (XEP-0199); if it sends nothing for as many again it is set aside as stalled."
-# "Seconds of silence after which a resource that has a request is pinged, and after
-# as many again set aside, see Workers that hang, drain or leave."
-# "It hangs, or its machine or link is dead; others are used, if there are any."
+# "If all are, those with too many open requests are used rather than those that drain, ..."
+too_many_open_requests_are_better_than_draining() {
+	scripted MAXREQUESTS=64 stall=0
+	joins b
+	shows a dnd
+	flood 64 1 f
+	fares b "64 open"
+	unsent "id='f.*to='service@localhost/a'"
+}
+
+# "If all are, those with too many open requests are used rather than those that
+# drain, and those that drain rather than those that are stalled."
+draining_is_better_than_stalled() {
+	scripted stall=1
+	goes_to a 1 set
+	joins b
+	is_set_aside a
+	shows b dnd
+	for i in 2 3 4 5 6; do
+		works b $i
+	done
+}
+
+# "..., and those that drain rather than those that are stalled."
+all_are_stalled() {
+	scripted stall=1
+	goes_to a 1 get
+	goes_to a 2 set
+	is_set_aside a
+	goes_to a 3
+	goes_to a 4 set
+	is_pinged a
+	unsent "<iq type='error' id='[1234]'"
+	joins b
+	works b 5
+	is_pinged a
+	is_handed_to b 1
+	is_handed_to b 3
+	passes b 1
+	passes b 3
+	unsent "id='[24]'.*localhost/b'"
+	goes_to b 6 set
+	is_set_aside b
+	each_gets_a_set a b
+}
+
+# "A worker that has a request and sends nothing for stall seconds is pinged
+# (XEP-0199)."
+# "If it sends nothing for as many again it is stalled: while another is not, its
+# gets are handed on, see retry."
+# "Silence after which a worker that has a request is pinged, and after as much again
+# stalled, see Workers that hang, drain or leave."
+# "The worker hangs, or its machine or link is dead, see stall."
 who_hangs_is_set_aside() {
 	scripted stall=1
 	goes_to a 1 set
@@ -1432,8 +1518,9 @@ who_hangs_is_set_aside() {
 	logged_times 1 stalled
 }
 
-# "Its gets are handed to others, see retry, its sets stay with it, and nothing more
-# is given to it while another is not stalled."
+# "If it sends nothing for as many again it is stalled: while another is not, its
+# gets are handed on, see retry."
+# "Its sets stay with it."
 sets_stay_and_gets_do_not() {
 	scripted stall=1
 	goes_to a 1
@@ -1448,10 +1535,11 @@ sets_stay_and_gets_do_not() {
 
 # Workers of our own and of a library. One that its server keeps online for minutes
 # dies; then one without stream management.
-# "Its gets are handed to others, see retry, its sets stay with it, and nothing more
-# is given to it while another is not stalled."
-# "Stream management (XEP-0198) keeps a worker that has died online for five to ten
-# minutes, at the servers' defaults."
+# "If it sends nothing for as many again it is stalled: while another is not, its
+# gets are handed on, see retry."
+# "Turn stream management (XEP-0198) off, or shorten its time-out in the server: a
+# worker that has died stays online for that long, five to ten minutes at the
+# servers' defaults."
 workers_die_on_prosody() { workers_die prosody; }
 workers_die_on_ejabberd() { need ejabberdctl ejabberd; workers_die ejabberd; }
 
@@ -1487,9 +1575,9 @@ killed_meanwhile() {
 
 # Of three workers one hangs, and when it goes on it answers all that it had been
 # asked: others have done so, and nobody hears it twice.
-# "Its gets are handed to others, see retry, its sets stay with it, and nothing more
-# is given to it while another is not stalled."
-# "It is used again."
+# "If it sends nothing for as many again it is stalled: while another is not, its
+# gets are handed on, see retry."
+# "It has sent something again."
 one_wakes_up_again() {
 	prosody
 	proxy stall=1
@@ -1506,7 +1594,7 @@ one_wakes_up_again() {
 	logged_times 1 stalled
 }
 
-# "It is pinged again each stall seconds."
+# "From then on it is pinged every stall seconds."
 who_was_set_aside_is_pinged_again() {
 	scripted stall=1
 	goes_to a 1 set
@@ -1517,10 +1605,9 @@ who_was_set_aside_is_pinged_again() {
 	logged_times 1 stalled
 }
 
-# "Some clients answer no pings: so after every third one it is also tried with one
-# request."
-# "That is the next get that could be handed to others, or, if none has come after
-# three more, any request; with STICKY or relay only such a get."
+# "Some clients answer no pings, so after every third one it is also tried with a
+# request: the next get that could be handed on or, if none has come after three more
+# pings, any request."
 who_was_set_aside_is_tried_with_a_get() {
 	scripted stall=1
 	goes_to a 1 set
@@ -1549,7 +1636,7 @@ who_was_set_aside_is_tried_with_a_get() {
 	fares a "1 open, 3 handed out, 1 answered, 1 retried away, 0 timed out, [0-9]* ms, up"
 }
 
-# "...; with STICKY or relay only such a get."
+# "With STICKY or relay it is tried with such a get only."
 who_was_set_aside_is_not_tried_with_a_set() {
 	scripted stall=1 choice=STICKY
 	goes_to a 1 set
@@ -1562,7 +1649,7 @@ who_was_set_aside_is_not_tried_with_a_set() {
 	goes_to a 9
 }
 
-# "It is not tried with STANDBY, nor while it drains."
+# "With STANDBY, or while it drains, it is not tried."
 what_drains_is_not_tried() {
 	for choice in RANDOM STANDBY; do
 		scripted stall=1 choice=$choice
@@ -1579,8 +1666,8 @@ what_drains_is_not_tried() {
 	done
 }
 
-# "Whatever it sends brings it back, except presence while a probe is out: that may
-# be its server's answer."
+# "Anything it sends ends this, except what its server may have sent for it: the
+# error recipient-unavailable, and presence while a probe is out."
 any_stanza_brings_back() {
 	scripted stall=1
 	goes_to a 1 set
@@ -1604,9 +1691,8 @@ any_stanza_brings_back() {
 	logged_times $n recovered
 }
 
-# "A resource that shows dnd drains: nothing more is given to it while another does
-# not."
-# "It shows dnd, or does not any more."
+# "A worker that shows dnd drains: it keeps what it has."
+# "The worker shows dnd, or no longer does."
 who_shows_dnd_drains() {
 	scripted
 	joins b
@@ -1629,9 +1715,9 @@ who_shows_dnd_drains() {
 	logged_times 1 "back: "
 }
 
-# "It keeps what it has."
-# "To take a worker out of service without losing a request, let it show dnd, wait
-# until SIGUSR1 says of it 0 open, and stop it."
+# "A worker that shows dnd drains: it keeps what it has."
+# "To stop a worker without losing a request, let it show dnd first, and wait until
+# SIGUSR1 reports 0 open for it."
 a_worker_is_stopped_without_losing_a_request() {
 	scripted
 	goes_to a 1
@@ -1662,29 +1748,8 @@ other_shows_and_priorities_mean_nothing() {
 	logged "draining: service@localhost/a"
 }
 
-# "With relay those who talk to it may give it more until it stops."
-# "With relay, but not STANDBY, those who were served in the last sticktime stay with
-# a resource that drains, or has so many open requests."
-conversations_stay_while_it_drains() {
-	scripted relay=1 stall=1
-	is_told a 1 u@h/r
-	joins b
-	shows a dnd
-	logged "draining: service@localhost/a"
-	for i in 2 3 4 5; do
-		is_told a $i u@h/other
-		is_told b v$i v$i@h/r
-	done
-	goes_to a 6 set
-	# but not with one that hangs
-	is_set_aside a
-	is_told b 7 u@h/r
-	works b 8
-}
-
-# "A resource with as many open requests as there are places left, see MAXREQUESTS,
-# is given no more while another has fewer, except by STANDBY, and the one request
-# that tries a stalled one."
+# "A worker has too many open requests if it has as many as there are places left,
+# see MAXREQUESTS."
 a_resource_has_its_share() {
 	scripted MAXREQUESTS=64 stall=0
 	joins b
@@ -1703,9 +1768,8 @@ a_resource_has_its_share() {
 
 # One of three workers hangs with sets, for longer than the table of requests lasts:
 # nobody is refused, and only what it has waits.
-# "A resource with as many open requests as there are places left, see MAXREQUESTS,
-# is given no more while another has fewer, except by STANDBY, and the one request
-# that tries a stalled one."
+# "A worker has too many open requests if it has as many as there are places left,
+# see MAXREQUESTS."
 one_hangs_with_sets() {
 	prosody
 	proxy MAXREQUESTS=128 stall=1
@@ -1721,108 +1785,37 @@ one_hangs_with_sets() {
 	END { print a, e, open; exit !(open > 0 && open < 80 && a == 1000 - open && e == 0) }' "$dir"/asked.*
 }
 
-# "Those that drain are used if all others are stalled, or if all drain; those that
-# are stalled, if all are."
-draining_is_better_than_stalled() {
-	scripted stall=1
-	goes_to a 1 set
+# "STANDBY ignores this."
+one_in_charge_gets_all() {
+	scripted choice=STANDBY MAXREQUESTS=64 stall=0
 	joins b
-	is_set_aside a
-	shows b dnd
-	for i in 2 3 4 5 6; do
-		works b $i
-	done
+	flood 64 1 f
+	fares a "64 open"
 }
 
-# "...; those that are stalled, if all are."
-all_are_stalled() {
-	scripted stall=1
-	goes_to a 1 get
-	goes_to a 2 set
-	is_set_aside a
-	goes_to a 3
-	goes_to a 4 set
-	is_pinged a
-	unsent "<iq type='error' id='[1234]'"
+# "With relay, but not STANDBY, requesters who were served within sticktime stay with
+# a worker that drains or has too many open requests."
+conversations_stay_while_it_drains() {
+	scripted relay=1 stall=1
+	is_told a 1 u@h/r
 	joins b
-	works b 5
-	is_pinged a
-	is_handed_to b 1
-	is_handed_to b 3
-	passes b 1
-	passes b 3
-	unsent "id='[24]'.*localhost/b'"
-	goes_to b 6 set
-	is_set_aside b
-	each_gets_a_set a b
-}
-
-# "Three things come before the choice."
-they_come_before_every_choice() {
-	for choice in STICKY LEASTBUSY; do
-		scripted choice=$choice stall=1
-		works a 1
-		joins b
-		shows a dnd
-		goes_to b 2 set
-		goes_to b 3 set
-		shows a chat
-		goes_to "$(echo $choice | tr SL ba | cut -c1)" 4 set
-		shows b chat
-		is_set_aside b
-		reply alive a
-		goes_to a 5
-		stop
+	shows a dnd
+	logged "draining: service@localhost/a"
+	for i in 2 3 4 5; do
+		is_told a $i u@h/other
+		is_told b v$i v$i@h/r
 	done
-}
-
-# "The requester is all that follows the first slash of from."
-# "A worker in Python, with slixmpp, which accepts the subscription by itself:"
-the_worker_of_the_man_page_answers() {
-	library
-	prosody
-	proxy
-	example WORKERS 1 >"$dir/worker.py"
-	background /usr/bin/python3 "$TESTDIR/talk.py" "$c2s" "$log" example "$dir/worker.py" >"$dir/python" 2>&1
-	logged "joined: service@localhost/a:"
-	login user x
-	tell user "<iq type='get' id='1' to='proxy.localhost'><hello xmlns='urn:example'/></iq>"
-	hear user "<iq" "id='1'" "type='result'" ">Hello user@localhost/x</hello>"
-}
-
-# "One without an answer holds its place until answertime is over."
-who_does_not_answer_holds_a_place() {
-	scripted answertime=2 MAXREQUESTS=64
-	goes_to a 1
-	counted ".* 1 open"
-	is_due
-	has_failed remote-server-timeout 1
-	counted ".* 0 open"
-}
-
-# "Answer pings (XEP-0199), as many libraries do, some only if told to: so a worker
-# shows that it is busy and does not hang, see stall."
-who_answers_pings_stays() {
-	scripted stall=1
-	goes_to a 1 set
-	for i in 1 2 3 4; do
-		is_pinged a
-		deliver iq error service@localhost/a proxy.localhost "id='stall'/"
-	done
-	unlogged "stalled\|dropped"
-	fares a "1 open, 1 handed out, 0 answered, 0 retried away, 0 timed out, 0 ms, up"
-}
-
-# "JIDs in the content are not translated."
-addresses_in_the_content_stay() {
-	scripted
-	kept "" "><item jid='proxy.localhost'>u@h/r</item></iq>"
+	goes_to a 6 set
+	# but not with one that hangs
+	is_set_aside a
+	is_told b 7 u@h/r
+	works b 8
 }
 
 # "All settings are constants in config.h, which make copies from config.def.h if
 # there is none."
-# "The secret is in the binary, which is therefore installed with mode 0711: others
-# may run it but not read it."
+# "The binary holds the secret, so it is installed with mode 0711: others may run it
+# but not read it."
 # "config.h and the binary that make has built can be read by their owner only."
 install_uninstall_dist() {
 	cp -R . "$dir/src"
@@ -1847,8 +1840,11 @@ install_uninstall_dist() {
 	cd "$TESTDIR/src"
 }
 
-# "One that cannot work is refused at start."
-# "Before that, a setting that cannot work is named, with what is wrong with it."
+# "client_proxy refuses to start with a setting that cannot work."
+# "A setting that cannot work is named at the start, with what is wrong with it."
+# "It must be longer than patience."
+# "...; 9 at most."
+# "1 if the arguments or a setting cannot work, ..."
 configurations_that_cannot_work() {
 	for c in target='"service"' target='"service@localhost/x"' target='"@localhost"' \
 	    target='"a@b@c"' target='"service@"' target='"service@proxy.localhost"' \
@@ -1868,9 +1864,9 @@ configurations_that_cannot_work() {
 	done
 }
 
-# "What component and server share."
-# "Prosody's not-authorized is a wrong secret; its host-unknown a domain that it has
-# no component for; conflict another copy that is connected."
+# "The secret that component and server share."
+# "Prosody's not-authorized means a wrong secret, its host-unknown a domain that it
+# has no component for, and conflict that another copy is connected."
 wrong_secret() {
 	prosody
 	proxy secret='"wrong"'
@@ -1882,19 +1878,8 @@ wrong_secret() {
 	logged "disconnected: host-unknown"
 }
 
-# "ejabberd says not-authorized for the first two."
-wrong_secret_on_ejabberd() {
-	need ejabberdctl ejabberd
-	ejabberd
-	for c in 'secret="wrong"' 'domain="nobody.localhost"'; do
-		proxy "$c"
-		logged "disconnected: not-authorized"
-		stop
-	done
-}
-
 # A host that is not there answers with an error; asked again, it is there.
-# "Its domain may be on another server."
+# "It may be on another server."
 # "It is asked again, see askmin."
 subscription_is_asked_for_again() {
 	prosody
@@ -1918,7 +1903,7 @@ ipv6_address() {
 
 # A name with several addresses, as the C library's test tool makes them up.
 # "All addresses of a name are tried in turn."
-# "The server cannot be reached: does it run, do host and port fit?"
+# "The server cannot be reached: check that it runs, and host and port."
 all_addresses_of_a_host() {
 	printf '%s many.test\n' 127.0.0.9 ::1 127.0.0.1 >"$dir/hosts"
 	wrapped() {
@@ -1942,9 +1927,11 @@ all_addresses_of_a_host() {
 	logged waiting
 }
 
-# "Else the connection begins with TLS, and the server's certificate must have one of
-# these SHA-256 fingerprints, see TLS."
+# "SHA-256 fingerprints, one of which the server's certificate must have, see TLS."
 # "The handshake has succeeded; with TLS the line says so."
+# "These commands make a self-signed certificate for ten years and print its
+# fingerprint:"
+# "What follows = goes into tlspin."
 tls_with_each_kind_of_key() {
 	TLS=front
 	for kind in "rsa:2048" "ec -pkeyopt ec_paramgen_curve:P-256" "ec -pkeyopt ec_paramgen_curve:P-384"; do
@@ -1959,9 +1946,27 @@ tls_with_each_kind_of_key() {
 	done
 }
 
-# "Only resources that start with this are used."
-# "A second program that logs in to the account for another purpose then gets no
-# requests."
+# Half a megabyte there and back.
+# "SHA-256 fingerprints, one of which the server's certificate must have, see TLS."
+tls_under_load() {
+	TLS=front
+	thousands_pass_in_order
+	large 524000 "iq type='set' id='big' from='u@h/r' to='proxy.localhost'" >"$dir/srv.in"
+	goes_to a last
+	[ "$(tr -cd x <"$dir/srv.out" | wc -c)" -ge 524000 ]
+	unlogged disconnected
+}
+
+# "Empty: plain TCP."
+# "Without tlspin the connection to the server is not encrypted: it must not leave
+# the machine."
+without_a_pin_nothing_is_encrypted() {
+	scripted
+	grep -q "xmlns='jabber:component:accept'" "$dir/srv.out"
+}
+
+# "Only resources that start with this are workers, so that another program can use
+# the account and get no requests."
 # "If one joins that you do not know, another program uses the account: set prefix."
 resources_without_the_prefix_get_nothing() {
 	scripted prefix='"a"'
@@ -1972,11 +1977,10 @@ resources_without_the_prefix_get_nothing() {
 	unsent "to='service@localhost/[Ab]'"
 }
 
-# "Seconds a resource has to answer a request, once it has been written to the
-# server."
-# "After that its requester gets an error, as soon as a ping to ourselves is back,
-# which has gone through the server behind any answer that came in time."
-# "Their requesters got an error, as there was no answer in answertime."
+# "How long a worker has to answer a request, once that is written to the server."
+# "The requester gets the error after a ping from the component to itself has come
+# back through the server, behind any answer that came in time."
+# "There was no answer within answertime."
 requests_wait_only_so_long() {
 	scripted answertime=1
 	goes_to a 1
@@ -1987,37 +1991,7 @@ requests_wait_only_so_long() {
 	unsent "type='error' id='2'"
 }
 
-# "After that its requester gets an error, as soon as a ping to ourselves is back,
-# which has gone through the server behind any answer that came in time."
-nothing_is_judged_unread() {
-	scripted answertime=2 patience=1
-	probed
-	goes_to a 1
-	kill -STOP "$proxypid"
-	online a
-	reply 1 a
-	sleep 3
-	kill -CONT "$proxypid"
-	hear srv "<iq type='result' id='1'"
-	works a 2
-	unlogged "timed out\|left: \|disconnected"
-}
-
-# What comes from our own address others may have made up, as servers fold the case of
-# domains: it is a ping of ours only by its id.
-# "After that its requester gets an error, as soon as a ping to ourselves is back,
-# which has gone through the server behind any answer that came in time."
-pings_to_ourselves_have_ids_of_chance() {
-	scripted answertime=60
-	goes_to a 1
-	for i in due99999999999999999999 due9223372036854775 due0 due00000000 ask00000000 ping ''; do
-		deliver iq result proxy.localhost proxy.localhost "id='$i'/"
-		message "$i" proxy.localhost room@proxy.localhost
-	done
-	passes a 1
-}
-
-# "It counts from when the first resource was given the request."
+# "Handing it on does not prolong this."
 the_first_time_counts() {
 	scripted answertime=3
 	goes_to a 1
@@ -2035,10 +2009,40 @@ the_first_time_counts() {
 	fares b "0 open, 2 handed out, 1 answered, 0 retried away, 1 timed out, [0-9]* ms, up"
 }
 
+# "The requester gets the error after a ping from the component to itself has come
+# back through the server, behind any answer that came in time."
+nothing_is_judged_unread() {
+	scripted answertime=2 patience=1
+	probed
+	goes_to a 1
+	kill -STOP "$proxypid"
+	online a
+	reply 1 a
+	sleep 3
+	kill -CONT "$proxypid"
+	hear srv "<iq type='result' id='1'"
+	works a 2
+	unlogged "timed out\|left: \|disconnected"
+}
+
+# What comes from our own address others may have made up, as servers fold the case of
+# domains: it is a ping of ours only by its id.
+# "The requester gets the error after a ping from the component to itself has come
+# back through the server, behind any answer that came in time."
+pings_to_ourselves_have_ids_of_chance() {
+	scripted answertime=60
+	goes_to a 1
+	for i in due99999999999999999999 due9223372036854775 due0 due00000000 ask00000000 ping ''; do
+		deliver iq result proxy.localhost proxy.localhost "id='$i'/"
+		message "$i" proxy.localhost room@proxy.localhost
+	done
+	passes a 1
+}
+
 # A later sign than any that there could be: the second probe.
-# "0: it waits for ever."
-# "stall: 0: never."
-# "keepalive: 0: never."
+# "0: for ever."
+# "stall 10: 0: never."
+# "keepalive 60: 0: never."
 zero_is_for_ever() {
 	scripted answertime=0 stall=0 keepalive=0 refresh=2 patience=1
 	goes_to a 1
@@ -2051,7 +2055,7 @@ zero_is_for_ever() {
 
 # To those who say anything within `stall' nothing is sent, be a request never
 # answered.
-# "To those that answer in time nothing is sent."
+# "A worker that answers in time is sent nothing."
 nobody_is_pinged_who_talks() {
 	scripted stall=2
 	goes_to a slow set
@@ -2066,7 +2070,7 @@ nobody_is_pinged_who_talks() {
 	unlogged stalled
 }
 
-# "To those that answer in time nothing is sent."
+# "A worker that answers in time is sent nothing."
 who_speaks_before_our_own_ping_is_back_is_not_silent() {
 	scripted stall=1
 	goes_to a 1 set
@@ -2078,7 +2082,8 @@ who_speaks_before_our_own_ping_is_back_is_not_silent() {
 	unsent "id='stall'"
 }
 
-# "How often a get is handed to another resource, ..."
+# "How often a get is handed to another worker, with the same from, id and content."
+# "0: never; ..."
 so_often_it_is_handed_on() {
 	for n in 0 1 3; do
 		scripted retry=$n
@@ -2097,8 +2102,9 @@ so_often_it_is_handed_on() {
 	done
 }
 
-# "..., or, except with STANDBY, when recipient-unavailable comes for it, which
-# servers say of a client that has just gone."
+# "That happens when its worker leaves or is stalled or, except with STANDBY, when
+# the error recipient-unavailable comes for it, which servers send for a client that
+# has just gone."
 a_bounce_asks_another() {
 	for choice in RANDOM STANDBY; do
 		scripted choice=$choice
@@ -2121,7 +2127,7 @@ a_bounce_asks_another() {
 	done
 }
 
-# "It goes rather to one that is not silent itself."
+# "Except with STANDBY, workers that are not silent themselves are preferred."
 a_get_goes_rather_to_one_that_is_not_silent() {
 	scripted stall=1
 	goes_to a 1
@@ -2151,22 +2157,8 @@ a_set_is_never_repeated() {
 	unsent "id='1'.*service@localhost/b"
 }
 
-# "With its addresses and id it must fit into REQUESTSIZE."
-# "A get that is longer is not handed to another resource, see retry."
-what_is_too_large_is_not_handed_on() {
-	scripted REQUESTSIZE=200
-	small=$(bytes 160 x)
-	deliver iq get u@h/r proxy.localhost "id='1'>$small</iq"
-	deliver iq get u@h/r proxy.localhost "id='2'>$small$small</iq"
-	hear srv "id='2'" "to='service@localhost/a'>x*</iq>"
-	joins b
-	leaves a
-	hear srv "id='1'" "to='service@localhost/b'>$small</iq>"
-	has_failed recipient-unavailable 2
-	unsent "id='2'.*localhost/b'"
-}
-
-# "The first answer counts, but an error only from the one that was given it last."
+# "The first result counts; an error counts only from the worker that was given the
+# get last."
 the_first_answer_counts() {
 	scripted stall=1
 	for i in 1 2 3 4 5; do
@@ -2194,9 +2186,9 @@ the_first_answer_counts() {
 	counted "5 requests, 0 untracked, 5 answers, 8 late, .* 0 open"
 }
 
-# "With STICKY or relay: who was served in so many seconds stays with the same
-# resource, also when others join, unless what Workers that hang, drain or leave says
-# is against it."
+# "With STICKY or relay, a requester who was served within this time stays with the
+# same worker when others join, unless that is set aside, see Workers that hang,
+# drain or leave."
 who_was_served_stays() {
 	scripted choice=STICKY sticktime=3
 	goes_to a 1
@@ -2213,8 +2205,8 @@ who_was_served_stays() {
 	goes_to "${r%%\'*}" 10
 }
 
-# "As many requesters as MAXREQUESTS are remembered, each in a place by hash; of two
-# in one place only the later one is."
+# "Requesters are remembered in MAXREQUESTS places by hash, only the last one in
+# each."
 two_who_share_a_place() {
 	scripted choice=STICKY MAXREQUESTS=100000
 	joins b c d e f g h i
@@ -2225,8 +2217,8 @@ two_who_share_a_place() {
 	moved nine ten 0 300 .
 }
 
-# "Seconds of silence after which client_proxy sends a ping through the server to
-# itself; after as many without an answer it connects anew."
+# "Silence of the server after which client_proxy sends a ping through it to itself;
+# after as much again it reconnects."
 liveness() {
 	scripted keepalive=1
 	for back in "result" "error"; do
@@ -2242,12 +2234,10 @@ liveness() {
 	logged waiting
 }
 
-# "The longest pause between two attempts to connect to a server that is there but
-# refuses or soon ends the connection, in seconds."
-# "The first one is under a second; the longest that each can be doubles, until a
-# connection has lasted for backoffmax."
-# "A server is there once it has accepted a connection."
-# "It will try again by itself."
+# "The longest pause between attempts to connect to a server that accepts connections
+# but refuses or soon ends them."
+# "The first pause is under a second; its upper bound doubles until a connection has
+# lasted for backoffmax."
 backing_off() {
 	for how in refuses accepts; do
 		proxy backoffmax=4
@@ -2272,10 +2262,11 @@ backing_off() {
 	done
 }
 
-# "While nobody is there, all addresses of the server are tried within each second,
-# however long that lasts; one that does not even refuse takes patience."
-# "While nobody is there, this and the pause are logged at first and then at every
-# thousandth attempt, about every quarter of an hour if the connection is refused."
+# "If no address accepts a connection, all are tried again within a second, for as
+# long as it takes."
+# "While it cannot be, this and the pause are logged for the first round through all
+# addresses and then for every thousandth, about every quarter of an hour if the
+# connection is refused."
 a_server_that_comes_back_is_seen_at_once() {
 	proxy
 	logged waiting
@@ -2289,7 +2280,7 @@ a_server_that_comes_back_is_seen_at_once() {
 	logged_times 1 "connect: "
 }
 
-# "Seconds that each address of the server has to accept the connection, ..."
+# "How long each address of the server has to accept the connection, ..."
 a_server_that_accepts_no_connection() {
 	peer deaf "$cport" >"$dir/deaf"
 	await grep full "$dir/deaf"
@@ -2298,7 +2289,7 @@ a_server_that_accepts_no_connection() {
 	logged waiting
 }
 
-# "..., and then to complete the handshake; ..."
+# "..., then to complete the handshake, ..."
 a_server_that_says_nothing() {
 	serve
 	proxy patience=1
@@ -2306,9 +2297,22 @@ a_server_that_says_nothing() {
 	hear srv "</stream:stream>"
 }
 
-# "Until the target accepts the subscription, and after it has withdrawn it, the
-# request is repeated: after askmin seconds at first, then each time after twice as
-# long, up to askmax."
+# Nothing of the stream goes out to one that does not answer, either.
+# "How long each address of the server has to accept the connection, then to complete
+# the handshake, and how long workers have to answer a probe once the server has read
+# it, see refresh."
+tls_that_is_not_answered() {
+	TLS=front
+	front_of "OPEN:$dir/silent,creat,append" -u
+	proxy patience=1
+	logged "disconnected: the server does not answer the handshake in time"
+	LC_ALL=C grep -c "stream" "$dir/silent" && return 1
+	unlogged online
+}
+
+# "The subscription request is repeated until the target accepts it, and after it has
+# withdrawn it: first after askmin, then each time after twice as long, up to
+# askmax."
 asking_again() {
 	scripted askmin=1 askmax=2
 	at=$(milliseconds)
@@ -2326,7 +2330,7 @@ asking_again() {
 	hear srv "type='subscribe'"
 }
 
-# "Seconds between two presence probes, from the end of one to the next."
+# "Time from the end of one presence probe to the next."
 probes_have_pauses() {
 	scripted refresh=2 patience=1
 	probed
@@ -2342,11 +2346,13 @@ probes_have_pauses() {
 	done
 }
 
-# "They find resources whose presence was missed."
-# "Those that do not answer one within patience while others do may be late: they are
-# asked once more."
-# "If they do not answer that either, as when the machine of their server has died,
-# they have left."
+# "Probes find workers whose presence was missed."
+# "A worker that does not answer while others do may be late, so a second probe
+# follows."
+# "If it does not answer that either, as when its server's machine has died, it is
+# taken to have left."
+# "..., and how long workers have to answer a probe once the server has read it, see
+# refresh."
 silent_departures_are_found() {
 	scripted patience=1
 	joins b c
@@ -2360,27 +2366,9 @@ silent_departures_are_found() {
 	unlogged "left: service@localhost/[bc]"
 }
 
-# "If the resource that has it goes offline or hangs, a get is handed to another, see
-# retry."
-# "If they do not answer that either, as when the machine of their server has died,
-# they have left."
-gets_of_those_are_handed_on() {
-	scripted patience=1
-	goes_to a 1
-	goes_to a 2 set
-	joins b
-	probed
-	only_answer b
-	probe_is_read
-	only_answer b
-	logged "left: service@localhost/a: 1 online"
-	is_handed_to b 1
-	has_failed recipient-unavailable 2
-}
-
-# "If service-unavailable comes instead of an answer, the probe is sent at once, but
-# not again for the same resource within refresh: it is also what clients say to a
-# request that they do not know."
+# "When a worker's answer to a request is service-unavailable, which servers also
+# send for one that has gone, a probe is sent at once, but not again for the same
+# worker within refresh."
 service_unavailable_leads_to_one_probe() {
 	scripted patience=1
 	joins b
@@ -2400,10 +2388,11 @@ service_unavailable_leads_to_one_probe() {
 	unlogged "left: "
 }
 
-# "If a probe brings nothing at all, the target's roster may have lost the
-# subscription, so that is asked for again."
-# "Nobody is taken to have left by that."
-# "Nobody is online, or the target's roster has lost us, see refresh."
+# "The target's roster may then have lost the subscription, so that is requested
+# again."
+# "A probe that nobody answers removes no worker."
+# "No worker is online, or the target's roster has lost the subscription, see
+# refresh."
 a_lost_subscription_is_asked_for_again() {
 	scripted patience=1
 	probed
@@ -2420,9 +2409,9 @@ a_lost_subscription_is_asked_for_again() {
 
 # Servers send errors when a session dies, too: only the answer to what was asked
 # last counts, and an unreachable server says nothing of the target.
-# "While the target's server cannot be reached, nobody is taken to have left, and the
-# probe is repeated as ever."
-# "Its server cannot be reached; why is the server's word for it."
+# "While the target's server cannot be reached, no worker is removed, and probes go
+# on."
+# "The target's server cannot be reached; why is what the component's server says."
 # "It is asked again, see refresh."
 an_unreachable_target_has_not_left() {
 	scripted refresh=2 patience=1
@@ -2445,24 +2434,31 @@ presence_error() {
 		<${1% *} xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></presence"
 }
 
-# "It does not; why is the server's word for it."
-the_target_denies() {
+# "Memory is fixed at compile time."
+memory_stays_bounded() {
 	scripted
-	probed
-	presence_error "gone cancel" service@localhost "$(last_ask)"
-	logged "not subscribed: service@localhost: gone"
-	logged "left: service@localhost, all.*: 0 online"
-	for f in service@localhost service@localhost/x; do
-		: >"$log"
-		joins a
-		deliver presence unsubscribed $f proxy.localhost /
-		logged "not subscribed: service@localhost: it refuses"
-		logged "left: service@localhost, all.*: 0 online"
-	done
+	from="type='error' from='u@h/r' to='proxy.localhost'"
+	awk -v from="$from" 'BEGIN {
+		for (i = 0; i < 1000000; i++)
+			printf "<message %s><e%d a%d=\"\" xmlns:p%d=\"u\"/></message>", from, i, i, i
+	}' >"$dir/srv.in"
+	goes_on names
+	large 6000000 "message $from" "" "" "text " >"$dir/srv.in"
+	goes_on text
+	large 4000000 "message $from" "" "" "<a/>" >"$dir/srv.in"
+	goes_on elements
+	awk 'BEGIN {
+		for (i = 0; i < 5000; i++)
+			printf "<presence from=\"service@localhost/%01000d\" to=\"proxy.localhost\"/>", i
+	}' >"$dir/srv.in"
+	goes_on resources
+	logged "1024 online is the limit"
 }
 
 # "More are ignored until others leave; this is logged once."
-# "The table is full, see MAXRESOURCES, or the resource is not a legal one."
+# "The resource is empty or too long, or, with and any more behind it, there is no
+# place for it, see MAXRESOURCES."
+# "Workers that are online at once."
 full_table() {
 	scripted MAXRESOURCES=3
 	online b c d e
@@ -2494,10 +2490,11 @@ the_dead_do_not_fill_the_table() {
 }
 
 # However long his ids are, and from how many resources he comes.
-# "A requester, by its bare JID, may have as many as places are left, so that one who
-# floods leaves half of them to others; more are refused with resource-constraint."
-# "A request of one who has as many open as there are places left, see MAXREQUESTS."
-# "Or, if half of the requests are this requester's, it sends too many."
+# "A requester, by its bare JID, may hold as many as are left, so one who floods
+# leaves half of them to others."
+# "A request from somebody who has as many open as there are places left, see
+# MAXREQUESTS."
+# "If half of the requests are this requester's, it sends too many."
 who_floods_leaves_half() {
 	for n in 0 1000; do
 		scripted stall=0
@@ -2526,23 +2523,9 @@ who_floods_leaves_half() {
 	done
 }
 
-# "With relay what the client asks somebody counts as his, too."
-what_the_client_asks_counts_as_the_users() {
-	scripted relay=1 MAXREQUESTS=64
-	news
-	for i in $(seq 40); do
-		own "$i" a
-	done
-	comes_times 32 "type='get' id='a/"
-	[ "$(echo "$news" | grep -c -F "<resource-constraint")" = 8 ]
-	logged "busy: 32 requests are open, 32 of u@h/r: refusing more"
-	own 1 a proxy.localhost/v@h/r
-	hear srv "<iq type='get' id='a/1' from='proxy.localhost' to='v@h/r'/>"
-	goes_to a 1 get w@h/r
-}
-
-# "This is logged, and again only after most places have been free."
-# "The resources answer more slowly than requests come, or not at all: run more of
+# "More are refused; this is logged, and again only after three quarters of the
+# places have been free."
+# "The workers answer more slowly than requests come, or not at all: run more of
 # them, or faster ones."
 a_full_table_is_logged_once() {
 	scripted REQUESTSIZE=100
@@ -2564,9 +2547,24 @@ a_full_table_is_logged_once() {
 	logged_times 2 "busy: 4096 requests are open, 0 of v@h/r: refusing more"
 }
 
+# "With relay, what a worker asks somebody counts as this person's request."
+what_the_client_asks_counts_as_the_users() {
+	scripted relay=1 MAXREQUESTS=64
+	news
+	for i in $(seq 40); do
+		own "$i" a
+	done
+	comes_times 32 "type='get' id='a/"
+	[ "$(echo "$news" | grep -c -F "<resource-constraint")" = 8 ]
+	logged "busy: 32 requests are open, 32 of u@h/r: refusing more"
+	own 1 a proxy.localhost/v@h/r
+	hear srv "<iq type='get' id='a/1' from='proxy.localhost' to='v@h/r'/>"
+	goes_to a 1 get w@h/r
+}
+
 # "As many places more are for requests that have been answered with an error, so
-# that their answer does not pass should it come after all."
-# "Requests that wait for their answer."
+# that late answers are dropped."
+# "Places for open requests."
 a_request_makes_room_when_it_fails() {
 	scripted
 	fill a
@@ -2579,8 +2577,22 @@ a_request_makes_room_when_it_fails() {
 	is_late a a1-1 result u1@h/r
 }
 
-# "While no further stanza is sure to fit, nothing is read: nothing is lost, the
-# server waits."
+# "A get that is longer is not handed to another worker, see retry."
+what_is_too_large_is_not_handed_on() {
+	scripted REQUESTSIZE=200
+	small=$(bytes 160 x)
+	deliver iq get u@h/r proxy.localhost "id='1'>$small</iq"
+	deliver iq get u@h/r proxy.localhost "id='2'>$small$small</iq"
+	hear srv "id='2'" "to='service@localhost/a'>x*</iq>"
+	joins b
+	leaves a
+	hear srv "id='1'" "to='service@localhost/b'>$small</iq>"
+	has_failed recipient-unavailable 2
+	unsent "id='2'.*localhost/b'"
+}
+
+# "While another stanza might not fit, nothing is read: the server waits, and nothing
+# is lost."
 back_pressure() {
 	peer stall "$cport" 20000 >"$dir/stall"
 	stall=$pid
@@ -2596,8 +2608,8 @@ back_pressure() {
 }
 
 # Errors that the out buffer has no room for wait their turn.
-# "While no further stanza is sure to fit, nothing is read: nothing is lost, the
-# server waits."
+# "While another stanza might not fit, nothing is read: the server waits, and nothing
+# is lost."
 many_fail_at_once() {
 	scripted OUTSIZE=550000
 	awk -v x="$(bytes 400 x)" 'BEGIN {
@@ -2617,7 +2629,7 @@ many_fail_at_once() {
 	unlogged disconnected
 }
 
-# "Above, a fresh one takes its place, as the parser keeps every name it has seen."
+# "Above, a fresh parser takes over, since a parser keeps every name it has seen."
 a_fresh_parser_loses_nothing() {
 	scripted PARSERSOFT=100000 MAXREQUESTS=50000
 	awk 'BEGIN {
@@ -2719,8 +2731,8 @@ escapes_are_few() {
 	done
 }
 
-# "1024 bytes of prefixes that the header of the server's stream declares: the names
-# of the attributes and their values, with one more for each."
+# "1024 bytes of prefixes declared in the header of the server's stream: the names of
+# the attributes and their values, with one more for each."
 # "With more, the stream is closed with policy-violation."
 prefixes_of_the_stream_have_a_limit() {
 	# xmlns:a, b, and one for each
@@ -2737,9 +2749,8 @@ prefixes_of_the_stream_have_a_limit() {
 }
 
 # "512 bytes of a line, and 99 of each address in it."
-# "20 lines a second that others than the target can cause, such as those about what
-# was dropped."
-# "How many are missing, for either reason, is logged once there is room again."
+# "20 lines a second that anybody can cause, such as those about dropped stanzas."
+# "The number of lines missing, for either reason, is logged once there is room."
 # "See LIMITS."
 strangers_do_not_fill_the_log() {
 	scripted
@@ -2758,9 +2769,9 @@ strangers_do_not_fill_the_log() {
 }
 
 # A reader that comes late, and one that never comes.
-# "The log is never waited for: when it takes no more lines, they are lost."
-# "A pipe holds some 500 of these lines; if more come before they are read, the rest
-# is left out, see LIMITS."
+# "Lines that the log does not take at once are lost."
+# "A pipe holds some 500 of these lines; those that come before it is read again are
+# lost, see LIMITS."
 a_log_that_nobody_reads() {
 	configure
 	for reader in late none; do
@@ -2785,8 +2796,8 @@ a_log_that_nobody_reads() {
 	done
 }
 
-# "Whether it is a mere chat state or the like, see relay, is looked for in its first
-# 256 elements."
+# "Only the first 255 elements on its upper two levels are searched for what matters
+# here, such as show, error conditions and chat states."
 a_chat_state_behind_256_elements() {
 	scripted relay=1
 	leaves a
@@ -2798,8 +2809,9 @@ a_chat_state_behind_256_elements() {
 	comes "$(error wait recipient-unavailable 256 proxy.localhost u@h/r message)"
 }
 
-# "1023 bytes each for node, domain and resource, as in RFC 7622."
-# "Longer ones are dropped, or ignored if they are announced, and logged."
+# "1023 bytes of each part, as in RFC 7622."
+# "A stanza to an address of the component with a longer node is dropped, and a
+# longer resource of the target is ignored; both are logged."
 names_of_1023_bytes() {
 	scripted
 	long=$(bytes 1023 x)
@@ -2816,9 +2828,9 @@ names_of_1023_bytes() {
 	unsent "1$long"
 }
 
-# "Resident memory stays under 4 MB while few requests are open, under 12 MB with all
-# of them, and under 24 MB while a stanza is parsed that somebody has made to be as
-# costly as can be."
+# "Resident memory stays under 4 MB with few open requests and workers, under 12 MB
+# with all that fit, and under 24 MB while a stanza is parsed that was made to be as
+# costly as possible."
 small_in_memory() {
 	plainly
 	scripted
@@ -2827,75 +2839,171 @@ small_in_memory() {
 	[ "$(wc -c <"$dir/stripped")" -lt 65536 ]
 }
 
-# "Memory is fixed when the program is compiled."
-memory_stays_bounded() {
-	scripted
-	from="type='error' from='u@h/r' to='proxy.localhost'"
-	awk -v from="$from" 'BEGIN {
-		for (i = 0; i < 1000000; i++)
-			printf "<message %s><e%d a%d=\"\" xmlns:p%d=\"u\"/></message>", from, i, i, i
-	}' >"$dir/srv.in"
-	goes_on names
-	large 6000000 "message $from" "" "" "text " >"$dir/srv.in"
-	goes_on text
-	large 4000000 "message $from" "" "" "<a/>" >"$dir/srv.in"
-	goes_on elements
-	awk 'BEGIN {
-		for (i = 0; i < 5000; i++)
-			printf "<presence from=\"service@localhost/%01000d\" to=\"proxy.localhost\"/>", i
-	}' >"$dir/srv.in"
-	goes_on resources
-	logged "1024 online is the limit"
+# "The requester is all that follows the first slash of from."
+# "A worker in Python, with slixmpp, which accepts the subscription by itself:"
+the_worker_of_the_man_page_answers() {
+	library
+	prosody
+	proxy
+	example WORKERS 1 >"$dir/worker.py"
+	background /usr/bin/python3 "$TESTDIR/talk.py" "$c2s" "$log" example "$dir/worker.py" >"$dir/python" 2>&1
+	logged "joined: service@localhost/a:"
+	login user x
+	tell user "<iq type='get' id='1' to='proxy.localhost'><hello xmlns='urn:example'/></iq>"
+	hear user "<iq" "id='1'" "type='result'" ">Hello user@localhost/x</hello>"
 }
 
-# The account to which the scripts change, which only root could do, is the one that
-# runs the test.
-# "A run script for runit, which restarts client_proxy should it ever end, and
-# log/run for its log:"
-runit_runs_it() {
-	need runsv runit
-	configure
-	mkdir -p "$dir/bin" "$dir/service/log" "$dir/var"
-	cp "$bin" "$dir/bin/client_proxy"
-	cat >"$dir/bin/chpst" <<-\E
-	#!/bin/sh
-	[ "$1 $2" = "-u _client_proxy" ] || exit 1
-	shift 2
-	exec "$@"
-	E
-	printf '#!/bin/sh\necho "%s" >>%s/ended\n' \$1 "$dir" >"$dir/service/finish"
-	example RUNNING 1 >"$dir/service/run"
-	example RUNNING 2 | sed "s|/var/log/client_proxy|$dir/var|" >"$dir/service/log/run"
-	chmod +x "$dir/bin/chpst" "$dir/service/finish" "$dir/service/run" "$dir/service/log/run"
-	echo s2000 >"$dir/var/config"
-	serve
-	PATH=$dir/bin:$PATH background runsv "$dir/service"
-	log=$dir/var/current
-	welcome
-	logged "client_proxy: online"
-	kill -9 "$(cat "$dir/service/supervise/pid")"
-	cut_off srv
-	serve
-	welcome
-	logged_times 2 'client_proxy: online'
-	for i in $(seq 60); do
-		deliver iq result nobody@h/r proxy.localhost "id='$i'/"
+# "A request without an answer holds its place until answertime is over."
+who_does_not_answer_holds_a_place() {
+	scripted answertime=2 MAXREQUESTS=64
+	goes_to a 1
+	counted ".* 1 open"
+	is_due
+	has_failed remote-server-timeout 1
+	counted ".* 0 open"
+}
+
+# "Answer pings (XEP-0199), to show that the worker is busy and does not hang."
+who_answers_pings_stays() {
+	scripted stall=1
+	goes_to a 1 set
+	for i in 1 2 3 4; do
+		is_pinged a
+		deliver iq error service@localhost/a proxy.localhost "id='stall'/"
 	done
-	await sh -c "ls '$dir/var' | grep '^@'"
-	sv -v -w 5 down "$dir/service"
-	# killed by a signal at first, then it ended well
-	[ "$(tr '\n' ' ' <"$dir/ended")" = "-1 0 " ]
-	cat "$dir"/var/@* "$log" | grep "stopping: signal"
-	sv exit "$dir/service"
+	unlogged "stalled\|dropped"
+	fares a "1 open, 1 handed out, 0 answered, 0 retried away, 0 timed out, 0 ms, up"
+}
+
+# "JIDs in the content are not translated."
+addresses_in_the_content_stay() {
+	scripted
+	kept "" "><item jid='proxy.localhost'>u@h/r</item></iq>"
+}
+
+# "The target has to accept the subscription once; its server remembers."
+# "A program answers"
+# "with"
+# "and sends its own presence, like any client that wants to be seen."
+subscription_is_approved_already() {
+	prosody
+	proxy
+	services a
+	stop
+	proxy
+	logged "joined: service@localhost/a: 1 online"
+	login user x
+	served user 1 a
+	unheard a "subscribe"
+}
+
+# "Colons and upper case do not matter."
+tls_with_a_pin_of_any_spelling() {
+	TLS=front
+	certificate server
+	lower=$(echo "$pin" | tr A-F a-f | tr -d :)
+	other=$(echo "$pin" | tr 0-9A-F 1-9A-F0)
+	for p in "$lower" "$other,$pin" "$lower $other" ",$other , $lower,"; do
+		serve
+		proxy tlspin="\"$p\""
+		welcome
+		stop
+	done
+}
+
+# "Up to eight fingerprints can stand there, separated by commas or spaces."
+eight_fingerprints_and_not_nine() {
+	TLS=front
+	certificate server
+	other=$(echo "$pin" | tr 0-9A-F 1-9A-F0)
+	seven="$other $other $other,$other,$other $other $other"
+	scripted tlspin="\"$seven $pin\""
+	stop
+	configure tlspin="\"$seven $other $pin\""
+	brief
+	[ $rc = 1 ]
+	grep "tlspin: " "$dir/err"
+}
+
+# "To renew a certificate, add the fingerprint of the new one, restart client_proxy,
+# then let the server use it."
+tls_renewal() {
+	TLS=front
+	certificate new
+	new=$pin
+	certificate server
+	scripted tlspin="\"$pin $new\"" backoffmax=1
+	end "$frontpid"
+	cut_off srv
+	logged "disconnected: "
+	serve
+	front new
+	welcome
+	logged_times 2 "online: .* with TLS"
+}
+
+# "Only the fingerprint is checked: not who signed the certificate, nor its names and
+# dates."
+the_name_in_the_certificate_does_not_matter() {
+	TLS=front
+	scripted host='"localhost"'
+	openssl x509 -noout -subject -in "$dir/server.pem" | grep "proxy.domain.example"
+}
+
+# "The protocol is TLS 1.2 with ECDHE and AES-GCM or ChaCha20-Poly1305, from the
+# first byte on (not STARTTLS)."
+tls_1_2_and_its_ciphers() {
+	TLS=front
+	certificate server
+	for c in AES128-GCM-SHA256 AES256-GCM-SHA384 CHACHA20-POLY1305; do
+		front server ",openssl-max-proto-version=TLS1.2,cipher=ECDHE-ECDSA-$c"
+		scripted
+		stop
+		end "$frontpid"
+	done
+	front server ",cipher=AES128-SHA"
+	proxy
+	logged "disconnected: TLS failed: error $((256 + 40)) of BearSSL"
+}
+
+# "If host is a name, it is sent to the server (SNI)."
+tls_name() {
+	TLS=front
+	for host in localhost 127.0.0.1; do
+		front_of "OPEN:$dir/hello.$host,creat,append" -u
+		proxy host="\"$host\"" patience=1
+		await test -s "$dir/hello.$host"
+		stop
+		end "$frontpid"
+	done
+	grep -c localhost "$dir/hello.localhost"
+	! grep -c 127.0.0.1 "$dir/hello.127.0.0.1"
+}
+
+# "Prosody speaks TLS to components on a port that services share."
+# "Besides the component's lines it needs:"
+a_week_on_prosody_with_tls() {
+	TLS=own
+	week prosody
+}
+
+# "ejabberd, in the lines of the listener, where the file holds the key and the
+# certificate:"
+a_week_on_ejabberd_with_tls() {
+	need ejabberdctl ejabberd
+	TLS=own
+	week ejabberd
 }
 
 # The subscription in the roster is kept as Jitsi's installation made it, so nobody
 # has to do anything.
-# "replace that by the component of Prosody, set domain and target to the same, and
-# let Prosody read its configuration again."
+# "replace it with the component of Prosody, set domain and target to the same, and
+# let Prosody reload its configuration."
 # "The subscription in the target's roster stays valid."
-# "Requesters see no difference, and the client only one: bytes of a requester's JID
-# that are not printable ASCII are %XX in from."
+# "Requesters see no difference."
+# "Workers see one: bytes of a requester's JID that are not printable ASCII are %XX
+# in from."
+# "Where Prosody has"
 from_mod_client_proxy() {
 	jitsi_was_installed
 	prosody
@@ -2942,10 +3050,11 @@ meets() {
 # Somebody else has logged in to the account of the focus.
 # "For the installation meet.example, on Debian, set domain to focus.meet.example,
 # target to focus@auth.meet.example, prefix to focus, so that nothing else that uses
-# the account gets requests, and answertime to 60: the page waits without end, and
+# the account gets requests, and answertime to 60: the page waits for ever, and
 # Jicofo may take half a minute."
-# "Append to prosody.cfg.lua, behind its last Include line,"
+# "Append to prosody.cfg.lua, after its last Include line,"
 # "The later definition wins, and mod_client_proxy is not loaded."
+# "Its conference focus, Jicofo, is the worker."
 jitsi_meet() {
 	jitsi_was_installed
 	prosody
@@ -2965,6 +3074,7 @@ jitsi_meet() {
 # "Only one Jicofo may be at work."
 # "With choice set to STANDBY a second one can wait, with another resource that has
 # the same prefix."
+# "One client_proxy serves both."
 a_second_jicofo_waits() {
 	jitsi_was_installed
 	prosody
@@ -2978,6 +3088,47 @@ a_second_jicofo_waits() {
 	cut_off focus1
 	logged "in charge: focus@auth.meet.example/focus2"
 	meets focus2
+}
+
+# The account to which the scripts change, which only root could do, is the one that
+# runs the test.
+# "A run script for runit, which restarts client_proxy should it ever end, and
+# log/run for its log:"
+runit_runs_it() {
+	need runsv runit
+	configure
+	mkdir -p "$dir/bin" "$dir/service/log" "$dir/var"
+	cp "$bin" "$dir/bin/client_proxy"
+	cat >"$dir/bin/chpst" <<-\E
+	#!/bin/sh
+	[ "$1 $2" = "-u _client_proxy" ] || exit 1
+	shift 2
+	exec "$@"
+	E
+	printf '#!/bin/sh\necho "%s" >>%s/ended\n' \$1 "$dir" >"$dir/service/finish"
+	example RUNNING 1 >"$dir/service/run"
+	example RUNNING 2 | sed "s|/var/log/client_proxy|$dir/var|" >"$dir/service/log/run"
+	chmod +x "$dir/bin/chpst" "$dir/service/finish" "$dir/service/run" "$dir/service/log/run"
+	echo s2000 >"$dir/var/config"
+	serve
+	PATH=$dir/bin:$PATH background runsv "$dir/service"
+	log=$dir/var/current
+	welcome
+	logged "client_proxy: online"
+	kill -9 "$(cat "$dir/service/supervise/pid")"
+	cut_off srv
+	serve
+	welcome
+	logged_times 2 'client_proxy: online'
+	for i in $(seq 60); do
+		deliver iq result nobody@h/r proxy.localhost "id='$i'/"
+	done
+	await sh -c "ls '$dir/var' | grep '^@'"
+	sv -v -w 5 down "$dir/service"
+	# killed by a signal at first, then it ended well
+	[ "$(tr '\n' ' ' <"$dir/ended")" = "-1 0 " ]
+	cat "$dir"/var/@* "$log" | grep "stopping: signal"
+	sv exit "$dir/service"
 }
 
 # "Prosody refuses a second component with the same address, with conflict."
@@ -2994,7 +3145,7 @@ a_second_copy_is_refused() {
 }
 
 # "So a second copy on another machine can stand by: it tries again, and takes over
-# within backoffmax of the first one's end; set that to a few seconds."
+# within backoffmax when the first one ends."
 a_second_copy_stands_by() {
 	prosody
 	proxy backoffmax=2
@@ -3013,11 +3164,11 @@ a_second_copy_stands_by() {
 	done
 }
 
-# "Prosody's component_conflict_resolve must not be kick_old, or the two take the
-# address from each other for ever."
-# "One client_proxy serves both; if no other copy of it stands by,
-# component_conflict_resolve = "kick_old" in the component's lines lets it back in at
-# once after its link was cut."
+# "Set that to a few seconds, and do not set component_conflict_resolve to kick_old,
+# or the two take the address from each other for ever."
+# "If no other copy of it stands by, add component_conflict_resolve = "kick_old" to
+# the component's lines: it lets client_proxy back in at once after its link was
+# cut."
 with_kick_old_copies_take_the_address_from_each_other() {
 	kick_old=$(sed -n 's/.*\(component_conflict_resolve = \)\\(dqkick_old.*/\1"kick_old"/p' client_proxy.1)
 	prosody
@@ -3033,8 +3184,8 @@ with_kick_old_copies_take_the_address_from_each_other() {
 	logged "disconnected: conflict"
 }
 
-# "ejabberd and jabberd2 accept both and spread stanzas over them, so that an answer
-# may come to the wrong one: run one copy only there."
+# "ejabberd and jabberd2 accept both and spread stanzas over them, so that answers
+# may come to the wrong one: run only one copy there."
 ejabberd_accepts_both_copies() {
 	need ejabberdctl ejabberd
 	ejabberd
@@ -3048,222 +3199,12 @@ ejabberd_accepts_both_copies() {
 	unlogged disconnected
 }
 
-# "Empty: plain TCP."
-# "Without tlspin the connection to the server is not encrypted: let it not leave the
-# machine."
-without_a_pin_nothing_is_encrypted() {
-	scripted
-	grep -q "xmlns='jabber:component:accept'" "$dir/srv.out"
-}
-
-# "Colons and upper case do not matter."
-tls_with_a_pin_of_any_spelling() {
-	TLS=front
-	certificate server
-	lower=$(echo "$pin" | tr A-F a-f | tr -d :)
-	other=$(echo "$pin" | tr 0-9A-F 1-9A-F0)
-	for p in "$lower" "$other,$pin" "$lower $other" ",$other , $lower,"; do
-		serve
-		proxy tlspin="\"$p\""
-		welcome
-		stop
-	done
-}
-
-# "Up to eight fingerprints can stand there, with commas or spaces between them: ..."
-eight_fingerprints_and_not_nine() {
-	TLS=front
-	certificate server
-	other=$(echo "$pin" | tr 0-9A-F 1-9A-F0)
-	seven="$other $other $other,$other,$other $other $other"
-	scripted tlspin="\"$seven $pin\""
-	stop
-	configure tlspin="\"$seven $other $pin\""
-	brief
-	[ $rc = 1 ]
-	grep "tlspin: " "$dir/err"
-}
-
-# "...: to renew a certificate, add the new one's, restart client_proxy, and then
-# let the server use it."
-tls_renewal() {
-	TLS=front
-	certificate new
-	new=$pin
-	certificate server
-	scripted tlspin="\"$pin $new\"" backoffmax=1
-	end "$frontpid"
-	cut_off srv
-	logged "disconnected: "
-	serve
-	front new
-	welcome
-	logged_times 2 "online: .* with TLS"
-}
-
-# "The fingerprint is all that is checked: not who signed the certificate, nor its
-# names and dates."
-the_name_in_the_certificate_does_not_matter() {
-	TLS=front
-	scripted host='"localhost"'
-	openssl x509 -noout -subject -in "$dir/server.pem" | grep "proxy.domain.example"
-}
-
-# "With TLS: the server's certificate is not in tlspin, it is...: compare what
-# follows with the server's, then copy it to tlspin."
-# "With TLS: the server's certificate is not in tlspin, it is...: compare what
-# follows with the server's, then copy it to tlspin."
-a_wrong_certificate_is_refused() {
-	TLS=front
-	certificate other
-	other=$pin
-	certificate server
-	serve
-	proxy tlspin="\"$other\""
-	logged "disconnected: the server's certificate is not in tlspin, it is $pin$"
-	[ ! -s "$dir/srv.out" ]
-}
-
-# "The protocol is TLS 1.2 with ECDHE and AES-GCM or ChaCha20-Poly1305, from the
-# first byte on (not STARTTLS)."
-tls_1_2_and_its_ciphers() {
-	TLS=front
-	certificate server
-	for c in AES128-GCM-SHA256 AES256-GCM-SHA384 CHACHA20-POLY1305; do
-		front server ",openssl-max-proto-version=TLS1.2,cipher=ECDHE-ECDSA-$c"
-		scripted
-		stop
-		end "$frontpid"
-	done
-	front server ",cipher=AES128-SHA"
-	proxy
-	logged "disconnected: TLS failed: error $((256 + 40)) of BearSSL"
-}
-
-# "the server does not speak TLS 1.2: a port without TLS, or a server that speaks
-# nothing but TLS 1.3."
-# "the server does not speak TLS 1.2: a port without TLS, or a server that speaks
-# nothing but TLS 1.3."
-a_server_without_tls_1_2() {
-	TLS=front
-	certificate server
-	printf '%s\n' '#!/bin/sh' "echo \"<stream:stream id='1'><stream:error>\"" "head -c 20 >/dev/null" >"$dir/plain"
-	chmod +x "$dir/plain"
-	front_of "EXEC:$dir/plain"
-	proxy backoffmax=1
-	logged "disconnected: the server does not speak TLS 1.2"
-	stop
-	end "$frontpid"
-	front server ",openssl-min-proto-version=TLS1.3"
-	proxy backoffmax=1
-	logged "disconnected: the server does not speak TLS 1.2"
-}
-
-# Nothing of the stream goes out to one that does not answer, either.
-# "Seconds that each address of the server has to accept the connection, and then to
-# complete the handshake; and that resources have to answer a probe once the server
-# has read it, see refresh."
-tls_that_is_not_answered() {
-	TLS=front
-	front_of "OPEN:$dir/silent,creat,append" -u
-	proxy patience=1
-	logged "disconnected: the server does not answer the handshake in time"
-	LC_ALL=C grep -c "stream" "$dir/silent" && return 1
-	unlogged online
-}
-
-# "the connection was cut, TLS did not end: it ended without a TLS alert, as when a
-# server is killed."
-# "the connection was cut, TLS did not end: it ended without a TLS alert, as when a
-# server is killed."
-tls_cut() {
-	TLS=front
-	scripted
-	kill -9 "$(tr -d ' ' <"/proc/$frontpid/task/$frontpid/children")"
-	logged "disconnected: the connection was cut, TLS did not end"
-	end "$frontpid"
-	front_of "SYSTEM:head -c 9 >/dev/null"
-	logged_times 2 "disconnected: the connection was cut, TLS did not end"
-}
-
-# "If host is a name, the server is told it (SNI)."
-tls_name() {
-	TLS=front
-	for host in localhost 127.0.0.1; do
-		front_of "OPEN:$dir/hello.$host,creat,append" -u
-		proxy host="\"$host\"" patience=1
-		await test -s "$dir/hello.$host"
-		stop
-		end "$frontpid"
-	done
-	grep -c localhost "$dir/hello.localhost"
-	! grep -c 127.0.0.1 "$dir/hello.127.0.0.1"
-}
-
-# Half a megabyte there and back.
-# "Else the connection begins with TLS, and the server's certificate must have one of
-# these SHA-256 fingerprints, see TLS."
-tls_under_load() {
-	TLS=front
-	thousands_pass_in_order
-	large 524000 "iq type='set' id='big' from='u@h/r' to='proxy.localhost'" >"$dir/srv.in"
-	goes_to a last
-	[ "$(tr -cd x <"$dir/srv.out" | wc -c)" -ge 524000 ]
-	unlogged disconnected
-}
-
-# "Prosody speaks TLS to components on a port that it shares among services."
-a_week_on_prosody_with_tls() {
-	TLS=own
-	week prosody
-}
-
-# "ejabberd, in the lines of the listener:"
-# "where the file has the key and the certificate."
-a_week_on_ejabberd_with_tls() {
-	need ejabberdctl ejabberd
-	TLS=own
-	week ejabberd
-}
-
-# "The target has to accept the subscription once; its server remembers."
-# "A program answers"
-subscription_is_approved_already() {
-	prosody
-	proxy
-	services a
-	stop
-	proxy
-	logged "joined: service@localhost/a: 1 online"
-	login user x
-	served user 1 a
-	unheard a "subscribe"
-}
-
-# "If this never comes, nobody has accepted the subscription."
-subscription_is_refused_and_withdrawn() {
-	prosody
-	proxy
-	service a
-	hear a "<presence" "type='subscribe'"
-	tell a "<presence type='unsubscribed' to='proxy.localhost'/>"
-	logged "not subscribed"
-	unlogged "joined\|^client_proxy: subscribed"
-	stop
-	proxy
-	accepts a
-	logged "subscribed: service@localhost"
-	tell a "<presence type='unsubscribed' to='proxy.localhost'/>"
-	logged "left: service@localhost.*: 0 online"
-}
-
 # The component on one node of a cluster, resources and requesters on both; then
 # the other node dies.
-# "In a cluster of two ejabberd nodes (measured) a component that is connected to one
-# serves requesters and resources on both."
-# "When the other dies, nothing says that its resources have gone: until the next
-# probe has been answered, see refresh, requests that are handed to them fail with
-# service-unavailable."
+# "In a cluster of two ejabberd nodes (measured), a component on one node serves
+# requesters and workers on both."
+# "When the other node dies, nothing says that its workers have gone: requests handed
+# to them fail with service-unavailable until the next probe is over, see refresh."
 a_cluster_of_two_nodes() {
 	need ejabberdctl ejabberd
 	ERL_EPMD_PORT=$tport ERL_EPMD_ADDRESS=127.0.0.1
@@ -3299,7 +3240,8 @@ a_cluster_of_two_nodes() {
 }
 
 # "Write what waits to be written, close the stream and exit, within a second."
-# "It was told to."
+# "0 after a signal or -v."
+# "A signal told it to."
 signals() {
 	proxy
 	logged waiting
@@ -3345,33 +3287,12 @@ nohup_is_respected() {
 	unlogged stopping
 }
 
-# "... the mean time of its answers in milliseconds; and whether it is up, draining
-# or stalled."
-how_each_resource_fares() {
-	scripted
-	goes_to a 1
-	sleep 1
-	passes a 1
-	fares a "0 open, 1 handed out, 1 answered, 0 retried away, 0 timed out, [1-9][0-9]\{3\} ms, up$"
-	for i in 2 3 4 5; do
-		goes_to a $i set
-		passes a $i error
-	done
-	goes_to a 6
-	shows a dnd
-	fares a "1 open, 6 handed out, 5 answered, 0 retried away, 0 timed out, [2-9][0-9][0-9] ms, draining$"
-	joins b
-	fares b "0 open, 0 handed out, 0 answered, 0 retried away, 0 timed out, 0 ms, up$"
-}
-
-# "Log what has been counted since the start, in one line, then one line for each
-# resource that is online: requests that are open, were handed to it, answered, taken
-# back from it as it was stalled, and not answered in time; the mean time of its
-# answers in milliseconds; and whether it is up, draining or stalled."
-# "The answer to SIGUSR1: requests handed out, those of them that are untracked,
-# answers led back, answers that came too late, messages passed on, errors by reason,
-# stanzas dropped, how often a handshake has succeeded, resources online, requests
-# that are open and bytes read and written."
+# "Log one line of totals since the start, then one line for each worker that is
+# online, see counted and resource in DIAGNOSTICS."
+# "Since the start: requests handed out, those of them that are untracked, answers
+# passed on, answers that came too late, messages passed on, errors by condition,
+# stanzas dropped, successful handshakes, and bytes read and written; and how many
+# workers are online and requests open now."
 counters() {
 	scripted
 	works a 1
@@ -3385,7 +3306,7 @@ counters() {
 	counted "3 requests, .* 1 online, 2 open"
 }
 
-# "It never exits by itself once it has begun to connect."
+# "Once it has begun to connect, client_proxy never exits by itself."
 cut_connections() {
 	scripted backoffmax=1
 	tell srv "<iq type='get' from='u@h/r' to='proxy.loc"
@@ -3406,7 +3327,7 @@ cut_connections() {
 	welcome
 }
 
-# "It never exits by itself once it has begun to connect."
+# "Once it has begun to connect, client_proxy never exits by itself."
 without_descriptors() {
 	serve
 	configure
@@ -3420,7 +3341,7 @@ without_descriptors() {
 	done
 }
 
-# "It never exits by itself once it has begun to connect."
+# "Once it has begun to connect, client_proxy never exits by itself."
 a_log_that_is_closed() {
 	serve
 	configure
@@ -3451,6 +3372,41 @@ refusals_are_logged() {
 	unlogged "$(sha1 xsecret)"
 }
 
+# "If this never comes, nobody has accepted it."
+# "The target has accepted the subscription."
+subscription_is_refused_and_withdrawn() {
+	prosody
+	proxy
+	service a
+	hear a "<presence" "type='subscribe'"
+	tell a "<presence type='unsubscribed' to='proxy.localhost'/>"
+	logged "not subscribed"
+	unlogged "joined\|^client_proxy: subscribed"
+	stop
+	proxy
+	accepts a
+	logged "subscribed: service@localhost"
+	tell a "<presence type='unsubscribed' to='proxy.localhost'/>"
+	logged "left: service@localhost.*: 0 online"
+}
+
+# "The target refuses or has withdrawn the subscription, or its server says why there
+# is none."
+the_target_denies() {
+	scripted
+	probed
+	presence_error "gone cancel" service@localhost "$(last_ask)"
+	logged "not subscribed: service@localhost: gone"
+	logged "left: service@localhost, all.*: 0 online"
+	for f in service@localhost service@localhost/x; do
+		: >"$log"
+		joins a
+		deliver presence unsubscribed $f proxy.localhost /
+		logged "not subscribed: service@localhost: it refuses"
+		logged "left: service@localhost, all.*: 0 online"
+	done
+}
+
 # "A stanza that nothing can be done with, such as an answer that nobody has asked
 # for."
 not_for_us() {
@@ -3474,6 +3430,79 @@ not_for_us() {
 		tell srv "<iq xmlns='$ns' type='get' id='$ns' from='u@h/r' to='proxy.localhost'><q xmlns='$ns'/></iq>"
 		hear srv "<iq type='get' id='$ns' from='proxy.localhost/u@h/r' to='service@localhost/a'><q xmlns='$ns'/>"
 	done
+}
+
+# "ejabberd says not-authorized for the first two."
+wrong_secret_on_ejabberd() {
+	need ejabberdctl ejabberd
+	ejabberd
+	for c in 'secret="wrong"' 'domain="nobody.localhost"'; do
+		proxy "$c"
+		logged "disconnected: not-authorized"
+		stop
+	done
+}
+
+# "With TLS, the server's certificate is not in tlspin, it is... ends with a
+# fingerprint: compare it with the server's, then copy it to tlspin."
+a_wrong_certificate_is_refused() {
+	TLS=front
+	certificate other
+	other=$pin
+	certificate server
+	serve
+	proxy tlspin="\"$other\""
+	logged "disconnected: the server's certificate is not in tlspin, it is $pin$"
+	[ ! -s "$dir/srv.out" ]
+}
+
+# "the server does not speak TLS 1.2 means a port without TLS, or a server with TLS
+# 1.3 only."
+a_server_without_tls_1_2() {
+	TLS=front
+	certificate server
+	printf '%s\n' '#!/bin/sh' "echo \"<stream:stream id='1'><stream:error>\"" "head -c 20 >/dev/null" >"$dir/plain"
+	chmod +x "$dir/plain"
+	front_of "EXEC:$dir/plain"
+	proxy backoffmax=1
+	logged "disconnected: the server does not speak TLS 1.2"
+	stop
+	end "$frontpid"
+	front server ",openssl-min-proto-version=TLS1.3"
+	proxy backoffmax=1
+	logged "disconnected: the server does not speak TLS 1.2"
+}
+
+# "the connection was cut, TLS did not end means that it ended without a TLS alert,
+# as when a server is killed."
+tls_cut() {
+	TLS=front
+	scripted
+	kill -9 "$(tr -d ' ' <"/proc/$frontpid/task/$frontpid/children")"
+	logged "disconnected: the connection was cut, TLS did not end"
+	end "$frontpid"
+	front_of "SYSTEM:head -c 9 >/dev/null"
+	logged_times 2 "disconnected: the connection was cut, TLS did not end"
+}
+
+# "Its requests that are open, were handed to it, answered, taken back because it was
+# stalled or recipient-unavailable came for it, and not answered in time; the mean
+# time of its answers in milliseconds; and whether it is up, draining or stalled."
+how_each_resource_fares() {
+	scripted
+	goes_to a 1
+	sleep 1
+	passes a 1
+	fares a "0 open, 1 handed out, 1 answered, 0 retried away, 0 timed out, [1-9][0-9]\{3\} ms, up$"
+	for i in 2 3 4 5; do
+		goes_to a $i set
+		passes a $i error
+	done
+	goes_to a 6
+	shows a dnd
+	fares a "1 open, 6 handed out, 5 answered, 0 retried away, 0 timed out, [2-9][0-9][0-9] ms, draining$"
+	joins b
+	fares b "0 open, 0 handed out, 0 answered, 0 retried away, 0 timed out, 0 ms, up$"
 }
 
 # "XEP-0114 (Jabber Component Protocol), ..."
@@ -3527,7 +3556,7 @@ wrong_streams() {
 	logged "disconnected: this is no component port"
 }
 
-# "No core is dumped, and neither secret nor handshake is ever logged."
+# "No core is dumped, and neither secret nor handshake is logged."
 no_core_is_dumped() {
 	scripted
 	grep "^Max core file size *0 " "/proc/$proxypid/limits"
@@ -3535,16 +3564,16 @@ no_core_is_dumped() {
 	unlogged secret
 }
 
-# "With relay everybody may send it messages and, unasked, answers, too, and whom it
-# asks something sees the name of the resource in the id."
+# "With relay anybody may also send them messages, and answers that they have not
+# asked for, and whomever a worker asks sees the name of its resource in the id."
 unasked_answers_reach_the_client() {
 	scripted relay=1
 	own_reply a/unasked
 	hear srv "<iq type='result' id='unasked' from='proxy.localhost/u@h/r' to='service@localhost/a'/>"
 }
 
-# "It can trust the address behind the first slash of from as far as it trusts the
-# server, as nobody else can send from the domain."
+# "A worker can trust the address behind the first slash of from as far as it trusts
+# the server, since nobody else can send from the domain."
 nobody_else_sends_from_the_domain() {
 	scripted
 	news
@@ -3626,7 +3655,8 @@ compiles_without_a_warning() {
 	done
 }
 
-# "the man page says how for Prosody and ejabberd, and what the workers need to know"
+# "The man page says how for Prosody, ejabberd, jabberd2 and Openfire, and what a worker
+# needs to know"
 documents_and_scripts_are_clean() {
 	mandoc -Tlint client_proxy.1 | tee "$dir/lint"
 	[ ! -s "$dir/lint" ]
@@ -3642,103 +3672,93 @@ documents_and_scripts_are_clean() {
 
 # What no test can prove: what words mean, advice, and what others do.
 : <<\END # untested
-So a service can be written as a plain client, run in several copies on several
+So a service can be written as an ordinary client, run in several copies on several
 	machines, and be reached at one address.
-The settings are compiled in: edit config.h and run make.
-Let the domain be proxy.domain.example and the target some-user@some-domain.example,
-	with resources a and b.
-For services that need to know nothing but the request.
+Each copy is called a worker and has a resource of the target to itself.
+Its settings are compiled in, see CONFIGURATION.
+There are exceptions:
+stanza comes in goes out
+The setting choice says which worker gets a request:
+For stateless services.
 For services that must be in one place.
-What the client behind the address needs to know:
+Edit it and run make again.
+Times are in seconds, defaults in parentheses.
+The component's address, as the server knows it, in lower case.
+The bare JID of the workers, account@domain, in lower case.
+The server's port for components.
+RANDOM, STICKY, LEASTBUSY or STANDBY, see CHOICE.
+1: messages pass, and workers can send requests, see Messages and requests from workers.
+Set it to well under half of answertime, or requests time out first.
+This is what happens at each limit; those in capitals can be changed in config.h.
+Bytes that are kept of a request: its addresses and id, the rest of it, and one for each
+	of the four.
+Bytes of a stanza, as written to the server.
+Bytes that wait for the server to read them.
+Bytes that are read at once.
+Bytes that the XML parser may hold between two stanzas.
+Bytes that the XML parser may hold at all.
+What the author of a worker needs to know:
 Split there before anything else looks at it.
 Libraries that look for an @ first, such as gloox, cannot answer
 	proxy.domain.example/user@domain.example/abc; they can if requests go to an address
 	with a node, such as svc@proxy.domain.example.
-Answer every request, also one that you do not know, with service-unavailable: clients
-	ask for disco#info by themselves.
-Turn it off, or shorten that time in the server.
-Without it, too, a machine that vanishes is noticed only when TCP gives up.
-So what lists addresses, such as the items of commands (XEP-0050), has to name the
-	component's: what stands before the first slash of from.
-Most requesters' libraries give up after 15 to 30 seconds.
-An answertime beyond that is for those that wait longer; it also says how long a set
-	that has been given to a dead worker holds its place.
-To be stopped without losing a request, show dnd first, see Workers that hang, drain or
-	leave.
-Which CHOICE fits: RANDOM if each request stands for itself, LEASTBUSY if some take much
-	longer than others, STICKY for what has several steps, STANDBY if only one may be at
-	work.
-The component's address, as the server knows it, in lower case.
-The bare JID, account@domain, whose resources answer, in lower case.
-The server's port for components.
-RANDOM, STICKY, LEASTBUSY or STANDBY, see CHOICE.
-1: messages are passed on, and the client can send requests, see Messages and the
-	client's own requests.
-It should be well under half of answertime, or requests time out first.
-This is what happens at each limit, which can be changed in config.h:
-Resources that are online at once.
-It must be longer than patience.
-Bytes of a stanza, as it is written to the server.
-Bytes that wait for the server to read them.
-Bytes read at once.
-Bytes that the XML parser may hold between two stanzas.
-Bytes that the XML parser may hold at all.
-It needs no privilege: an account of its own, here _client_proxy, which owns the log's
-	directory and nothing else, is best.
+Answer every request, unknown ones with service-unavailable: clients send disco#info by
+	themselves.
+Many libraries do, some only if told to.
+Even without it, a machine that vanishes is noticed only when TCP gives up.
+What lists addresses, such as the items of commands (XEP-0050), has to name the
+	component's: all that precedes the first slash of from.
+Most libraries of requesters give up after 15 to 30 seconds.
+An answertime beyond that serves those that wait longer.
+Most clients ask their user.
 Components connect to port 5347 on the loopback addresses, which component_ports and
 	component_interfaces change.
-Its default configuration lets one account have ten sessions: with more resources of the
-	target than that, raise max_user_sessions below shaper_rules for it.
-The router takes any domain from whoever knows the secret.
+By default an account may have ten sessions: for more workers, raise max_user_sessions
+	below shaper_rules for the target.
+The router accepts any domain from whoever knows the secret.
 Not tried: in the administration console, below External Components, enable the service
-	on port 5275 and set the shared secret or one for domain; or the properties
+	on port 5275 and set the shared secret or one for domain; or set the properties
 	xmpp.component.socket.active, xmpp.component.socket.port and
 	xmpp.component.defaultSecret.
-Where Prosody has
-Its conference focus, Jicofo, is the client.
+In front of any other server, stunnel:
 Leave conf.avail/meet.example.cfg.lua alone: each upgrade puts mod_client_proxy back
 	into it.
 Nothing changes in Jicofo.
-The subscription is in the roster already; if it is not,
+The subscription should be in the roster already; if it is not,
 puts it there, and Jicofo has to log in again.
 In Docker, GLOBAL_CONFIG needs
-Jicofo uses stream management, so that Prosody takes a dead one to be online for ten
-	minutes: set smacks_hibernation_time = 15 for auth.meet.example.
-One difference to mod_client_proxy: that hands JIDs on as they are, and Jicofo does not
+Jicofo uses stream management, so Prosody keeps a dead one online for ten minutes: set
+	smacks_hibernation_time = 15 for auth.meet.example.
+One difference remains: mod_client_proxy passes JIDs as they are, and Jicofo does not
 	decode %XX.
-It answers users whose JIDs are not ASCII all the same; but one who has logged in with
+It answers users whose JIDs are not ASCII all the same, but one who has logged in with
 	such a JID, and is in the room, does not become its moderator.
-If the first copy's machine vanishes, Prosody has to notice that the connection is dead:
-	the second gets its turn only then.
-If the connection to the server leaves the machine, encrypt it.
-A certificate for ten years that nobody has to sign, and its fingerprint, are made with
-What the second command prints behind = goes into tlspin.
-Besides the component's lines:
-In front of any other server, stunnel does it:
-Most clients ask their user.
-and sends its own presence, as any client does that wants to be seen.
-One copy costs little next to its server.
-Measured with ./test.sh bench: for requests of a client that a worker answers, with
-	everything on one machine, Prosody 0.12 used forty times the processor time of
-	client_proxy and ejabberd 23.01 eight times; alone, client_proxy takes about one and a
-	half times the processor time of parsing the same XML.
-So the server's component connection is the limit, long before client_proxy is.
-If a server is not enough (advice, not measured):
-Put the resources of the target on many machines; their work is the larger part.
+No privilege is needed.
+Use an account, here _client_proxy, that owns the log's directory and nothing else.
+If the first copy's machine vanishes, the second takes over only when Prosody notices
+	that the connection is dead.
+Measured with ./test.sh bench, for requests of a client that a worker answers, with
+	everything on one machine: Prosody 0.12 used forty times the processor time of
+	client_proxy, and ejabberd 23.01 eight times.
+Alone, client_proxy takes about one and a half times the processor time of parsing the
+	same XML.
+So the server's component connection is the limit long before client_proxy is.
+If one server is not enough (advice, not measured):
+Spread the workers over many machines; their work is the larger part.
 Use a server that can be a cluster, such as ejabberd or MongooseIM: requesters and
-	resources then are spread over its nodes, and the component is on one.
+	workers are spread over its nodes, and the component is on one.
 Use several addresses, each with a copy and perhaps a server of its own.
-When its own node dies the component has to connect to another: let host be a name that
-	has the addresses of all.
-The target lets its presence be seen.
-A resource of the target came or went, and now there are n.
-If always the same resource is named, it hangs.
+When the component's own node dies, it has to connect to another: set host to a name
+	that has the addresses of all nodes.
+If it is always the same resource, it hangs.
+See backoffmax.
+Anybody who may send to the domain may send requests to the workers, with any content;
+	what to do with them is for the workers to decide.
+Whoever can log in to the target's account gets a share of the requests.
+... or if the system refuses what is needed at the start, such as random numbers.
 XEP-0114 (Jabber Component Protocol), XEP-0199 (XMPP Ping), RFC 6120 (XMPP Core), RFC
 	6121 (XMPP Instant Messaging and Presence), RFC 7622 (XMPP Address Format), RFC 5246
 	(TLS 1.2).
-Everybody who may send to the domain may send requests to the target, with any content;
-	what the client does with them is for it to decide.
-Whoever can log in to the target's account gets a share of the requests.
 END
 
 # ---- helpers: processes ----
@@ -11757,7 +11777,7 @@ sentences() {
 	macro == ".It" && / Ta / { flush(about) }
 	macro ~ /^\.(Sh|Ss|It)/ && text != "" { about = text; text = "" }
 	macro ~ /^\.(Sh|Ss)/ { section = about }
-	/[.?]$/ { flush(about) }' client_proxy.1
+	/[^.][.?]$/ { flush(about) }' client_proxy.1
 }
 
 # What stands in quotes above the tests, and in the list of what none can prove, one
@@ -11812,7 +11832,7 @@ coverage() {
 		for (i = 1; i <= n; i++)
 			if (says(text[i], $0)) {
 				found = 1
-				left[i] = strike(left[i], $0)
+				left[i] = $0 == text[i] ? "" : strike(left[i], $0)
 			}
 		if (!found && !index(readme, $0))
 			stale[++nstale] = $0
