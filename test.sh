@@ -140,19 +140,6 @@ it_learns_who_is_online_from_presence() {
 	logged_times 3 "joined: "
 }
 
-# "Each request goes to a random worker, or as CHOICE describes."
-# "Any, each with the same probability."
-each_resource_gets_its_share() {
-	prosody
-	proxy
-	workers b c
-	asker asker "$c2s" user x proxy.localhost 400
-	askers_are_done
-	# 200 each; less than 140 has a chance of one in a billion
-	awk '$3 != 400 { exit 1 }
-	{ exit !($7 == "b" && $8 > 140 && $9 == "c" && $10 > 140) }' "$dir/asked.x"
-}
-
 # "client_proxy runs in the foreground, writes one line per event to standard error
 # and reconnects by itself when the connection is lost."
 the_server_restarts() {
@@ -302,25 +289,6 @@ prefixes_of_the_stream_are_declared_again() {
 }
 
 # "Everything else in requests and answers passes unchanged."
-resources_of_any_spelling() {
-	scripted
-	leaves a
-	for r in "it&apos;s" '&quot;x&quot;' '&amp;&lt;&gt;' 'a b' '€🙂' '/' 'x/y@z'; do
-		online "$r"
-		request 1
-		want=$(echo "$r" | sed "s/&quot;/\"/g;s/&gt;/>/g")
-		case $r in
-		*apos*) want="to=\"service@localhost/it's\"" ;;
-		*) want="to='service@localhost/$want'" ;;
-		esac
-		wrote "<iq type='get' id='1' from='proxy.localhost/u@h/r' $want/>"
-		passes "$r" 1
-		unavailable "$r"
-	done
-	logged_times 8 "joined: .*: 1 online"
-}
-
-# "Everything else in requests and answers passes unchanged."
 byte_by_byte() {
 	scripted
 	program peer.py
@@ -330,15 +298,6 @@ byte_by_byte() {
 	done | /usr/bin/python3 "$TESTDIR/peer.py" drip >"$dir/srv.in"
 	hear srv "<iq type='get' id='b20' from=\"proxy.localhost/u&amp;'@h/%C3%BC\".*<a b='&lt;ü>'>]]&gt;ü&lt;</a></iq>"
 	[ "$(stanzas <"$dir/srv.out" | grep -c "<iq type='get' id='b")" = 20 ]
-}
-
-# "Everything else in requests and answers passes unchanged."
-thousands_pass_in_order() {
-	scripted MAXREQUESTS=12000
-	seq 5000 | sed "s|.*|<iq type='get' id='n&' from='u@h/r' to='proxy.localhost'><q/></iq>|" >"$dir/srv.in"
-	written "id='n5000'"
-	stanzas <"$dir/srv.out" | sed -n "s/.*id='n\\([0-9]*\\)'.*/\\1/p" >"$dir/ids"
-	seq 5000 | cmp - "$dir/ids"
 }
 
 # "A stanza with a tag of more than 2048 bytes is followed by about as much white
@@ -413,43 +372,6 @@ gets_are_handed_on() {
 	unsent "type='error'.*unavailable"
 }
 
-# "If its worker goes offline or hangs, a get is handed to another worker, see
-# retry."
-many_are_handed_on_at_once() {
-	scripted OUTSIZE=550000
-	awk -v x="$(bytes 400 x)" 'BEGIN {
-		for (i = 0; i < 4000; i++)
-			printf "<iq type=\"get\" id=\"%d\" from=\"u%d@h/r\" to=\"proxy.localhost\">%s</iq>", i, i % 1000, x
-		print "<presence from=\"service@localhost/b\" to=\"proxy.localhost\"/>"
-		print "<presence type=\"unavailable\" from=\"service@localhost/a\" to=\"proxy.localhost\"/>"
-	}' >"$dir/srv.in"
-	logged "failed: 4000 requests"
-	written_times 4000 "to='service@localhost/b'"
-	stanzas <"$dir/srv.out" |
-	    sed -n "s|^<iq type='get' id='\([0-9]*\)' from='proxy.localhost/u[0-9]*@h/r' to='service@localhost/b'>x\{400\}</iq>|\1|p" |
-	    sort -n >"$dir/handed"
-	seq 0 3999 | cmp - "$dir/handed"
-	unsent recipient-unavailable
-}
-
-# "If its worker goes offline or hangs, a get is handed to another worker, see
-# retry."
-# "If it does not answer that either, as when its server's machine has died, it is
-# taken to have left."
-gets_of_those_are_handed_on() {
-	scripted patience=1
-	goes_to a 1
-	goes_to a 2 set
-	joins b
-	probed
-	only_answer b
-	probe_is_read
-	only_answer b
-	logged "left: service@localhost/a: 1 online"
-	is_handed_to b 1
-	has_failed recipient-unavailable 2
-}
-
 # "A request that is not handed on is answered with an error when its worker goes
 # offline or answertime is over; what a worker still says about it is dropped."
 # "Their requesters got an error, unless they were handed on, see retry."
@@ -465,9 +387,7 @@ requests_of_who_leaves_fail_if_nobody_else_can_have_them() {
 	logged "failed: 2 requests"
 	comes "$(error wait recipient-unavailable 1
 		error wait recipient-unavailable 3 room@proxy.localhost | sed "s/'3'/\"it's \&amp; 3\"/")"
-	for type in error result; do
-		is_late a 1 $type
-	done
+	all "is_late a 1" error result
 	passes a 4
 	counted ".* 2 late.* 2 recipient-unavailable.* 0 online, 0 open"
 }
@@ -475,8 +395,7 @@ requests_of_who_leaves_fail_if_nobody_else_can_have_them() {
 # "A request that is not handed on is answered with an error when its worker goes
 # offline or answertime is over; what a worker still says about it is dropped."
 who_leaves_takes_only_his_own_requests_along() {
-	scripted retry=0 choice=LEASTBUSY
-	joins b c
+	scripted retry=0 choice=LEASTBUSY b c
 	for i in 1 2 3 4 5 6; do
 		request $i set
 	done
@@ -502,19 +421,6 @@ a_late_answer_is_dropped() {
 	is_late a 1
 	is_late a 1 error
 	counted "1 requests, .* 2 late,"
-}
-
-# "A request that is not handed on is answered with an error when its worker goes
-# offline or answertime is over; what a worker still says about it is dropped."
-who_is_cut_off_by_the_target_fails_too() {
-	scripted
-	for how in error unsubscribed; do
-		joins a
-		goes_to a $how
-		news
-		deliver presence $how service@localhost proxy.localhost "id='$(last_ask)'/"
-		has_failed recipient-unavailable $how
-	done
 }
 
 # "When the connection to the server is lost, all requests are forgotten: those that
@@ -594,8 +500,7 @@ what_follows_an_answer_passes() {
 
 # "A second answer from a worker passes unless the request was handed to several."
 alike_requests_get_an_answer_each() {
-	scripted choice=LEASTBUSY
-	joins b
+	scripted choice=LEASTBUSY b
 	for _ in 1 2 3 4; do
 		request 1
 	done
@@ -972,22 +877,29 @@ no_way_around_the_table() {
 a_bytestream_goes_both_ways() { talk bytestream; }
 
 # "In the id, % and / of r are written %25 and %2F."
-names_of_any_spelling_ask() {
+# "Everything else in requests and answers passes unchanged."
+resources_of_any_spelling() {
 	scripted relay=1
+	leaves a
 	for r in / % %2F x/y%2Fz 100% é🙂 'a b' "it&apos;s" '&amp;&lt;&quot;' "$(bytes 1023 /)" "$(bytes 1023 %)"; do
 		online "$r"
 		news
+		request 3
+		reply 3 "$r"
 		own 1 "$r"
-		name=$(echo "$r" | sed 's/%/%25/g;s|/|%2F|g')
-		own_reply "$name/1"
-		own_reply "$(echo "$name" | sed 's/%2F/%2f/g')/2" u@h/r error
-		r=$(echo "$r" | sed "s/&apos;/'/;s/&quot;/\"/")
-		name=$(echo "$name" | sed "s/&apos;/'/;s/&quot;/\"/")
+		id=$(echo "$r" | sed 's/%/%25/g;s|/|%2F|g')
+		own_reply "$id/1"
+		own_reply "$(echo "$id" | sed 's/%2F/%2f/g')/2" u@h/r error
 		q=\'
-		[ "$r" != "it's" ] || q=\"
-		comes "<iq type='get' id=$q$name/1$q from='proxy.localhost' to='u@h/r'/>
+		[ "$r" != "it&apos;s" ] || q=\"
+		r=$(echo "$r" | sed "s/&apos;/'/;s/&quot;/\"/")
+		id=$(echo "$id" | sed "s/&apos;/'/;s/&quot;/\"/")
+		comes "<iq type='get' id='3' from='proxy.localhost/u@h/r' to=${q}service@localhost/$r$q/>
+<iq type='result' id='3' from='proxy.localhost' to='u@h/r'/>
+<iq type='get' id=$q$id/1$q from='proxy.localhost' to='u@h/r'/>
 <iq type='result' id='1' from='proxy.localhost/u@h/r' to=${q}service@localhost/$r$q/>
 <iq type='error' id='2' from='proxy.localhost/u@h/r' to=${q}service@localhost/$r$q/>"
+		deliver presence unavailable service@localhost proxy.localhost /
 	done
 	unlogged dropped
 }
@@ -1064,8 +976,7 @@ answers_of_others_end_nothing() {
 # "Only F can answer them, and the answer is passed on only while the worker is
 # online."
 equal_ids_meet_their_own_answers() {
-	scripted relay=1
-	joins b
+	scripted relay=1 b
 	for r in a b; do
 		own 1 $r
 		hear srv "^<iq type='get' id='$r/1' from='proxy.localhost' to='u@h/r'/>$"
@@ -1076,10 +987,6 @@ equal_ids_meet_their_own_answers() {
 	done
 	counted "2 requests.* 2 answers.* 0 open"
 }
-
-# "Only F can answer them, and the answer is passed on only while the worker is
-# online."
-two_workers_ask_at_once() { talk equal_ids; }
 
 # "What a worker has asked is forgotten when it leaves."
 who_comes_back_asks_anew() {
@@ -1123,8 +1030,7 @@ the_client_makes_up_addresses() {
 # "All messages and requests from one bare JID go to one worker, see sticktime; that
 # need not be the worker that wrote to this JID first."
 messages_and_requests_meet() {
-	scripted relay=1
-	joins b c d e f
+	scripted relay=1 b c d e f
 	for u in 1 2 3 4 5 6 7 8; do
 		message m$u u$u@h/x
 		hear srv "id='m$u'"
@@ -1145,8 +1051,7 @@ messages_and_requests_meet() {
 # "All messages and requests from one bare JID go to one worker, see sticktime; that
 # need not be the worker that wrote to this JID first."
 who_speaks_first_need_not_be_answered() {
-	scripted relay=1
-	joins b
+	scripted relay=1 b
 	for u in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do
 		message first$u service@localhost/a proxy.localhost/u$u@h/x
 		message re$u u$u@h/x
@@ -1162,9 +1067,7 @@ chat_states_for_nobody_are_dropped() {
 	news
 	received="<received xmlns='urn:xmpp:receipts' id='7'/>"
 	displayed="<displayed id='7' xmlns='urn:xmpp:chat-markers:0'/>"
-	for m in "$composing" "$received" "$displayed" "<thread>t</thread>$composing$displayed"; do
-		message 1 u@h/r proxy.localhost "$m"
-	done
+	all "message 1 u@h/r proxy.localhost" "$composing" "$received" "$displayed" "<thread>t</thread>$composing$displayed"
 	message 2 u@h/r proxy.localhost "<body>hi</body>" headline
 	message 3 u@h/r proxy.localhost/x "<body>hi</body>" headline
 	message 4 service@localhost/a proxy.localhost "<body>hi</body>" headline
@@ -1191,8 +1094,7 @@ carbon_copies_are_dropped() {
 # "Those who are not remembered are given a worker by hash."
 # "0: nobody is remembered."
 only_who_must_moves() {
-	scripted choice=STICKY sticktime=0 MAXREQUESTS=100000
-	joins b c d e f g h i j
+	scripted choice=STICKY sticktime=0 MAXREQUESTS=100000 b c d e f g h i j
 	ask_for_many ten
 	ask_for_many again
 	cmp "$dir/ten" "$dir/again"
@@ -1209,41 +1111,14 @@ only_who_must_moves() {
 	ask_for_many eleven
 	moved ten eleven 750 1070 k
 	stop
-	scripted choice=STICKY sticktime=0 MAXREQUESTS=100000
-	joins k j i h g f e d c b
+	scripted choice=STICKY sticktime=0 MAXREQUESTS=100000 k j i h g f e d c b
 	ask_for_many restarted
 	cmp "$dir/eleven" "$dir/restarted"
 }
 
-# "For services that keep state between requests: commands and forms of several
-# steps, paging through results, bytestreams."
-steps_of_a_command_stay_together() {
-	prosody
-	proxy choice=STICKY
-	services a b c
-	for who in q1 r1 s1 t1 u1 v1 w1 x1; do
-		login user $who
-		for step in execute next complete; do
-			tell user "<iq type='set' id='$who$step' to='proxy.localhost'>
-				<command xmlns='http://jabber.org/protocol/commands' node='setup' action='$step'/></iq>"
-			who_got "id='$who$step'"
-			[ $step = execute ] || [ "$r" = "$at" ]
-			at=$r
-			hear "$r" "id='$who$step'"
-			answer "$r"
-			hear user "id='$who$step'" "type='result'"
-		done
-		echo "$r" >>"$dir/met"
-		cut_off user
-	done
-	# all at the same one: a chance of one in 2187
-	[ "$(sort -u "$dir/met" | wc -l)" -gt 1 ]
-}
-
 # "When a worker leaves, only its own requesters move, spread over the others."
 only_its_own_requesters_move_when_a_resource_leaves() {
-	scripted choice=STICKY MAXREQUESTS=100000
-	joins b c d
+	scripted choice=STICKY MAXREQUESTS=100000 b c d
 	ask_for_many four
 	leaves c
 	ask_for_many three
@@ -1255,8 +1130,7 @@ only_its_own_requesters_move_when_a_resource_leaves() {
 # "One that joins gets an equal share of the requesters who were not served within
 # sticktime."
 who_was_not_served_lately_is_spread_anew() {
-	scripted choice=STICKY MAXREQUESTS=100000 sticktime=1
-	joins b c d e f g h i
+	scripted choice=STICKY MAXREQUESTS=100000 sticktime=1 b c d e f g h i
 	ask_for_many nine
 	sleep 1.2
 	joins j
@@ -1266,14 +1140,12 @@ who_was_not_served_lately_is_spread_anew() {
 
 # "A restart of client_proxy moves only those who had stayed when others joined."
 a_restart_moves_only_those_who_had_stayed() {
-	scripted choice=STICKY MAXREQUESTS=100000
-	joins b c d
+	scripted choice=STICKY MAXREQUESTS=100000 b c d
 	ask_for_many four
 	joins e
 	ask_for_many stayed
 	stop
-	scripted choice=STICKY MAXREQUESTS=100000
-	joins b c d e
+	scripted choice=STICKY MAXREQUESTS=100000 b c d e
 	ask_for_many restarted
 	moved stayed restarted 1500 2500 e
 }
@@ -1292,52 +1164,38 @@ with_relay_all_choices_but_one_are_sticky() {
 }
 
 # "The one with the fewest open requests, ..."
-the_least_busy_is_chosen() {
-	scripted choice=LEASTBUSY
-	joins b c
-	for i in 1 2 3 4 5 6 7 8 9; do
-		request $i set
-		[ $((i % 3)) != 0 ] || for r in a b c; do
-			fares $r "$((i / 3)) open"
-		done
-	done
-}
-
-# "..., at random among several."
-equals_are_chosen_at_random() {
-	scripted choice=LEASTBUSY
-	joins b c
-	i=0
-	# none is missed in 300 but by a chance of one in 10 to the 52nd
-	while [ $i -lt 300 ]; do
-		i=$((i + 1))
-		printf %s "<iq type='get' id='$i' from='u@h/r' to='proxy.localhost'/>"
-		for r in a b c; do
-			printf %s "<iq type='result' id='$i' from='service@localhost/$r' to='proxy.localhost/u@h/r'/>"
-		done
-	done >"$dir/srv.in"
-	written "id='300'"
-	news
-	for r in a b c; do
-		[ "$(grep -c "to='service@localhost/$r'" "$dir/old")" -gt 60 ]
-	done
-}
-
 # "For workers of different speed and requests of different cost: a slow worker gets
 # what it can answer."
-least_busy_spares_the_slow() {
-	prosody
-	for choice in LEASTBUSY RANDOM; do
-		proxy choice=$choice
-		[ $choice = RANDOM ] || workers b c 20 s
-		logged "joined: .*: 3 online"
-		asker asker "$c2s" user $choice proxy.localhost 1000 9
-		askers_are_done
+the_least_busy_is_chosen() {
+	scripted choice=LEASTBUSY
+	goes_to a slow set
+	joins b
+	all "works b" 1 2 3 4 5 6
+	goes_to b 7 set
+	passes a slow
+	goes_to a 8
+}
+
+# "Each request goes to a random worker, or as CHOICE describes."
+# "Any, each with the same probability."
+# "..., at random among several."
+all_have_the_same_probability() {
+	for choice in RANDOM LEASTBUSY; do
+		scripted choice=$choice
+		joins b c
+		for i in $(seq 300); do
+			printf %s "<iq type='get' id='$i' from='u@h/r' to='proxy.localhost'/>"
+			for r in a b c; do
+				printf %s "<iq type='result' id='$i' from='service@localhost/$r' to='proxy.localhost/u@h/r'/>"
+			done
+		done >"$dir/srv.in"
+		written "id='300'"
+		# 100 each; less than 50 has a chance of one in a hundred million
+		for r in a b c; do
+			[ "$(grep -o "to='service@localhost/$r'" "$dir/srv.out" | wc -l)" -ge 50 ]
+		done
 		stop
 	done
-	# of a thousand, s has answered far fewer
-	awk '{ print; s[NR] = $12 } $3 != 1000 { exit 1 }
-	END { exit !(s[1] < 200 && s[1] * 2 < s[2]) }' "$dir/asked.LEASTBUSY" "$dir/asked.RANDOM"
 }
 
 # "A worker that answers everything at once with an error counts as fast."
@@ -1389,8 +1247,7 @@ one_is_in_charge() {
 # who joins or comes back."
 # "Then the first of the others by name takes over."
 conversations_are_in_one_place() {
-	scripted choice=STANDBY relay=1
-	joins b c
+	scripted choice=STANDBY relay=1 b c
 	for u in 1 2 3 4 5 6; do
 		is_told a m$u u$u@h/r
 		goes_to a "g$u" get u$u@h/r
@@ -1453,8 +1310,7 @@ they_come_before_every_choice() {
 
 # "If all are, those with too many open requests are used rather than those that drain, ..."
 too_many_open_requests_are_better_than_draining() {
-	scripted MAXREQUESTS=64 stall=0
-	joins b
+	scripted MAXREQUESTS=64 stall=0 b
 	shows a dnd
 	flood 64 1 f
 	fares b "64 open"
@@ -1469,9 +1325,7 @@ draining_is_better_than_stalled() {
 	joins b
 	is_set_aside a
 	shows b dnd
-	for i in 2 3 4 5 6; do
-		works b $i
-	done
+	all "works b" 2 3 4 5 6
 }
 
 # "..., and those that drain rather than those that are stalled."
@@ -1512,9 +1366,7 @@ who_hangs_is_set_aside() {
 	unlogged stalled
 	is_pinged a
 	logged "stalled: service@localhost/a: silent for [23] s, 1 open$"
-	for i in 2 3 4 5 6 7; do
-		works b $i
-	done
+	all "works b" 2 3 4 5 6 7
 	logged_times 1 stalled
 }
 
@@ -1571,27 +1423,6 @@ killed_meanwhile() {
 	askers_are_done
 	awk -v n="$1" '$1 != n || $3 != n || $(NF - 1) != 0 { exit 1 }
 	{ for (i = 1; i < NF; i++) if ($i == "slowest") exit !($(i + 1) < 2 * 2000 + 2000) }' "$dir/asked.x$1"
-}
-
-# Of three workers one hangs, and when it goes on it answers all that it had been
-# asked: others have done so, and nobody hears it twice.
-# "If it sends nothing for as many again it is stalled: while another is not, its
-# gets are handed on, see retry."
-# "It has sent something again."
-one_wakes_up_again() {
-	prosody
-	proxy stall=1
-	workers b c d
-	asker steady "$c2s" user x proxy.localhost 700 100
-	sleep 1
-	kill -STOP "$pid_d"
-	logged "stalled: service@localhost/d: silent for [23] s, [0-9]* open"
-	kill -CONT "$pid_d"
-	logged "recovered: service@localhost/d"
-	askers_are_done
-	grep "^700 sent, 700 answered, 0 errors; .* 0 twice$" "$dir/asked.x"
-	counted "700 requests, 0 untracked, 700 answers, [1-9][0-9]* late.* 0 open"
-	logged_times 1 stalled
 }
 
 # "From then on it is pinged every stall seconds."
@@ -1668,6 +1499,7 @@ what_drains_is_not_tried() {
 
 # "Anything it sends ends this, except what its server may have sent for it: the
 # error recipient-unavailable, and presence while a probe is out."
+# "It has sent something again."
 any_stanza_brings_back() {
 	scripted stall=1
 	goes_to a 1 set
@@ -1694,13 +1526,10 @@ any_stanza_brings_back() {
 # "A worker that shows dnd drains: it keeps what it has."
 # "The worker shows dnd, or no longer does."
 who_shows_dnd_drains() {
-	scripted
-	joins b
+	scripted b
 	shows a dnd
 	logged "draining: service@localhost/a$"
-	for i in 3 4 5 6 7 8; do
-		goes_to b $i
-	done
+	all "goes_to b" 3 4 5 6 7 8
 	tell srv "<presence from='service@localhost/a' to='proxy.localhost'><status>soon</status><show>dnd</show><priority>9</priority></presence>"
 	goes_to b 9
 	shows c dnd
@@ -1736,9 +1565,7 @@ a_worker_is_stopped_without_losing_a_request() {
 # "Any other show, and priorities, mean nothing."
 other_shows_and_priorities_mean_nothing() {
 	scripted
-	for show in away xa chat; do
-		shows a $show
-	done
+	all "shows a" away xa chat
 	tell srv "<presence from='service@localhost/a' to='proxy.localhost'><priority>-9</priority></presence>"
 	tell srv "<presence from='service@localhost/a' to='proxy.localhost'><show xmlns='x'>dnd</show></presence>"
 	joins b
@@ -1751,8 +1578,7 @@ other_shows_and_priorities_mean_nothing() {
 # "A worker has too many open requests if it has as many as there are places left,
 # see MAXREQUESTS."
 a_resource_has_its_share() {
-	scripted MAXREQUESTS=64 stall=0
-	joins b
+	scripted MAXREQUESTS=64 stall=0 b
 	for i in $(seq 15); do
 		news
 		flood 10 1 "$i."
@@ -1766,29 +1592,9 @@ a_resource_has_its_share() {
 	[ "$(grep -c "to='service@localhost/a'" "$dir/old")" -le 33 ]
 }
 
-# One of three workers hangs with sets, for longer than the table of requests lasts:
-# nobody is refused, and only what it has waits.
-# "A worker has too many open requests if it has as many as there are places left,
-# see MAXREQUESTS."
-one_hangs_with_sets() {
-	prosody
-	proxy MAXREQUESTS=128 stall=1
-	workers b c d
-	kill -STOP "$pid_d"
-	for u in $(seq 20); do
-		asker steady "$c2s" "u$u" "x$u" proxy.localhost 50 10 set
-	done
-	askers_are_done
-	counted "1000 requests, .* 0 resource-constraint"
-	open=$(sed -n 's,.*resource: service@localhost/d: \([0-9]*\) open.*stalled$,\1,p' "$log" | tail -n 1)
-	awk -v open="$open" '{ a += $3; e += $5 }
-	END { print a, e, open; exit !(open > 0 && open < 80 && a == 1000 - open && e == 0) }' "$dir"/asked.*
-}
-
 # "STANDBY ignores this."
 one_in_charge_gets_all() {
-	scripted choice=STANDBY MAXREQUESTS=64 stall=0
-	joins b
+	scripted choice=STANDBY MAXREQUESTS=64 stall=0 b
 	flood 64 1 f
 	fares a "64 open"
 }
@@ -1867,30 +1673,21 @@ configurations_that_cannot_work() {
 # "The secret that component and server share."
 # "Prosody's not-authorized means a wrong secret, its host-unknown a domain that it
 # has no component for, and conflict that another copy is connected."
-wrong_secret() {
-	prosody
+wrong_secret() { refuses prosody host-unknown; }
+
+# "ejabberd says not-authorized for the first two."
+wrong_secret_on_ejabberd() { need ejabberdctl ejabberd; refuses ejabberd not-authorized; }
+
+# What this server says of a domain that it does not know.
+refuses() {
+	"$1"
 	proxy secret='"wrong"'
 	logged "disconnected: not-authorized"
 	logged waiting
 	unlogged wrong
 	stop
 	proxy domain='"nobody.localhost"'
-	logged "disconnected: host-unknown"
-}
-
-# A host that is not there answers with an error; asked again, it is there.
-# "It may be on another server."
-# "It is asked again, see askmin."
-subscription_is_asked_for_again() {
-	prosody
-	proxy askmin=1 target='"service@other.localhost"'
-	logged "not subscribed: service@other.localhost: not-allowed"
-	end "$serverpids"
-	hosts="$hosts
-	VirtualHost 'other.localhost'"
-	prosody
-	service a other.localhost
-	accepts a
+	logged "disconnected: $2"
 }
 
 # "The server's name or address, IPv4 or IPv6."
@@ -1950,7 +1747,7 @@ tls_with_each_kind_of_key() {
 # "SHA-256 fingerprints, one of which the server's certificate must have, see TLS."
 tls_under_load() {
 	TLS=front
-	thousands_pass_in_order
+	a_fresh_parser_loses_nothing
 	large 524000 "iq type='set' id='big' from='u@h/r' to='proxy.localhost'" >"$dir/srv.in"
 	goes_to a last
 	[ "$(tr -cd x <"$dir/srv.out" | wc -c)" -ge 524000 ]
@@ -2161,14 +1958,10 @@ a_set_is_never_repeated() {
 # get last."
 the_first_answer_counts() {
 	scripted stall=1
-	for i in 1 2 3 4 5; do
-		goes_to a $i
-	done
+	all "goes_to a" 1 2 3 4 5
 	joins b
 	is_set_aside a
-	for i in 1 2 3 4 5; do
-		is_handed_to b $i
-	done
+	all "is_handed_to b" 1 2 3 4 5
 	passes a 1
 	is_late b 1
 	is_late b 1 error
@@ -2208,8 +2001,7 @@ who_was_served_stays() {
 # "Requesters are remembered in MAXREQUESTS places by hash, only the last one in
 # each."
 two_who_share_a_place() {
-	scripted choice=STICKY MAXREQUESTS=100000
-	joins b c d e f g h i
+	scripted choice=STICKY MAXREQUESTS=100000 b c d e f g h i
 	ask_for_many nine
 	joins j
 	ask_for_many ten
@@ -2355,23 +2147,25 @@ probes_have_pauses() {
 # refresh."
 silent_departures_are_found() {
 	scripted patience=1
+	goes_to a 1
+	goes_to a 2 set
 	joins b c
 	probed
 	only_answer b
-	# those who were silent may only be late: they are asked once more
 	probe_is_read
 	unlogged "left: "
 	only_answer b c
 	logged "left: service@localhost/a: 2 online"
 	unlogged "left: service@localhost/[bc]"
+	hear srv "<iq type='get' id='1' .*/[bc]'"
+	has_failed recipient-unavailable 2
 }
 
 # "When a worker's answer to a request is service-unavailable, which servers also
 # send for one that has gone, a probe is sent at once, but not again for the same
 # worker within refresh."
 service_unavailable_leads_to_one_probe() {
-	scripted patience=1
-	joins b
+	scripted patience=1 b
 	probed
 	only_answer a b
 	bounce 1 a item-not-found
@@ -2995,28 +2789,6 @@ a_week_on_ejabberd_with_tls() {
 	week ejabberd
 }
 
-# The subscription in the roster is kept as Jitsi's installation made it, so nobody
-# has to do anything.
-# "replace it with the component of Prosody, set domain and target to the same, and
-# let Prosody reload its configuration."
-# "The subscription in the target's roster stays valid."
-# "Requesters see no difference."
-# "Workers see one: bytes of a requester's JID that are not printable ASCII are %XX
-# in from."
-# "Where Prosody has"
-from_mod_client_proxy() {
-	jitsi_was_installed
-	prosody
-	login focus focus focus auth.meet.example
-	tell focus "<presence/>"
-	proxy domain='"focus.meet.example"' target='"focus@auth.meet.example"' prefix='"focus"'
-	logged "subscribed: focus@auth.meet.example"
-	meets focus
-	tell focus "<iq type='get' id='r'><query xmlns='jabber:iq:roster'/></iq>"
-	hear focus "id='r'" "jid='focus.meet.example'"
-	unheard focus "type='subscribe'"
-}
-
 # Its hosts, with the component's lines of the man page behind mod_client_proxy's.
 jitsi_was_installed() {
 	cat >"$dir/mod_subscribe.lua" <<-\E
@@ -3047,6 +2819,15 @@ meets() {
 	hear guest "<iq" "type='result'" "id='$conferences'" "from='focus.meet.example'" "ready='true'"
 }
 
+# The subscription in the roster is kept as Jitsi's installation made it, so nobody
+# has to do anything.
+# "replace it with the component of Prosody, set domain and target to the same, and
+# let Prosody reload its configuration."
+# "The subscription in the target's roster stays valid."
+# "Requesters see no difference."
+# "Workers see one: bytes of a requester's JID that are not printable ASCII are %XX
+# in from."
+# "Where Prosody has"
 # Somebody else has logged in to the account of the focus.
 # "For the installation meet.example, on Debian, set domain to focus.meet.example,
 # target to focus@auth.meet.example, prefix to focus, so that nothing else that uses
@@ -3069,6 +2850,7 @@ jitsi_meet() {
 	done
 	unlogged "focus@auth.meet.example/other"
 	unheard other "<iq.*conference"
+	unheard focus "type='subscribe'"
 }
 
 # "Only one Jicofo may be at work."
@@ -3132,18 +2914,6 @@ runit_runs_it() {
 }
 
 # "Prosody refuses a second component with the same address, with conflict."
-a_second_copy_is_refused() {
-	prosody
-	proxy
-	logged online
-	first=$proxypid
-	proxy
-	logged "disconnected: conflict"
-	stop
-	kill -0 "$first"
-	proxypid=$first
-}
-
 # "So a second copy on another machine can stand by: it tries again, and takes over
 # within backoffmax when the first one ends."
 a_second_copy_stands_by() {
@@ -3372,38 +3142,30 @@ refusals_are_logged() {
 	unlogged "$(sha1 xsecret)"
 }
 
-# "If this never comes, nobody has accepted it."
 # "The target has accepted the subscription."
-subscription_is_refused_and_withdrawn() {
-	prosody
-	proxy
-	service a
-	hear a "<presence" "type='subscribe'"
-	tell a "<presence type='unsubscribed' to='proxy.localhost'/>"
-	logged "not subscribed"
-	unlogged "joined\|^client_proxy: subscribed"
-	stop
-	proxy
-	accepts a
-	logged "subscribed: service@localhost"
-	tell a "<presence type='unsubscribed' to='proxy.localhost'/>"
-	logged "left: service@localhost.*: 0 online"
-}
-
+# "If this never comes, nobody has accepted it."
 # "The target refuses or has withdrawn the subscription, or its server says why there
 # is none."
+# "It is asked again, see askmin."
 the_target_denies() {
-	scripted
-	probed
-	presence_error "gone cancel" service@localhost "$(last_ask)"
-	logged "not subscribed: service@localhost: gone"
-	logged "left: service@localhost, all.*: 0 online"
-	for f in service@localhost service@localhost/x; do
+	scripted askmin=1
+	for how in error unsubscribed; do
+		unlogged "subscribed: service@localhost"
+		goes_to a $how
+		probed
+		logged "^client_proxy: subscribed: service@localhost"
+		if [ $how = error ]; then
+			presence_error "gone cancel" service@localhost "$(last_ask)"
+			logged "not subscribed: service@localhost: gone"
+		else
+			deliver presence unsubscribed service@localhost/x proxy.localhost /
+			logged "not subscribed: service@localhost: it refuses"
+		fi
+		logged "left: service@localhost, all.*: 0 online"
+		has_failed recipient-unavailable $how
+		hear srv "<presence type='subscribe'"
 		: >"$log"
 		joins a
-		deliver presence unsubscribed $f proxy.localhost /
-		logged "not subscribed: service@localhost: it refuses"
-		logged "left: service@localhost, all.*: 0 online"
 	done
 }
 
@@ -3429,17 +3191,6 @@ not_for_us() {
 	for ns in jabber:server jabber:client; do
 		tell srv "<iq xmlns='$ns' type='get' id='$ns' from='u@h/r' to='proxy.localhost'><q xmlns='$ns'/></iq>"
 		hear srv "<iq type='get' id='$ns' from='proxy.localhost/u@h/r' to='service@localhost/a'><q xmlns='$ns'/>"
-	done
-}
-
-# "ejabberd says not-authorized for the first two."
-wrong_secret_on_ejabberd() {
-	need ejabberdctl ejabberd
-	ejabberd
-	for c in 'secret="wrong"' 'domain="nobody.localhost"'; do
-		proxy "$c"
-		logged "disconnected: not-authorized"
-		stop
 	done
 }
 
@@ -3577,9 +3328,7 @@ unasked_answers_reach_the_client() {
 nobody_else_sends_from_the_domain() {
 	scripted
 	news
-	for from in proxy.localhost/v@h/r room@proxy.localhost proxy.localhost; do
-		request 1 get $from
-	done
+	all "request 1 get" proxy.localhost/v@h/r room@proxy.localhost proxy.localhost
 	news
 	unsent "v@h/r'.*to='service@localhost\|proxy.localhost/proxy.localhost.*to='service@localhost"
 }
@@ -3672,6 +3421,9 @@ documents_and_scripts_are_clean() {
 
 # What no test can prove: what words mean, advice, and what others do.
 : <<\END # untested
+For services that keep state between requests: commands and forms of several steps,
+	paging through results, bytestreams.
+It may be on another server.
 So a service can be written as an ordinary client, run in several copies on several
 	machines, and be reached at one address.
 Each copy is called a worker and has a resource of the target to itself.
@@ -3781,6 +3533,15 @@ plainly() {
 	case ${CFLAGS-}${WRAPPER-} in
 	*sanitize* | *valgrind* | *qemu*) echo "of no use with sanitizers"; exit 77 ;;
 	esac
+}
+
+# The same with each of the rest.
+all() {
+	same=$1
+	shift
+	for one in "$@"; do
+		$same "$one"
+	done
 }
 
 milliseconds() { echo $(($(date +%s%N) / 1000000)); }
@@ -3924,7 +3685,7 @@ proxy() {
 	launched=$((${launched-0} + 1))
 	log=$dir/proxy.$launched.log
 	# shellcheck disable=SC2086 # a command and its options, or nothing
-	background ${WRAPPER-} "$bin" 2>"$log"
+	background ${WRAPPER-} "$bin" 2>>"$log"
 	proxypid=$pid
 }
 
@@ -4441,12 +4202,15 @@ welcome() {
 	hear srv "<presence type='subscribe' id='[^']*' from='proxy.localhost' to='service@localhost'/>"
 }
 
-# A scripted server, the proxy (configured with the arguments) and resource a.
+# A scripted server, the proxy with these settings NAME=VALUE, resource a and these.
 scripted() {
 	serve
 	proxy "$@"
 	welcome
 	joins a
+	for who in "$@"; do
+		case $who in *=*) ;; *) joins "$who" ;; esac
+	done
 }
 
 # The server delivers a stanza: element, type, from, to, the rest of the tag.
@@ -4947,7 +4711,7 @@ END
 #	        answer requests; one called managed has stream management
 #	example FILE
 #	        be the worker of the man page, but for who and where it is
-#	bytestream, questions, chat, equal_ids
+#	bytestream, questions, chat
 #	        talk
 
 : <<\END # talk.py
@@ -5068,28 +4832,6 @@ async def chat():
         seen = asyncio.ensure_future(it.wait_until("chatstate_composing"))
         state.send()
         assert (await seen)["from"] == name
-
-
-# Two workers ask at once with the same id; he answers the later one first.
-async def equal_ids():
-    a, b, u = await service("a"), await service("b"), await user()
-    asked = []
-
-    def hear(iq):
-        asked.append(iq)
-        for iq in reversed(asked if len(asked) == 2 else []):
-            answer(iq, to=iq["id"])
-
-    u.register_handler(Callback("test", asked_for_test, hear))
-
-    async def ask(client):
-        iq = client.make_iq_get(ito=there, queryxmlns="test")
-        iq["id"] = "same"
-        got = await iq.send()
-        assert got["from"] == there and got["id"] == "same", got
-        return got.xml.find("{test}query").get("to")
-
-    assert await asyncio.gather(ask(a), ask(b)) == ["a/same", "b/same"]
 
 
 loop = asyncio.get_event_loop()
@@ -11929,11 +11671,11 @@ work() {
 }
 
 # Those that measure time.
-alone="a_crash_storm least_busy_spares_the_slow one_hangs_with_sets asking_again probes_have_pauses
+alone="a_crash_storm asking_again probes_have_pauses
 	a_server_that_comes_back_is_seen_at_once a_request_takes_one_turn"
 
 # What others may send that is hostile, and TLS: the rest is simulated with sanitizers.
-hostile="nothing_else_is_rewritten resources_of_any_spelling names_of_any_spelling_ask
+hostile="nothing_else_is_rewritten resources_of_any_spelling
 	own_ids_of_every_shape no_way_around_the_table answers_to_nobody_online_are_dropped
 	answers_to_addresses_that_encode_nobody_are_dropped addresses_that_are_too_long
 	what_is_too_large_is_refused memory_stays_bounded a_stanza_that_is_too_costly_ends_the_stream
@@ -11945,14 +11687,14 @@ hostile="nothing_else_is_rewritten resources_of_any_spelling names_of_any_spelli
 	tls_that_is_not_answered tls_cut tls_name tls_under_load"
 
 # What keeps requests in mind, for valgrind.
-remembering="the_exchange each_resource_gets_its_share the_server_restarts jitsi_meet
+remembering="the_exchange all_have_the_same_probability the_server_restarts jitsi_meet
 	relayed_as_the_table_says who_leaves_takes_only_his_own_requests_along gets_are_handed_on
 	a_failed_request_is_forgotten_after_as_many_others what_is_too_long_to_remember_gets_no_error
 	the_first_answer_counts one_is_in_charge silent_departures_are_found who_floods_leaves_half
 	a_full_table_is_logged_once strangers_do_not_fill_the_log"
 
 # Large amounts, for TLS in between.
-large="byte_by_byte thousands_pass_in_order many_fail_at_once what_is_too_large_is_refused
+large="byte_by_byte many_fail_at_once what_is_too_large_is_refused
 	escapes_are_few liveness back_pressure a_fresh_parser_loses_nothing memory_stays_bounded"
 
 # All tests; then many of them with sanitizers, over TLS, with valgrind.
