@@ -3799,12 +3799,14 @@ bytes() { yes "$2" | tr -d '\n' | head -c "$1"; }
 names() {
 	awk -v n="$1" -v format="$2" 'BEGIN {
 		digits = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
+		parts = split(format, part, "%")
 		for (i = 53; n > 0; i++) {
 			name = ""
 			for (v = i; v > 0; v = int(v / 53))
 				name = name substr(digits, v % 53 + 1, 1)
-			s = format
-			gsub(/%/, name, s)
+			s = part[1]
+			for (j = 2; j <= parts; j++)
+				s = s name part[j]
 			printf "%s", s
 			n -= length(s)
 		}
@@ -4203,15 +4205,15 @@ wrote() { await has_written "$1" || { echo "not: $1"; tail -c 1000 "$dir/srv.out
 
 has_written() { tail -c $((${#1} + 300)) "$dir/srv.out" | grep -qF -e "$1"; }
 
-# The stanzas that the proxy has sent since the last time: $news. It has finished
-# with all before when it has answered twice.
+# The stanzas that the proxy has sent since the last time, pings apart: $news. It has
+# finished with all before when it has answered twice.
 news() {
 	for _ in 1 2; do
 		mark=$((${mark-0} + 1))
 		deliver iq get mark@h proxy.localhost/mark "id='mark$mark'/"
 		written "id='mark$mark'"
 	done
-	stanzas <"$dir/srv.out" | grep -v "to='mark@h'" >"$dir/all"
+	stanzas <"$dir/srv.out" | grep -v -e "to='mark@h'" -e "<ping xmlns='urn:xmpp:ping'/>" >"$dir/all"
 	touch "$dir/old"
 	news=$(tail -n "+$(($(wc -l <"$dir/old") + 1))" "$dir/all")
 	mv "$dir/all" "$dir/old"
@@ -4696,7 +4698,7 @@ def load(file, times, stanzas, workers, port, *command):
     sock.setblocking(False)
     begun = last = time.monotonic()
     # never sleep: the system would charge the command for waking us
-    while left > 0 and time.monotonic() - last < 5:
+    while left > 0 and time.monotonic() - last < 20:
         try:
             got = tail + sock.recv(1 << 20)
             left -= got.count(b"</iq>")
