@@ -3447,9 +3447,10 @@ END
 
 # ---- helpers: processes ----
 
-# Wait until a command succeeds, for half a minute at most.
+# Wait until a command succeeds, for half a minute at most, or $limit twentieths of a
+# second.
 await() {
-	tries=600
+	tries=${limit:-600}
 	until "$@" >/dev/null 2>&1; do
 		tries=$((tries - 1))
 		[ $tries -gt 0 ] || { echo "waited in vain for: $*"; return 1; }
@@ -3746,7 +3747,7 @@ find_stanza() {
 
 # Wait for such a stanza.
 hear() {
-	tries=600
+	tries=${limit:-600}
 	until find_stanza "$@"; do
 		tries=$((tries - 1))
 		[ $tries -gt 0 ] || {
@@ -11404,9 +11405,9 @@ tests() {
 inside() {
 	case $2 in
 	plain) ;;
-	sanitizers) CFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" ;;
+	sanitizers) limit=2400 CFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" ;;
 	own | front) TLS=$2 ;;
-	valgrind) WRAPPER="valgrind -q --leak-check=full --error-exitcode=9" ;;
+	valgrind) limit=2400 WRAPPER="valgrind -q --leak-check=full --error-exitcode=9" ;;
 	*) build_as "$2" ;;
 	esac
 	guard
@@ -11467,28 +11468,27 @@ work() {
 alone="a_crash_storm asking_again probes_have_pauses
 	a_server_that_comes_back_is_seen_at_once a_request_takes_one_turn"
 
-# What others may send that is hostile, and TLS: the rest is simulated with sanitizers.
-hostile="nothing_else_is_rewritten resources_of_any_spelling
-	own_ids_of_every_shape no_way_around_the_table answers_to_nobody_online_are_dropped
+# What others may send that is hostile, and TLS.
+hostile="nothing_else_is_rewritten resources_of_any_spelling own_ids_of_every_shape
+	no_way_around_the_table answers_to_nobody_online_are_dropped
 	answers_from_or_to_nobody_are_dropped addresses_that_are_too_long
-	what_is_too_large_is_refused memory_stays_bounded a_stanza_that_is_too_costly_ends_the_stream
-	a_fresh_parser_loses_nothing prefixes_of_the_stream_have_a_limit back_pressure liveness
+	what_is_too_large_is_refused prefixes_of_the_stream_have_a_limit liveness
 	handshake_with_any_id forbidden_xml wrong_streams cut_connections refusals_are_logged
 	not_for_us names_of_1023_bytes full_table tls_with_each_kind_of_key
 	tls_with_a_pin_of_any_spelling eight_fingerprints_and_not_nine tls_renewal
 	a_wrong_certificate_is_refused tls_1_2_and_its_ciphers a_server_without_tls_1_2
-	tls_that_is_not_answered tls_cut tls_name tls_under_load"
+	tls_that_is_not_answered tls_cut tls_name"
 
-# What keeps requests in mind, for valgrind.
-remembering="the_exchange all_have_the_same_probability the_server_restarts jitsi_meet
-	relayed_as_the_table_says who_leaves_takes_only_his_own_requests_along gets_are_handed_on
-	a_failed_request_is_forgotten_after_as_many_others what_is_too_long_to_remember_gets_no_error
-	the_first_answer_counts one_is_in_charge silent_departures_are_found who_floods_leaves_half
-	a_full_table_is_logged_once strangers_do_not_fill_the_log"
+# Large amounts.
+large="tls_under_load many_fail_at_once escapes_are_few back_pressure
+	a_fresh_parser_loses_nothing a_stanza_that_is_too_costly_ends_the_stream
+	memory_stays_bounded"
 
-# Large amounts, for TLS in between.
-large="byte_by_byte many_fail_at_once what_is_too_large_is_refused
-	escapes_are_few liveness back_pressure a_fresh_parser_loses_nothing memory_stays_bounded"
+# What keeps requests in mind.
+remembering="the_exchange jitsi_meet relayed_as_the_table_says gets_are_handed_on
+	who_leaves_takes_only_his_own_requests_along the_first_answer_counts one_is_in_charge
+	a_failed_request_is_forgotten_after_as_many_others silent_departures_are_found
+	what_is_too_long_to_remember_gets_no_error strangers_do_not_fill_the_log"
 
 # All tests; then many of them with sanitizers, over TLS, with valgrind.
 # shellcheck disable=SC2046,SC2086 # words
@@ -11497,10 +11497,11 @@ all_tests() {
 	on_prosody=$(awk '/^[a-z0-9_]*\(\)/ { name = $1; sub(/\(\).*/, "", name) }
 	/^	prosody$|\{ .*(prosody|talk [a-z_]*); \}/ { print name }' test.sh | grep -x -F -f "$TESTDIR/together" | sort -u)
 	jobs_as plain $(cat "$TESTDIR/together")
-	jobs_as sanitizers $on_prosody $hostile
+	# the rest is simulated with sanitizers
+	jobs_as sanitizers $hostile $large jitsi_meet ugly_stanzas_on_prosody
 	jobs_as own $on_prosody
 	# what is before the server still listens when that does not
-	jobs_as front $(echo "$on_prosody" | grep -v restarts) $large
+	jobs_as front $(echo "$on_prosody" | grep -v restarts) $large byte_by_byte liveness
 	jobs_as valgrind $remembering $hostile
 	work_side_by_side
 	jobs_as plain $alone
