@@ -1042,6 +1042,28 @@ carbon_copies_are_dropped() {
 	comes ""
 }
 
+# "Any, each with the same probability."
+# "Each request goes to a random worker, or as CHOICE describes."
+# "..., at random among several."
+all_have_the_same_probability() {
+	for choice in RANDOM LEASTBUSY; do
+		scripted choice=$choice
+		joins b c
+		for i in $(seq 300); do
+			printf %s "<iq type='get' id='$i' from='u@h/r' to='proxy.localhost'/>"
+			for r in a b c; do
+				printf %s "<iq type='result' id='$i' from='service@localhost/$r' to='proxy.localhost/u@h/r'/>"
+			done
+		done >"$dir/srv.in"
+		written "id='300'"
+		# 100 each; less than 50 has a chance of one in a hundred million
+		for r in a b c; do
+			[ "$(grep -o "to='service@localhost/$r'" "$dir/srv.out" | wc -l)" -ge 50 ]
+		done
+		stop
+	done
+}
+
 # "The same for every request from one full JID, as long as it is online."
 # "Those who are not remembered are given a worker by hash."
 # "0: nobody is remembered."
@@ -1126,28 +1148,6 @@ the_least_busy_is_chosen() {
 	goes_to b 7 set
 	passes a slow
 	goes_to a 8
-}
-
-# "Each request goes to a random worker, or as CHOICE describes."
-# "Any, each with the same probability."
-# "..., at random among several."
-all_have_the_same_probability() {
-	for choice in RANDOM LEASTBUSY; do
-		scripted choice=$choice
-		joins b c
-		for i in $(seq 300); do
-			printf %s "<iq type='get' id='$i' from='u@h/r' to='proxy.localhost'/>"
-			for r in a b c; do
-				printf %s "<iq type='result' id='$i' from='service@localhost/$r' to='proxy.localhost/u@h/r'/>"
-			done
-		done >"$dir/srv.in"
-		written "id='300'"
-		# 100 each; less than 50 has a chance of one in a hundred million
-		for r in a b c; do
-			[ "$(grep -o "to='service@localhost/$r'" "$dir/srv.out" | wc -l)" -ge 50 ]
-		done
-		stop
-	done
 }
 
 # "A worker that answers everything at once with an error counts as fast."
@@ -1598,9 +1598,8 @@ configurations_that_cannot_work() {
 # "The secret that component and server share."
 # "Prosody's not-authorized means a wrong secret, its host-unknown a domain that it has no
 # component for, and conflict that another copy is connected."
-wrong_secret() { refuses prosody host-unknown; }
-
 # "ejabberd says not-authorized for the first two."
+wrong_secret() { refuses prosody host-unknown; }
 wrong_secret_on_ejabberd() { need ejabberdctl ejabberd; refuses ejabberd not-authorized; }
 
 # What this server says of a domain that it does not know.
