@@ -1442,6 +1442,7 @@ any_stanza_brings_back() {
 		logged_times $n "recovered: service@localhost/a$"
 	done
 	is_set_aside a
+	bounce other a recipient-unavailable
 	probed
 	shows a away
 	fares a "1 open, .*, stalled"
