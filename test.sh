@@ -3470,6 +3470,11 @@ listening_only() {
 	grep -q ":$(printf %04X "$1") 0*:0000 0A" /proc/net/tcp /proc/net/tcp6
 }
 
+# It is, or has its one connection already.
+taken() {
+	grep -q ":$(printf %04X "$1") [0-9A-F]*:[0-9A-F]* 0[1A] " /proc/net/tcp /proc/net/tcp6
+}
+
 # Three ports that nobody listens at and no other test has: $c2s for clients, $cport
 # for components, $tport for components over TLS.
 ports() {
@@ -4073,7 +4078,7 @@ talk() {
 serve() {
 	rm -f "$dir/srv".* "$dir/old"
 	connect srv "${1-TCP-LISTEN:$cport,bind=127.0.0.1},reuseaddr,nodelay"
-	await listening_only "$cport"
+	await taken "$cport"
 }
 
 sha1() { printf %s "$1" | openssl dgst -sha1 -r | cut -d' ' -f1; }
@@ -10860,7 +10865,8 @@ soak_round() {
 		prosody
 		;;
 	esac
-	askers_are_done | sed "s/^/$1 /" >>"$dir/table"
+	askers_are_done >"$dir/done"
+	sed "s/^/$1 /" "$dir/done" >>"$dir/table"
 	for p in $pid_a $pid_b $pid_c $pid_d; do
 		end "$p" || :
 	done 2>>"$dir/ended"
