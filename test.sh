@@ -1,9 +1,11 @@
 #!/bin/sh
-# client_proxy's tests and its demo. See LICENSE file for copyright and license.
+# client_proxy's specification: each sentence of the man page, and the test that
+# proves it. See LICENSE file for copyright and license details.
 #
 #	./test.sh            all tests, many of them again with sanitizers, TLS, valgrind
-#	./test.sh NAME...    these tests only, as the list below names them
+#	./test.sh NAME...    these tests only, as the list names them
 #	./test.sh list       the names
+#	./test.sh coverage   sentences of the man page without a test, and the reverse
 #	./test.sh simulate [SECONDS [SEED]]
 #	                     the program in a simulated world where all goes wrong;
 #	                     0 seconds: one seed, with all that happens in it;
@@ -21,7 +23,10 @@
 #	./test.sh portable [VARIANT [NAME...]]
 #	                     other compilers, flags, C libraries and processors
 #	./test.sh demo       the exchange of the man page, on a real server
+#	./test.sh newcomer [SUITE...]
+#	                     README's lines on bare Debians, as root
 #
+# JOBS=N is how many tests run at the same time, else two for each processor.
 # Servers and clients run on loopback, in a throw-away directory, and never as
 # root: started as root, everything runs as `nobody'.
 
@@ -30,20 +35,18 @@ set -u
 LC_ALL=C
 PATH=$PATH:/usr/sbin:/sbin
 export LC_ALL PATH
-here=$(cd "$(dirname "$0")" && pwd)
 
 if [ -z "${TESTDIR-}" ]; then
+	cd "$(dirname "$0")" || exit 1
 	TESTDIR=$(mktemp -d "${TMPDIR:-/tmp}/client_proxy.XXXXXX") || exit 1
 	export TESTDIR
 	trap 'rm -rf "$TESTDIR"' EXIT
 	trap 'exit 1' HUP INT TERM
-	mkdir "$TESTDIR/src"
-	for f in Makefile client_proxy.c config.def.h client_proxy.1 test.sh \
-	    LICENSE README; do
-		cp "$here/$f" "$TESTDIR/src" || exit 1
-	done
+	mkdir "$TESTDIR/src" || exit 1
+	cp Makefile client_proxy.c config.def.h client_proxy.1 test.sh LICENSE README \
+	    "$TESTDIR/src" || exit 1
 	user=
-	if [ "$(id -u)" = 0 ]; then
+	if [ "$(id -u)" = 0 ] && [ "${1-}" != newcomer ]; then
 		chown -R nobody "$TESTDIR"
 		user="setpriv --reuid=nobody --regid=nogroup --clear-groups"
 	fi
@@ -52,11 +55,3442 @@ if [ -z "${TESTDIR-}" ]; then
 	exit
 fi
 
+# ---- the specification: the tests, in the order of the man page ----
+# What stands above a test in quotes is what it proves.
+
+# "client_proxy is an external component for any XMPP server."
+# "In prosody.cfg.lua:"
+# "In ejabberd.yml, below listen:"
+# "In router.xml, below local:"
+a_week_on_prosody() { week prosody; }
+a_week_on_ejabberd() { need ejabberdctl ejabberd; week ejabberd; }
+a_week_on_jabberd2() { need jabberd2-router jabberd2; week jabberd2; }
+
+# All that an operator sees in a week, in the shortest time: the first contact,
+# joins and leaves, requests, silence, both sides' restarts.
+week() {
+	$1
+	service a
+	proxy keepalive=1
+	logged online
+	login user x
+	ask user 1
+	hear user "<iq" "type='error'" "id='1'" "<service-unavailable"
+	accepts a
+	served user 2 a
+	service b
+	logged "joined: service@localhost/b: 2 online"
+	offline a
+	served user 3 b room@proxy.localhost
+	tell a "<presence/>"
+	logged "joined: service@localhost/a: 2 online"
+	sleep 3
+	unlogged disconnected
+	stop
+	proxy
+	logged "joined: .*: 2 online"
+	cut_off b
+	logged "left: service@localhost/b: 1 online"
+	# shellcheck disable=SC2086 # several
+	for p in $serverpids; do
+		end "$p" 9
+	done
+	logged "left: .*: 0 online"
+	rm -f "$dir/a".* "$dir/user".*
+	$1
+	service a
+	logged_times 2 "joined: service@localhost/a:"
+	login user x
+	served user 4 a
+}
+
+# "It owns one address, its domain, and hands each IQ request that is sent there to one of
+# the clients that are online with an ordinary account, the target."
+# "The answer goes back to the requester as if the component had given it."
+# "The worker finds the requester's address behind the first slash of from."
+# "Let the domain be proxy.domain.example and the target some-user@some-domain.example,
+# with resources a and b."
+the_exchange() {
+	scripted
+	{ example "The exchange" 1 && echo; } | ours | sed 's/some-user@some-/service@/' | tr '\n' ' ' |
+	    sed 's/[a-z]* -> [a-z]*:/\n/g;s/$/\n/' | sed '/iq/!d;s/ *$//;s/  */ /g;s/>$/\/>/' >"$dir/four"
+	{ read -r asked && read -r handed && read -r answered && read -r led; } <"$dir/four"
+	tell srv "$asked"
+	for want in "$handed" "$led"; do
+		hear srv "id='1234'"
+		[ "$(echo "$heard" | attributes)" = "$(echo "$want" | attributes)" ]
+		tell srv "$answered"
+	done
+}
+
+attributes() { sed 's/[ /]/\n/g' | sort; }
+
+# "client_proxy learns from the target's presence which workers are online."
+# "For that it sends a subscription request, which the target has to accept, see The
+# subscription."
+# "A worker came or went, and now n are online."
+it_learns_who_is_online_from_presence() {
+	scripted
+	probed
+	online a b c a b c
+	logged "joined: service@localhost/c: 3 online"
+	unavailable nobody
+	leaves a
+	logged "left: service@localhost/a: 2 online"
+	deliver presence unavailable service@localhost proxy.localhost /
+	logged "left: service@localhost, all.*: 0 online"
+	logged_times 3 "joined: "
+}
+
+# "client_proxy runs in the foreground, writes one line per event to standard error and
+# reconnects by itself when the connection is lost."
+the_server_restarts() {
+	prosody
+	proxy
+	services a
+	kill "$serverpids"
+	logged "left: .*: 0 online"
+	logged disconnected
+	await gone "$serverpids"
+	logged "Connection refused"
+	for n in 2 3; do
+		prosody
+		rm -f "$dir/a".*
+		service a
+		logged_times $n "joined: .*: 1 online"
+		[ $n = 3 ] || end "$serverpids" 9
+	done
+	login user x
+	served user 1 a
+}
+
+# "The option -v prints name and version, here client_proxy-1.0."
+options() {
+	configure
+	brief -v
+	[ $rc = 0 ]
+	[ "$(cat "$dir/out")" = "client_proxy-$(sed -n 's/^VERSION = //p' Makefile)" ]
+	grep -q "here $(cat "$dir/out")\.\$" client_proxy.1
+	for o in -h x '-v -v' '-x y'; do
+		# shellcheck disable=SC2086 # words
+		brief $o
+		[ $rc = 1 ]
+		grep -q "^usage: " "$dir/err"
+	done
+}
+
+# "There % and each byte that is not printable ASCII are written %XX, in upper-case
+# hexadecimal digits."
+odd_requesters_are_answered() {
+	prosody
+	proxy
+	services a
+	i=0
+	for r in 'שלום' 'مرحبا abc' '🙂' 'with space' "o&apos;clock" '100%' '%41' 'UPPER' \
+	    '&quot;&lt;&amp;&gt;' 'a/b@c' "$(printf '%0900d' 0)"; do
+		i=$((i + 1))
+		login "user$i" "$r"
+		ask "user$i" $i
+		hear a "<iq" "id='$i'"
+		answer a
+		hear "user$i" "<iq" "type='result'" "id='$i'"
+		hear_to "$jid"
+	done
+}
+
+# "There % and each byte that is not printable ASCII are written %XX, in ..."
+every_printable_character_survives() {
+	scripted
+	all=$(awk 'BEGIN { for (i = 32; i < 127; i++) printf "%c", i }' |
+	    sed "s/&/\\&amp;/g;s/</\\&lt;/g;s/'/\\&apos;/g")
+	enc=$(printf %s "$all" | sed 's/%/%25/g')
+	request 1 get "u@h/$all"
+	reply 1 a result "u@h/$enc"
+	wrote "<iq type='get' id='1' from='proxy.localhost/u@h/$enc' to='service@localhost/a'/><iq type='result' id='1' from='proxy.localhost' to='u@h/$all'/>"
+}
+
+# "There % and each byte that is not printable ASCII are written %XX, in ..."
+bytes_that_are_not_ascii_are_encoded() {
+	scripted
+	request 1 get "u@h/é%🙂"
+	hear srv "<iq type='get' id='1' from='proxy.localhost/u@h/%C3%A9%25%F0%9F%99%82'"
+	reply 1 a result "u@h/%25%41%D7%A9%f0%9f%99%82"
+	hear srv "<iq type='result' id='1' from='proxy.localhost' to='u@h/%Aש🙂'/>"
+}
+
+# "An answer needs nothing but this address to find its way, so one that comes after a
+# restart of client_proxy is passed on as well."
+the_proxy_restarts() {
+	prosody
+	proxy
+	services a
+	login user x
+	for sig in TERM 9; do
+		ask user $sig
+		hear a "<iq" "id='$sig'"
+		end "$proxypid" $sig
+		proxy
+		logged "joined: .*: 1 online"
+		answer a
+		hear user "<iq" "type='result'" "id='$sig'"
+	done
+}
+
+# "The node of the address is kept: a request to room@proxy.domain.example comes from
+# room@proxy.domain.example/user@some-domain.example/abc and is answered from
+# room@proxy.domain.example."
+a_node_answers_as_itself() {
+	scripted
+	request 1 get u@h/r room@proxy.localhost
+	hear srv "<iq type='get' id='1' from='room@proxy.localhost/u@h/r' to='service@localhost/a'/>"
+	deliver iq result service@localhost/a room@proxy.localhost/u@h/r
+	hear srv "<iq type='result' id='1' from='room@proxy.localhost' to='u@h/r'/>"
+}
+
+# "Everything else in requests and answers passes unchanged."
+nothing_else_is_rewritten() {
+	scripted
+	kept "" "/>"
+	kept " xml:lang='de' x:y='1' xmlns:x='urn:x' z=''" "/>"
+	kept "" "><a xmlns='urn:a' b='c'><d xmlns=''/>text<e/>more</a> <b/></iq>"
+	kept "" "><p:a xmlns:p='urn:p' p:b='1'><p:c/></p:a></iq>"
+	kept "" "><a></a></iq>" "><a/></iq>"
+	kept "" "><a>  &amp; &lt; > ]]&gt; &#13; ' \"
+	</a></iq>"
+	kept "" "><a b='&amp;&lt;>&#13;&#10;&#9; '/></iq>"
+	kept "" "><a b='\"\"'/></iq>"
+	kept "" "><a b=\"&quot;'&quot;\"/></iq>" "><a b='\"&apos;\"'/></iq>"
+	kept "" "><a b=\"'''&quot;\"/></iq>"
+	kept "" "><a b=\"&quot;&quot;'\"/></iq>" "><a b='\"\"&apos;'/></iq>"
+	kept "" ">></iq>"
+	kept "" "><a b='&apos;&apos;'/></iq>" "><a b=\"''\"/></iq>"
+	kept "" "><a>&gt;&apos;&quot;&#x20AC;</a></iq>" "><a>>'\"€</a></iq>"
+	kept "" "><a><![CDATA[<b>]]]]><![CDATA[>]]></a></iq>" "><a>&lt;b>]]&gt;</a></iq>"
+	kept "" "><a b='€🙂ß'>€🙂ß</a></iq>"
+	deep=$(bytes 6000 "<a>")$(bytes 8000 "</a>")
+	kept "" ">$deep</iq>" ">$(echo "$deep" | sed 's|<a></a>|<a/>|')</iq>"
+	kept "" ">$(bytes 22000 "<a b='c'/>")</iq>"
+	(cat "$dir/srv.out" && echo "</stream:stream>") | xmlwf | grep . && return 1
+	unlogged dropped
+}
+
+# A stanza in, the stanza out: everything but the addresses is as it was.
+kept() {
+	tell srv "<iq type='set' id='f'$1 from='u@h/r' to='proxy.localhost'$2"
+	wrote "<iq type='set' id='f' from='proxy.localhost/u@h/r' to='service@localhost/a'$1${3-$2}"
+}
+
+# "Everything else in requests and answers passes unchanged."
+prefixes_of_the_stream_are_declared_again() {
+	decl="xmlns:s='urn:from-the-stream' xmlns:t='urn:t'"
+	scripted
+	kept "" "><s:a/></iq>" " $decl><s:a/></iq>"
+	own="xmlns:s='urn:own'><s:a t:b=''/></iq>"
+	kept "" " $own" " xmlns:t='urn:t' $own"
+}
+
+# "Everything else in requests and answers passes unchanged."
+byte_by_byte() {
+	scripted
+	program peer.py
+	for i in 01 02 03 04 05 06 07 08 09 10 11 12 13 14 15 16 17 18 19 20; do
+		printf %s "<iq type='get' id='b$i' from='u&amp;&apos;@h/ü' to='proxy.localhost'>
+			<a b='&lt;ü>'>]]&gt;ü<![CDATA[<]]></a></iq>"
+	done | /usr/bin/python3 "$TESTDIR/peer.py" drip >"$dir/srv.in"
+	hear srv "<iq type='get' id='b20' from=\"proxy.localhost/u&amp;'@h/%C3%BC\".*<a b='&lt;ü>'>]]&gt;ü&lt;</a></iq>"
+	[ "$(stanzas <"$dir/srv.out" | grep -c "<iq type='get' id='b")" = 20 ]
+}
+
+# "A stanza with a tag of more than 2048 bytes is followed by about as much white space as
+# its largest tag is long: servers with the expat of Debian 12 and 13 would otherwise hold
+# it back until as many bytes more have come."
+white_space_follows_large_tags() {
+	scripted
+	for n in 2000 5000; do
+		tell srv "<iq type='get' id='$n' from='u@h/r' to='proxy.localhost'><q a='$(bytes $n x)'/></iq>"
+		written "id='$n'"
+	done
+	await sh -c "tail -c 5100 '$dir/srv.out' | grep '</iq> \{5000,\}$'"
+	! grep "x </iq> \|</iq> <" "$dir/srv.out"
+}
+
+# "A stanza with a tag of more than 2048 bytes is followed by about as much white ..."
+split_anywhere_on_each_expat() {
+	split_anywhere
+	need apt-get apt
+	for v in $(apt-cache madison libexpat1 | awk '{ print $3 }'); do
+		(cd "$dir" && apt-get download "libexpat1=$v" && dpkg -x "libexpat1_$v"_*.deb "expat.$v") || continue
+		lib=$(find "$dir/expat.$v" -name 'libexpat.so.1' -printf %h)
+		stop
+		LD_LIBRARY_PATH=$lib split_anywhere
+		grep "$lib" "/proc/$proxypid/maps" >>"$dir/maps"
+	done
+}
+
+# The last byte of a stanza arrives alone, and no other after it.
+split_anywhere() {
+	scripted
+	s="<iq type='get' id='s' from='u@h/r' to='proxy.localhost'><a b='c'>d</a></iq>"
+	i=1
+	while [ $i -lt ${#s} ]; do
+		tell srv "$(printf %s "$s" | head -c $i)"
+		sleep 0.01
+		tell srv "$(printf %s "$s" | tail -c $((${#s} - i)))"
+		hear srv "<iq type='get' id='s'" "d</a></iq>"
+		i=$((i + 1))
+	done
+	# an expat that defers would look again at twice as many bytes only
+	tell srv "<iq type='get' id='d' from='u@h/r' to='proxy.localhost'><a b='$(bytes 200 x)"
+	sleep 0.1
+	tell srv ">"
+	sleep 0.1
+	tell srv "'/></iq>"
+	hear srv "<iq type='get' id='d'"
+}
+
+# "Every request is answered once."
+a_crash_storm() { storm prosody 30; }
+
+# "If its worker goes offline or hangs, a get is handed to another worker, see retry."
+gets_are_handed_on() {
+	scripted
+	content=" xml:lang='de' x:y='&amp;' xmlns:x='urn:x'><q xmlns='test' a='\"&apos;'>t &lt; ü<e/></q> </iq>"
+	from="from='room@proxy.localhost/u@h/%C3%BC%25'"
+	for id in " id=\"it's &amp; 1\"" " id=''" ""; do
+		tell srv "<iq type='get'$id from='u@h/ü%' to='room@proxy.localhost'$content"
+		wrote "<iq type='get'$id $from to='service@localhost/a'$content"
+		joins b
+		leaves a
+		wrote "<iq type='get'$id $from to='service@localhost/b'$content"
+		tell srv "<iq type='result'$id from='service@localhost/b' to='room@proxy.localhost/u@h/ü%25'/>"
+		wrote "<iq type='result'$id from='room@proxy.localhost' to='u@h/ü%'/>"
+		joins a
+		leaves b
+	done
+	unsent "type='error'.*unavailable"
+}
+
+# "A request that is not handed on is answered with an error when its worker goes offline
+# or answertime is over; what a worker still says about it is dropped."
+# "Their requesters got an error, unless they were handed on, see retry."
+# "A request whose worker has gone offline, if it is not handed to another."
+requests_of_who_leaves_fail_if_nobody_else_can_have_them() {
+	scripted retry=0
+	request 1
+	request 2
+	deliver iq get u@h/r room@proxy.localhost "id='it&apos;s &amp; 3'/"
+	passes a 2
+	news
+	leaves a
+	logged "failed: 2 requests"
+	comes "$(error wait recipient-unavailable 1
+		error wait recipient-unavailable 3 room@proxy.localhost | sed "s/'3'/\"it's \&amp; 3\"/")"
+	all "is_late a 1" error result
+	passes a 4
+	counted ".* 2 late.* 2 recipient-unavailable.* 0 online, 0 open"
+}
+
+# "A request that is not handed on is answered with an error when its worker goes ..."
+who_leaves_takes_only_his_own_requests_along() {
+	scripted retry=0 choice=LEASTBUSY b c
+	for i in 1 2 3 4 5 6; do
+		request $i set
+	done
+	leaves a
+	shows c away
+	for r in b c; do
+		comes_times 2 "recipient-unavailable"
+		unavailable $r
+	done
+	comes_times 2 "recipient-unavailable"
+	counted ".* 6 recipient-unavailable.* 0 online, 0 open"
+}
+
+# "A request that is not handed on is answered with an error when its worker goes ..."
+# "A stanza that nothing can be done with, such as an answer that nobody has asked for."
+a_late_answer_is_dropped() {
+	scripted answertime=1
+	goes_to a 1
+	is_due
+	has_failed remote-server-timeout 1
+	is_late a 1
+	is_late a 1 error
+	counted "1 requests, .* 2 late,"
+}
+
+# "When the connection to the server is lost, all requests are forgotten: those that are
+# open get no error, and answers to those that have got one pass."
+requests_do_not_survive_the_connection() {
+	scripted answertime=2
+	goes_to a open set
+	cut_off srv
+	logged disconnected
+	serve
+	welcome
+	joins b
+	works b 1
+	is_due
+	passes a open
+	unsent "type='error'"
+	counted "2 requests, .* 0 late.* 0 open"
+}
+
+# "A request whose addresses and id are longer than REQUESTSIZE gets no error, ..."
+# "A request whose addresses and id alone are longer is handed out, counted as open and
+# its answer passed on, but it gets no error if none comes."
+# "Such requests are counted, and the first is logged."
+# "See REQUESTSIZE."
+what_is_too_long_to_remember_gets_no_error() {
+	scripted REQUESTSIZE=100
+	x=$(bytes 100 x)
+	for i in 1 2 3; do
+		goes_to a "$x$i" set
+	done
+	passes a "${x}1"
+	goes_to a short set
+	counted "4 requests, 3 untracked, 1 answers.* 3 open"
+	news
+	leaves a
+	comes "$(error wait recipient-unavailable short)"
+	logged_times 1 "untracked: request from u@h/r: "
+	counted ".* 0 open"
+}
+
+# "..., nor does one whose error would be larger than MAXSTANZA."
+no_error_is_larger_than_a_stanza() {
+	scripted
+	leaves a
+	news
+	request "$(bytes 524150 x)"
+	comes ""
+	logged "dropped: error service-unavailable to u@h/r: too large"
+}
+
+# "The answer to a request that has got an error passes if MAXREQUESTS later requests have
+# failed or been handed on before it comes."
+# "As many places more are for requests that have been answered with an error, so that
+# late answers are dropped."
+a_failed_request_is_forgotten_after_as_many_others() {
+	scripted MAXREQUESTS=64 stall=0
+	goes_to a 1 set
+	goes_to a 2 set
+	leaves a
+	for n in 1 2 3 4 5 6; do
+		joins b
+		flood 31 1 n$n.
+		leaves b
+		[ $n -gt 2 ] || is_late a 1
+	done
+	passes a 2
+}
+
+# "A second answer from a worker passes unless the request was handed to several."
+what_follows_an_answer_passes() {
+	scripted
+	goes_to a 1
+	passes a 1
+	passes a 1 error
+	counted "1 requests, 0 untracked, 2 answers, 0 late.* 0 open"
+}
+
+# "A second answer from a worker passes unless the request was handed to several."
+alike_requests_get_an_answer_each() {
+	scripted choice=LEASTBUSY b
+	for _ in 1 2 3 4; do
+		request 1
+	done
+	for r in b a; do
+		fares $r "2 open"
+		passes $r 1
+		fares $r "1 open"
+	done
+	news
+	deliver presence unavailable service@localhost proxy.localhost /
+	comes_times 2 recipient-unavailable
+}
+
+# "A request while no worker is online."
+nobody_is_online() {
+	scripted relay=1
+	leaves a
+	news
+	request 1
+	comes "$(error cancel service-unavailable 1)"
+}
+
+# "A request, or with relay a message, to an address of the component with a resource."
+nobody_is_at_a_resource_of_the_component() {
+	scripted relay=1
+	news
+	request 1 get u@h/r room@proxy.localhost/there
+	message 2 u@h/r proxy.localhost/there
+	comes "$(error cancel service-unavailable 1 room@proxy.localhost/there
+		error cancel service-unavailable 2 proxy.localhost/there u@h/r message)"
+}
+
+# "A message, or a request from the target; ..."
+messages_and_the_targets_requests_are_refused() {
+	scripted
+	news
+	message 1 u@h/r
+	request 2 get service@localhost/a
+	own 3 a
+	comes "$(error cancel feature-not-implemented 1 proxy.localhost u@h/r message
+		error cancel feature-not-implemented 2 proxy.localhost service@localhost/a
+		error cancel feature-not-implemented 3 proxy.localhost/u@h/r service@localhost/a)"
+}
+
+# "A message, or a request from the target; with relay only those from the target to an
+# address without a resource."
+the_targets_client_reaches_neither_itself_nor_us() {
+	scripted relay=1
+	news
+	for y in service@localhost/a service@localhost/b service@localhost proxy.localhost room@proxy.localhost/victim@h %zz; do
+		for type in chat error; do
+			deliver message $type service@localhost/a "proxy.localhost/$y"
+		done
+		for type in get result; do
+			deliver iq $type service@localhost/a "proxy.localhost/$y"
+		done
+		deliver presence "" service@localhost/a "proxy.localhost/$y" /
+	done
+	comes_times 12 "^<\(iq\|message\) type='error' id='1' from='proxy.localhost/[^']*' to='service@localhost/a'><error type='cancel'><service-unavailable "
+	[ "$(echo "$news" | wc -l)" = 12 ]
+	message 1 service@localhost/a
+	request 1 get service@localhost/a
+	comes "$(error cancel feature-not-implemented 1 proxy.localhost service@localhost/a message
+		error cancel feature-not-implemented 1 proxy.localhost service@localhost/a)"
+}
+
+# "A request or message from an address that is longer than 1023 bytes once encoded."
+addresses_that_are_too_long() {
+	scripted relay=1
+	news
+	fits=u@h/$(bytes 1019 x)
+	goes_to a 1 get "$fits"
+	news
+	request 2 get "${fits}x"
+	message 3 "u@h/$(bytes 340 é)x"
+	message 4 "${fits}x" proxy.localhost "" error
+	comes "$(error modify not-acceptable 2 proxy.localhost "${fits}x"
+		error modify not-acceptable 3 proxy.localhost "u@h/$(bytes 340 é)x" message)"
+}
+
+# "With relay, a message while no worker is online."
+messages_while_nobody_is_online() {
+	scripted relay=1
+	leaves a
+	for m in "<body>hi</body>" "<body>hi</body>$composing" "<x xmlns='jabber:x:conference'/>" "" "<received xmlns='x'/>"; do
+		news
+		message 1 u@h/r room@proxy.localhost "$m"
+		comes "$(error wait recipient-unavailable 1 room@proxy.localhost u@h/r message)"
+	done
+}
+
+composing="<composing xmlns='http://jabber.org/protocol/chatstates'/>"
+
+# "A request that was not answered within answertime."
+the_clients_requests_get_an_answer() {
+	scripted relay=1 answertime=2
+	own 1 a
+	joins b
+	leaves b
+	is_due
+	hear srv "^$(error wait remote-server-timeout 1 proxy.localhost/u@h/r service@localhost/a)"
+	logged "timed out: request of service@localhost/a to proxy.localhost/u@h/r, and"
+	news
+	own_reply a/1
+	comes ""
+	counted ".* 1 late.* 0 open"
+}
+
+# "A request or message that is larger than MAXSTANZA."
+# "A larger one is refused with policy-violation and the stream goes on."
+what_is_too_large_is_refused() {
+	scripted relay=1
+	for part in x "<$(bytes 100 a)/>" "&lt;" "<a/>"; do
+		large 700000 "iq type='set' id='1' from='u@h/r' to='proxy.localhost'" "<q>" "</q>" "$part" |
+		    sed 's/<a*\(<\/q\)/\1/;s/&[lt]*</</;s/<a*\/<\/q/<\/q/' >"$dir/srv.in"
+		hear srv "$(error modify policy-violation 1)"
+		goes_to a 2
+	done
+	large 600000 "message id='3' from='u@h/r' to='proxy.localhost'" >"$dir/srv.in"
+	hear srv "$(error modify policy-violation 3 proxy.localhost u@h/r message)"
+	{ printf "<iq from='u@h/r' big='"; bytes 600000 x; printf "' type='get' id='4' to='proxy.localhost'/>"; } >"$dir/srv.in"
+	hear srv "$(error modify policy-violation 4)"
+	large 524000 "iq type='set' id='fits' from='u@h/r' to='proxy.localhost'" >"$dir/srv.in"
+	hear srv "<iq type='set' id='fits' .*to='service@localhost/a'"
+	unlogged disconnected
+}
+
+# Prosody's expat holds a large tag until as much again has come, and what follows is
+# held with it: without the space it would be too much for Prosody together.
+# "Bytes of a stanza, as written to the server, with the white space behind it."
+# "A larger one is refused with policy-violation and the stream goes on."
+the_white_space_counts() {
+	prosody
+	proxy
+	services a
+	login user x
+	tell user "<iq type='get' id='1' to='proxy.localhost'><w><q><![CDATA[$(bytes 88000 '&')]]></q><q a='$(bytes 80000 y)'/></w></iq>$(bytes 90000 ' ')"
+	hear user "<iq" "id='1'" "<policy-violation "
+	ask user 2
+	hear a "<iq" "id='2'"
+	answer a
+	hear user "<iq" "id='2'" "type='result'"
+	unlogged disconnected
+}
+
+# "The requester also gets it in place of an answer that is."
+the_requester_is_told_of_an_answer_that_is_too_large() {
+	scripted
+	goes_to a 1
+	large 600000 "iq type='result' from='service@localhost/a' to='proxy.localhost/u@h/r' id='1'" >"$dir/srv.in"
+	hear srv "$(error modify policy-violation 1)"
+	counted "1 requests.* 0 open"
+}
+
+# "An IQ of an unknown type."
+iqs_of_no_known_type() {
+	scripted
+	news
+	request 1 bogus
+	deliver iq '' u@h/r room@proxy.localhost/x "id=''/"
+	deliver iq GET service@localhost/a proxy.localhost /
+	comes "$(error modify bad-request 1
+		error modify bad-request "" room@proxy.localhost/x
+		error modify bad-request "" proxy.localhost service@localhost/a | sed "s/ id=''//")"
+}
+
+# "Anybody but the target who asks for presence is told unsubscribed."
+strangers_who_ask_for_presence_are_told_unsubscribed() {
+	scripted
+	deliver presence subscribe x@localhost proxy.localhost /
+	hear srv "<presence type='unsubscribed' from='proxy.localhost' to='x@localhost'/>"
+	deliver presence probe x@localhost room@proxy.localhost /
+	hear srv "<presence type='unsubscribed' from='room@proxy.localhost' to='x@localhost'/>"
+}
+
+# "The target is shown the component online if it asks."
+the_target_may_see_the_proxy() {
+	scripted
+	deliver presence subscribe service@localhost proxy.localhost /
+	hear srv "<presence type='subscribed' from='proxy.localhost' to='service@localhost'/>"
+	hear srv "<presence from='proxy.localhost' to='service@localhost'/>"
+	deliver presence probe service@localhost/a proxy.localhost /
+	hear srv "<presence from='proxy.localhost' to='service@localhost/a'/>"
+}
+
+# "If it asks before it has accepted the component's own subscription request, that
+# request is repeated within a second."
+the_target_subscribes_and_is_asked_again() {
+	scripted
+	deliver presence unsubscribed service@localhost proxy.localhost /
+	logged "not subscribed"
+	begun=$(milliseconds)
+	deliver presence subscribe service@localhost proxy.localhost /
+	hear srv "<presence type='subscribe' id='[^']*' from='proxy.localhost' to='service@localhost'/>"
+	[ $(($(milliseconds) - begun)) -lt 1500 ]
+}
+
+# "Any other presence that is not from the target is ignored and logged."
+# "Presence from somebody else."
+# "If it is your worker's, the setting target is not its address."
+other_presence_of_strangers_is_ignored() {
+	scripted
+	news
+	for f in x@localhost/a service@localhostx/a xservice@localhost/b service@localhos/c service@other/d service/e localhost/f; do
+		for t in '' unavailable subscribed unsubscribed unsubscribe error; do
+			deliver presence "$t" "$f" proxy.localhost /
+		done
+	done
+	logged "ignored: presence (no type) of x@localhost/a: the target is service@localhost"
+	comes ""
+	works a 1
+	logged_times 1 "joined:\|left:"
+}
+
+# "A message of type error or headline that cannot be passed on is dropped."
+nothing_is_said_to_errors_and_headlines() {
+	scripted
+	news
+	message 1 u@h/r proxy.localhost "" error
+	message 2 u@h/r proxy.localhost "" headline
+	comes ""
+}
+
+# "Except as described below, an answer that is not from a resource of the target, or is
+# to an address that encodes no requester, is dropped and logged."
+answers_from_or_to_nobody_are_dropped() {
+	scripted
+	news
+	for from in x@localhost/a service@localhost service@localhostx/a localhost; do
+		deliver iq result $from proxy.localhost/u@h/r
+		logged "dropped: iq result from $from to proxy.localhost/u@h/r:"
+	done
+	for a in '' / /% /%4 /%zz /%00 /%0A /%01 /%FF /%C0%AF /%ED%A0%80 /%EF%BF%BE /%F4%90%80%80 /%C3 /a%E2%82 /%7; do
+		deliver iq result service@localhost/a "proxy.localhost$a"
+		logged "dropped: iq result from service@localhost/a to proxy.localhost$a:"
+	done
+	comes ""
+}
+
+# "With the setting relay, a bot that chats, offers commands and queries its users'
+# clients can stand behind the address."
+two_users_chat() { chat prosody; }
+two_users_chat_on_ejabberd() { need ejabberdctl ejabberd; chat ejabberd; }
+
+# Two users, one of them with two clients, and a service of three resources.
+chat() {
+	"$1"
+	proxy relay=1
+	services a b c
+	login user x
+	login other y
+	login phone p user
+	for n in 1 2; do
+		for u in user other phone; do
+			tell $u "<message type='chat' id='$u$n' to='proxy.localhost'><body>hi $n</body></message>"
+			who_got "id=.$u$n"
+			eval "was=\${at_$u:=$r}"
+			[ "$r" = "$was" ]
+			hear "$r" "<message" "$u$n" "<body>hi $n</body>"
+			from=${heard#* from=\'proxy.localhost/}
+			from=${from%%\'*}
+			tell "$r" "<message type='chat' id='re$u$n' to='proxy.localhost/$from'><body>hello</body></message>"
+			hear $u "<message" "re$u$n" "<body>hello</body>" "from='proxy.localhost'" "to='$from'"
+		done
+	done
+	[ "$at_user" = "$at_phone" ]
+	# the conversation moves when its resource leaves
+	offline "$at_user"
+	tell user "<message type='chat' id='moved' to='proxy.localhost'><body>still there?</body></message>"
+	who_got moved
+	[ "$r" != "$at_user" ]
+	# a user who has left: the conversation's resource is told
+	cut_off other
+	tell "$r" "<iq type='get' id='gone' to='proxy.localhost/other@localhost/y'><query xmlns='test'/></iq>"
+	hear "$r" "<iq" "id='gone'" "type='error'" "from='proxy.localhost/other@localhost/y'"
+	unlogged dropped
+}
+
+# "With the setting relay, a bot that chats, offers commands and queries its ..."
+chat_with_receipts_and_states() { talk chat; }
+
+# "With the setting relay, a bot that chats, offers commands and queries its ..."
+workers_ask_questions() { talk questions; }
+
+# "Let P be any address of the component without a resource, such as proxy.domain.example
+# or node@proxy.domain.example; T/r a worker; F anybody else; and P/F the address of the
+# component that encodes F."
+# "The first two lines are the exchange above, the others come with relay; everything but
+# the addresses and the id passes unchanged."
+# "get or set from F to P from P/F to T/r"
+# "result or error from T/r to P/F from P to F"
+# "message from F to P from P/F to T/r"
+# "message from T/r to P/F from P to F"
+# "get or set from T/r to P/F, id x from P to F, id r/x"
+# "result or error from F to P, id r/x from P/F to T/r, id x"
+relayed_as_the_table_says() {
+	scripted relay=1
+	a=service@localhost/a
+	for at in proxy.localhost room@proxy.localhost; do
+		news
+		message 1 u@h/r $at "<body>x</body>"
+		message 2 u@h $at "<body/>" normal
+		message 3 u@h/r $at "<e/>" error
+		message 4 $a $at/u@h/r "<body/>"
+		message 5 $a $at/u@h/%C3%A9 "<e/>" error
+		deliver iq get $a $at/u@h/r "id='6'/"
+		own_reply a/6 u@h/r result $at
+		deliver iq set $a $at/u@h/%C3%A9 "id='7'/"
+		own_reply a/7 u@h/é error $at
+		request 8 get u@h/r $at
+		deliver iq result $a $at/u@h/r "id='8'/"
+		comes "<message type='chat' id='1' from='$at/u@h/r' to='$a'><body>x</body></message>
+<message type='normal' id='2' from='$at/u@h' to='$a'><body/></message>
+<message type='error' id='3' from='$at/u@h/r' to='$a'><e/></message>
+<message type='chat' id='4' from='$at' to='u@h/r'><body/></message>
+<message type='error' id='5' from='$at' to='u@h/é'><e/></message>
+<iq type='get' id='a/6' from='$at' to='u@h/r'/>
+<iq type='result' id='6' from='$at/u@h/r' to='$a'/>
+<iq type='set' id='a/7' from='$at' to='u@h/é'/>
+<iq type='error' id='7' from='$at/u@h/%C3%A9' to='$a'/>
+<iq type='get' id='8' from='$at/u@h/r' to='$a'/>
+<iq type='result' id='8' from='$at' to='u@h/r'/>"
+	done
+	unlogged dropped
+	counted "6 requests, 0 untracked, 6 answers, 0 late, 10 messages.* 0 open"
+}
+
+# "Anything else is answered with an error or dropped, as above."
+# "The target alone can reach others through the component, and they can reach nobody but
+# the target."
+no_way_around_the_table() {
+	scripted relay=1
+	news
+	strangers="u@h/r service@localhostx/a service@localhost.evil/a xservice@localhost/a localhost"
+	for y in victim@h/r service@localhost service@localhost/ service@localhost/a service@localhostx/a \
+	    service@localhost.evil/a proxy.localhost/victim@h %zz victim@h%2Fr victim@h%00/r; do
+		for from in $strangers; do
+			for type in chat error groupchat; do
+				deliver message $type "$from" "proxy.localhost/$y"
+			done
+			for type in get set result error; do
+				deliver iq $type "$from" "proxy.localhost/$y"
+			done
+			deliver presence "" "$from" "proxy.localhost/$y" /
+		done
+	done
+	# all that came out are errors to the sender
+	comes_times 200 "^<\(iq\|message\) type='error' id='1' from='proxy.localhost/[^']*' to='\($(echo "$strangers" | sed 's/ /\\|/g')\)'><error type='cancel'><service-unavailable "
+	[ "$(echo "$news" | wc -l)" = 200 ]
+}
+
+# "F sees only P, and a session that F has opened, such as an in-band bytestream
+# (XEP-0047), works in both directions."
+a_bytestream_goes_both_ways() { talk bytestream; }
+
+# "In the id, % and / of r are written %25 and %2F."
+# "Everything else in requests and answers passes unchanged."
+resources_of_any_spelling() {
+	scripted relay=1
+	leaves a
+	for r in / % %2F x/y%2Fz 100% é🙂 'a b' "it&apos;s" '&amp;&lt;&quot;' "$(bytes 1023 /)" "$(bytes 1023 %)"; do
+		online "$r"
+		news
+		request 3
+		reply 3 "$r"
+		own 1 "$r"
+		id=$(echo "$r" | sed 's/%/%25/g;s|/|%2F|g')
+		own_reply "$id/1"
+		own_reply "$(echo "$id" | sed 's/%2F/%2f/g')/2" u@h/r error
+		q=\'
+		[ "$r" != "it&apos;s" ] || q=\"
+		r=$(echo "$r" | sed "s/&apos;/'/;s/&quot;/\"/")
+		id=$(echo "$id" | sed "s/&apos;/'/;s/&quot;/\"/")
+		comes "<iq type='get' id='3' from='proxy.localhost/u@h/r' to=${q}service@localhost/$r$q/>
+<iq type='result' id='3' from='proxy.localhost' to='u@h/r'/>
+<iq type='get' id=$q$id/1$q from='proxy.localhost' to='u@h/r'/>
+<iq type='result' id='1' from='proxy.localhost/u@h/r' to=${q}service@localhost/$r$q/>
+<iq type='error' id='2' from='proxy.localhost/u@h/r' to=${q}service@localhost/$r$q/>"
+		deliver presence unavailable service@localhost proxy.localhost /
+	done
+	unlogged dropped
+}
+
+# "In the id, % and / of r are written %25 and %2F."
+own_ids_of_every_shape() {
+	scripted relay=1
+	for i in 1 / % %2F %2f b/1 /a/1 "it&apos;s" '&quot;x&quot;' '&lt;&amp;' é🙂 'a b' '' "$(bytes 10240 x)"; do
+		news
+		own "$i" a
+		own_reply "a/$i"
+		i=$(echo "$i" | sed "s/&apos;/'/;s/&quot;/\"/g")
+		q=\'
+		[ "$i" != "it's" ] || q=\"
+		comes "<iq type='get' id=${q}a/$i$q from='proxy.localhost' to='u@h/r'/>
+<iq type='result' id=$q$i$q from='proxy.localhost/u@h/r' to='service@localhost/a'/>"
+	done
+	counted "14 requests, 1 untracked, 14 answers.* 0 dropped.* 0 open"
+}
+
+# "Only a worker that is online can send requests."
+who_is_not_online_asks_nobody() {
+	scripted relay=1 prefix='"a"'
+	online b
+	joins ab
+	leaves ab
+	for r in "" / /b /ab /A /a/; do
+		news
+		deliver iq get "service@localhost$r" proxy.localhost/u@h/r
+		deliver message chat "service@localhost$r" proxy.localhost/u@h/r "id='m'/"
+		comes "$(error cancel service-unavailable 1 proxy.localhost/u@h/r "service@localhost$r")
+<message type='chat' id='m' from='proxy.localhost' to='u@h/r'/>"
+	done
+}
+
+# "..., and the answer is passed on only while the worker is online."
+answers_to_nobody_online_are_dropped() {
+	scripted relay=1 prefix='"a"'
+	online b
+	joins ab
+	leaves ab
+	news
+	deliver iq result u@h/r proxy.localhost /
+	for i in "" a / // % %2 %2F %2f a%2F1 a%2f1 a% a%/1 a%2/1 a%zz/1 a%00/1 a%0A/1 a%FF/1 \
+	    %00/1 %C3/1 /1 /a/1 //a/1 %2Fa/1 %/a/1 A/1 %41/1 b/1 ab/1 aa/1 'a /1' ' a/1' é/1 \
+	    a%C3%A9/1 "a&apos;/1" '&quot;a&quot;/1' service@localhost/a/1 "$(bytes 10240 x)/1"; do
+		own_reply "$i"
+		own_reply "$i" u@h/r error room@proxy.localhost
+	done
+	comes ""
+	counted "0 requests.* 0 answers, 0 late.* 75 dropped"
+}
+
+# "Only F can answer them, ..."
+answers_of_others_end_nothing() {
+	scripted relay=1
+	goes_to a 1
+	own 1 a
+	hear srv "id='a/1'" "to='u@h/r'"
+	for f in u@h u@h/other u@h/r/ U@h/r v@h/r h; do
+		own_reply a/1 $f
+		hear srv "^<iq type='result' id='1' from='proxy.localhost/$f' to='service@localhost/a'/>$"
+	done
+	own_reply a/1 u@h/r error room@proxy.localhost
+	hear srv "^<iq type='error' id='1' from='room@proxy.localhost/u@h/r' to='service@localhost/a'/>$"
+	counted ".* 2 open"
+	own_reply a/1 u@h/r error
+	hear srv "^<iq type='error' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>$"
+	counted ".* 1 open"
+	passes a 1
+}
+
+# The requests of the client are answered like others, and by no other.
+# "Only F can answer them, and the answer is passed on only while the worker is online."
+equal_ids_meet_their_own_answers() {
+	scripted relay=1 b
+	for r in a b; do
+		own 1 $r
+		hear srv "^<iq type='get' id='$r/1' from='proxy.localhost' to='u@h/r'/>$"
+	done
+	for r in b a; do
+		own_reply $r/1
+		hear srv "^<iq type='result' id='1' from='proxy.localhost/u@h/r' to='service@localhost/$r'/>"
+	done
+	counted "2 requests.* 2 answers.* 0 open"
+}
+
+# "What a worker has asked is forgotten when it leaves."
+what_all_have_asked_is_forgotten() {
+	scripted relay=1
+	deliver iq get service@localhost/a proxy.localhost/u@h/r "id='1'/"
+	hear srv "id='a/1'"
+	counted ".* 1 open"
+	deliver presence unavailable service@localhost proxy.localhost /
+	counted ".* 0 open"
+}
+
+# "What a worker has asked is forgotten when it leaves."
+who_comes_back_asks_anew() {
+	scripted relay=1
+	for n in 1 2; do
+		own 1 a
+		hear srv "id='a/1'"
+		[ $n = 2 ] || leaves a
+		counted "$n requests.* $((n - 1)) open"
+		joins a
+	done
+	own_reply a/1
+	hear srv "^<iq type='result' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>$"
+	counted "2 requests.* 1 answers.* 0 open"
+}
+
+# "After a reconnect a worker is online once its presence has been read, and answers to it
+# that come earlier are dropped."
+answers_that_come_before_the_presence_are_dropped() {
+	scripted relay=1
+	own 1 a
+	hear srv "id='a/1'"
+	cut_off srv
+	serve
+	welcome
+	own_reply a/1
+	joins a
+	unsent "<iq type='result'"
+	own_reply a/1
+	hear srv "<iq type='result' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>"
+}
+
+# "A worker may compose P/F from a JID that it knows, spelled as the JID's server spells
+# it."
+the_client_makes_up_addresses() {
+	scripted relay=1
+	message 1 service@localhost/a "proxy.localhost/new@h/%C3%A9%25"
+	hear srv "<message .*from='proxy.localhost' to='new@h/é%'"
+}
+
+# "All messages and requests from one bare JID go to one worker, see sticktime; that need
+# not be the worker that wrote to this JID first."
+messages_and_requests_meet() {
+	scripted relay=1 b c d e f
+	for u in 1 2 3 4 5 6 7 8; do
+		message m$u u$u@h/x
+		hear srv "id='m$u'"
+		r=${heard#* to=\'service@localhost/}
+		r=${r%%\'*}
+		echo "$r" >>"$dir/met"
+		goes_to "$r" "g$u" get u$u@h/y
+		goes_to "$r" "s$u" set u$u@h
+		message n$u u$u@h/y room@proxy.localhost
+		hear srv "id='n$u'" "to='service@localhost/$r'"
+		message e$u u$u@h/z proxy.localhost "<e/>" error
+		hear srv "id='e$u' from='proxy.localhost/u$u@h/z' to='service@localhost/$r'"
+	done
+	# all at one: a chance of one in 6 to the seventh
+	[ "$(sort -u "$dir/met" | wc -l)" -gt 1 ]
+}
+
+# "All messages and requests from one bare JID go to one worker, see sticktime; ..."
+who_speaks_first_need_not_be_answered() {
+	scripted relay=1 b
+	for u in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do
+		message first$u service@localhost/a proxy.localhost/u$u@h/x
+		message re$u u$u@h/x
+	done
+	hear srv "id='re.*' to='service@localhost/b'"
+}
+
+# "While no worker is online, messages without a body that hold a chat state, a receipt or
+# a marker are dropped."
+chat_states_for_nobody_are_dropped() {
+	scripted relay=1
+	leaves a
+	news
+	received="<received xmlns='urn:xmpp:receipts' id='7'/>"
+	displayed="<displayed id='7' xmlns='urn:xmpp:chat-markers:0'/>"
+	all "message 1 u@h/r proxy.localhost" "$composing" "$received" "$displayed" "<thread>t</thread>$composing$displayed"
+	message 2 u@h/r proxy.localhost "<body>hi</body>" headline
+	message 3 u@h/r proxy.localhost/x "<body>hi</body>" headline
+	message 4 service@localhost/a proxy.localhost "<body>hi</body>" headline
+	message 5 u@h/r proxy.localhost "<body>hi</body>" error
+	comes ""
+	joins a
+	message 6 u@h/r proxy.localhost "$received"
+	hear srv "id='6'.*to='service@localhost/a'"
+}
+
+# "The copies that message carbons make are always dropped."
+carbon_copies_are_dropped() {
+	scripted relay=1
+	news
+	for copy in sent received; do
+		copy="<$copy xmlns='urn:xmpp:carbons:2'><forwarded xmlns='urn:xmpp:forward:0'/></$copy>"
+		message 1 service@localhost proxy.localhost/u@h/r "$copy"
+		message 1 u@h/r proxy.localhost "$copy"
+	done
+	comes ""
+}
+
+# "Any, each with the same probability."
+# "Each request goes to a random worker, or as CHOICE describes."
+# "..., at random among several."
+all_have_the_same_probability() {
+	for choice in RANDOM LEASTBUSY; do
+		scripted choice=$choice
+		joins b c
+		for i in $(seq 300); do
+			printf %s "<iq type='get' id='$i' from='u@h/r' to='proxy.localhost'/>"
+			for r in a b c; do
+				printf %s "<iq type='result' id='$i' from='service@localhost/$r' to='proxy.localhost/u@h/r'/>"
+			done
+		done >"$dir/srv.in"
+		written "id='300'"
+		# 100 each; less than 50 has a chance of one in a hundred million
+		for r in a b c; do
+			[ "$(grep -o "to='service@localhost/$r'" "$dir/srv.out" | wc -l)" -ge 50 ]
+		done
+		stop
+	done
+}
+
+# "The same for every request from one full JID, as long as it is online."
+# "Those who are not remembered are given a worker by hash."
+# "0: nobody is remembered."
+only_who_must_moves() {
+	scripted choice=STICKY sticktime=0 MAXREQUESTS=100000 b c d e f g h i j
+	ask_for_many ten
+	ask_for_many again
+	cmp "$dir/ten" "$dir/again"
+	# about a thousand each
+	cut -d' ' -f2 "$dir/ten" | sort | uniq -c |
+	    awk '{ print } $1 < 850 || $1 > 1150 { bad = 1 } END { exit bad || NR != 10 }'
+	leaves c
+	ask_for_many nine
+	moved ten nine 850 1150 c
+	joins c
+	ask_for_many back
+	cmp "$dir/ten" "$dir/back"
+	joins k
+	ask_for_many eleven
+	moved ten eleven 750 1070 k
+	stop
+	scripted choice=STICKY sticktime=0 MAXREQUESTS=100000 k j i h g f e d c b
+	ask_for_many restarted
+	cmp "$dir/eleven" "$dir/restarted"
+}
+
+# "When a worker leaves, only its own requesters move, spread over the others."
+only_its_own_requesters_move_when_a_resource_leaves() {
+	scripted choice=STICKY MAXREQUESTS=100000 b c d
+	ask_for_many four
+	leaves c
+	ask_for_many three
+	# and some of those who share a place
+	awk '$2 != "c"' "$dir/four" >"$dir/others"
+	moved others three 0 700 .
+}
+
+# "One that joins gets an equal share of the requesters who were not served within
+# sticktime."
+who_was_not_served_lately_is_spread_anew() {
+	scripted choice=STICKY MAXREQUESTS=100000 sticktime=1 b c d e f g h i
+	ask_for_many nine
+	sleep 1.2
+	joins j
+	ask_for_many ten
+	moved nine ten 750 1250 j
+}
+
+# "A restart of client_proxy moves only those who had stayed when others joined."
+a_restart_moves_only_those_who_had_stayed() {
+	scripted choice=STICKY MAXREQUESTS=100000 b c d
+	ask_for_many four
+	joins e
+	ask_for_many stayed
+	stop
+	scripted choice=STICKY MAXREQUESTS=100000 b c d e
+	ask_for_many restarted
+	moved stayed restarted 1500 2500 e
+}
+
+# "With relay the bare JID counts, and RANDOM and LEASTBUSY do the same."
+with_relay_all_choices_but_one_are_sticky() {
+	for choice in RANDOM STICKY LEASTBUSY; do
+		scripted relay=1 choice=$choice
+		goes_to a 0
+		joins b c d
+		for i in 1 2 3 4 5 6; do
+			goes_to a $i get u@h/other$i
+		done
+		stop
+	done
+}
+
+# "The one with the fewest open requests, ..."
+# "For workers of different speed and requests of different cost: a slow worker gets what
+# it can answer."
+the_least_busy_is_chosen() {
+	scripted choice=LEASTBUSY
+	goes_to a slow set
+	joins b
+	all "works b" 1 2 3 4 5 6
+	goes_to b 7 set
+	passes a slow
+	goes_to a 8
+}
+
+# "A worker that answers everything at once with an error counts as fast."
+who_answers_with_errors_is_fast() {
+	scripted choice=LEASTBUSY
+	goes_to a 0 set
+	joins b
+	for i in 1 2 3 4 5 6; do
+		goes_to b $i
+		passes b $i error
+	done
+}
+
+# "All to one, which is in charge until it leaves, drains or is stalled, no matter who
+# joins or comes back."
+# "Then the first of the others by name takes over."
+# "With STANDBY, all requests now go to this worker."
+one_is_in_charge() {
+	scripted choice=STANDBY stall=1
+	logged "in charge: service@localhost/a$"
+	leaves a
+	joins m z b c a
+	logged_times 1 "in charge: service@localhost/m$"
+	for i in 1 2 3 4; do
+		works m $i get "u$i@h/r"
+	done
+	goes_to m 5
+	leaves m
+	logged_times 2 "in charge: service@localhost/a$"
+	is_handed_to a 5
+	passes a 5
+	joins m
+	works a 6
+	shows a dnd
+	logged_times 1 "in charge: service@localhost/b$"
+	shows a chat
+	goes_to b 8
+	goes_to b 9 set
+	is_set_aside b
+	logged_times 3 "in charge: service@localhost/a$"
+	is_handed_to a 8
+	passes b 9
+	logged "recovered: service@localhost/b"
+	works a 10
+	logged_times 5 "in charge: "
+}
+
+# "All to one, which is in charge until it leaves, drains or is stalled, no matter ..."
+# "Then the first of the others by name takes over."
+conversations_are_in_one_place() {
+	scripted choice=STANDBY relay=1 b c
+	for u in 1 2 3 4 5 6; do
+		is_told a m$u u$u@h/r
+		goes_to a "g$u" get u$u@h/r
+	done
+	shows a dnd
+	for u in 1 2 3 4 5 6; do
+		is_told b n$u u$u@h/r
+	done
+}
+
+# "After a reconnect the worker that was in charge remains so if its presence is among the
+# first that are read; ..."
+who_was_in_charge_is_so_after_a_new_connection() {
+	scripted choice=STANDBY
+	leaves a
+	joins m a
+	goes_to m 1
+	cut_off srv
+	logged disconnected
+	serve
+	welcome
+	tell srv "<presence from='service@localhost/m' to='proxy.localhost'/><presence from='service@localhost/a' to='proxy.localhost'/>"
+	logged_times 2 "joined: service@localhost/a: 2 online"
+	goes_to m 2
+	logged_times 1 "in charge: service@localhost/m$"
+}
+
+# "...; else the first of those by name takes over."
+the_first_by_name_is_in_charge_if_another_is_read_first() {
+	scripted choice=STANDBY
+	cut_off srv
+	logged disconnected
+	serve
+	welcome
+	tell srv "$(for r in c b d; do printf %s "<presence from='service@localhost/$r' to='proxy.localhost'/>"; done)"
+	logged "in charge: service@localhost/b"
+	joins a
+	goes_to b 1
+}
+
+# "Before the choice, workers are set aside that are stalled, that drain or that have too
+# many open requests."
+they_come_before_every_choice() {
+	for choice in STICKY LEASTBUSY; do
+		scripted choice=$choice stall=1
+		works a 1
+		joins b
+		shows a dnd
+		goes_to b 2 set
+		goes_to b 3 set
+		shows a chat
+		goes_to "$(echo $choice | tr SL ba | cut -c1)" 4 set
+		shows b chat
+		is_set_aside b
+		reply alive a
+		goes_to a 5
+		stop
+	done
+}
+
+# "If all are, those with too many open requests are used rather than those that drain,
+# ..."
+too_many_open_requests_are_better_than_draining() {
+	scripted MAXREQUESTS=64 stall=0 b
+	shows a dnd
+	flood 64 1 f
+	fares b "64 open"
+	unsent "id='f.*to='service@localhost/a'"
+}
+
+# "If all are, those with too many open requests are used rather than those that drain,
+# and those that drain rather than those that are stalled."
+draining_is_better_than_stalled() {
+	scripted stall=1
+	goes_to a 1 set
+	joins b
+	is_set_aside a
+	shows b dnd
+	all "works b" 2 3 4 5 6
+}
+
+# "..., and those that drain rather than those that are stalled."
+all_are_stalled() {
+	scripted stall=1
+	goes_to a 1 get
+	goes_to a 2 set
+	is_set_aside a
+	goes_to a 3
+	goes_to a 4 set
+	is_pinged a
+	unsent "<iq type='error' id='[1234]'"
+	joins b
+	works b 5
+	is_pinged a
+	is_handed_to b 1
+	is_handed_to b 3
+	passes b 1
+	passes b 3
+	unsent "id='[24]'.*localhost/b'"
+	goes_to b 6 set
+	is_set_aside b
+	each_gets_a_set a b
+}
+
+# "A worker that has a request and sends nothing for stall seconds is pinged (XEP-0199)."
+# "If it sends nothing for as many again it is stalled: while another is not, its gets are
+# handed on, see retry."
+# "Silence after which a worker that has a request is pinged, and after as much again
+# stalled, see Workers that hang, drain or leave."
+# "The worker hangs, or its machine or link is dead, see stall."
+# "From then on it is pinged every stall seconds."
+who_hangs_is_set_aside() {
+	scripted stall=1
+	goes_to a 1 set
+	joins b
+	is_pinged a
+	unlogged stalled
+	is_pinged a
+	logged "stalled: service@localhost/a: silent for [23] s, 1 open$"
+	all "works b" 2 3 4 5 6 7
+	is_pinged a
+	logged_times 1 stalled
+}
+
+# Workers of our own and of a library. One that its server keeps online for minutes
+# dies; then one without stream management.
+# "If it sends nothing for as many again it is stalled: while another is not, its ..."
+# "Turn stream management (XEP-0198) off, or shorten its time-out in the server: a worker
+# that has died stays online for that long, five to ten minutes at the servers' defaults."
+workers_die_on_prosody() { workers_die prosody; }
+workers_die_on_ejabberd() { need ejabberdctl ejabberd; workers_die ejabberd; }
+
+workers_die() {
+	library
+	"$1"
+	proxy stall=2
+	workers s
+	library_worker managed
+	dies=$pid
+	library_worker other
+	await grep sm "$dir/managed.python"
+	killed_meanwhile 700 "$dies"
+	unlogged "left: service@localhost/managed"
+	logged_times 1 "stalled: service@localhost/managed"
+	library_worker plain
+	killed_meanwhile 200 "$pid"
+	logged "left: service@localhost/plain"
+	logged_times 1 "stalled: "
+	unlogged recovered
+}
+
+# So many gets, fifty a second, while the worker with this pid is killed: each has an
+# answer, within the time it may take to see that somebody hangs.
+killed_meanwhile() {
+	asker steady "$c2s" user "x$1" proxy.localhost "$1" 50
+	sleep 1
+	end "$2" 9
+	askers_are_done
+	awk -v n="$1" '$1 != n || $3 != n || $(NF - 1) != 0 { exit 1 }
+	{ for (i = 1; i < NF; i++) if ($i == "slowest") exit !($(i + 1) < 2 * 2000 + 2000) }' "$dir/asked.x$1"
+}
+
+# "Some clients answer no pings, so after every third one it is also tried with a request:
+# the next get that could be handed on or, if none has come after three more pings, any
+# request."
+who_was_set_aside_is_tried_with_a_get() {
+	scripted stall=1
+	goes_to a 1 set
+	joins b
+	is_set_aside a
+	is_pinged a
+	is_pinged a
+	works b 2
+	is_pinged a
+	works b 3 set
+	goes_to a 4
+	works b 5
+	is_pinged a
+	is_handed_to b 4
+	passes b 4
+	for i in 1 2 3 4; do
+		works b "6$i" set
+		is_pinged a
+	done
+	works b 7 set
+	is_pinged a
+	goes_to a 8 set
+	unlogged recovered
+	passes a 8
+	logged "recovered: service@localhost/a$"
+	fares a "1 open, 3 handed out, 1 answered, 1 retried away, 0 timed out, [0-9]* ms, up"
+}
+
+# "With STICKY or relay it is tried with such a get only."
+who_was_set_aside_is_not_tried_with_a_set() {
+	scripted stall=1 choice=STICKY
+	goes_to a 1 set
+	joins b
+	is_set_aside a
+	for i in 1 2 3 4 5 6 7 8; do
+		is_pinged a
+		works b $i set
+	done
+	goes_to a 9
+}
+
+# "With STANDBY, or while it drains, it is not tried."
+what_drains_is_not_tried() {
+	for choice in RANDOM STANDBY; do
+		scripted stall=1 choice=$choice
+		goes_to a 1 set
+		joins b
+		[ $choice = STANDBY ] || shows a dnd
+		is_set_aside a
+		for i in 2 3 4 5 6 7 8; do
+			is_pinged a
+			works b $i
+			works b $i$i set
+		done
+		stop
+	done
+}
+
+# "Anything it sends ends this, except what its server may have sent for it: the error
+# recipient-unavailable, and presence while a probe is out, or after one that could not
+# reach the target's server."
+# "It has sent something again."
+any_stanza_brings_back() {
+	scripted stall=1
+	goes_to a 1 set
+	n=0
+	for how in result error ping message request presence; do
+		is_set_aside a
+		case $how in
+		result | error) reply other a $how ;;
+		ping) deliver iq result service@localhost/a proxy.localhost "id='stall'/" ;;
+		message) message 1 service@localhost/a ;;
+		request) request 1 get service@localhost/a ;;
+		presence) shows a away ;;
+		esac
+		n=$((n + 1))
+		logged_times $n "recovered: service@localhost/a$"
+	done
+	is_set_aside a
+	bounce other a recipient-unavailable
+	probed
+	shows a away
+	fares a "1 open, .*, stalled"
+	presence_error "remote-server-not-found cancel" service@localhost "$(last_ask)"
+	logged "unreachable: service@localhost: remote-server-not-found"
+	shows a away
+	fares a "1 open, .*, stalled"
+	logged_times $n recovered
+}
+
+# "A worker that shows dnd drains: it keeps what it has."
+# "The worker shows dnd, or no longer does."
+who_shows_dnd_drains() {
+	scripted b
+	shows a dnd
+	logged "draining: service@localhost/a$"
+	all "goes_to b" 3 4 5 6 7 8
+	tell srv "<presence from='service@localhost/a' to='proxy.localhost'><status>soon</status><show>dnd</show><priority>9</priority></presence>"
+	goes_to b 9
+	shows c dnd
+	logged "joined: service@localhost/c: 3 online"
+	logged "draining: service@localhost/c"
+	leaves b
+	each_gets_a_set a c
+	shows c chat
+	logged "back: service@localhost/c$"
+	works c 10
+	logged_times 2 "draining: "
+	logged_times 1 "back: "
+}
+
+# "A worker that shows dnd drains: it keeps what it has."
+# "To stop a worker without losing a request, let it show dnd first, and wait until
+# SIGUSR1 reports 0 open for it."
+a_worker_is_stopped_without_losing_a_request() {
+	scripted
+	goes_to a 1
+	goes_to a 2 set
+	joins b
+	shows a dnd
+	goes_to b 3
+	fares a "2 open, .*, draining"
+	passes a 1
+	passes a 2
+	fares a "0 open, 2 handed out, 2 answered, .*, draining"
+	leaves a
+	unlogged "failed: "
+}
+
+# "Any other show, and priorities, mean nothing."
+other_shows_and_priorities_mean_nothing() {
+	scripted
+	all "shows a" away xa chat
+	tell srv "<presence from='service@localhost/a' to='proxy.localhost'><priority>-9</priority></presence>"
+	tell srv "<presence from='service@localhost/a' to='proxy.localhost'><show xmlns='x'>dnd</show></presence>"
+	joins b
+	each_gets_a_set a b
+	unlogged "draining: "
+	tell srv "<presence from='service@localhost/a' to='proxy.localhost'><show xmlns='x'>chat</show><show>dnd</show></presence>"
+	logged "draining: service@localhost/a"
+}
+
+# "A worker has too many open requests if it has as many as there are places left, see
+# MAXREQUESTS."
+a_resource_has_its_share() {
+	scripted MAXREQUESTS=64 stall=0 b
+	for i in $(seq 15); do
+		news
+		flood 10 1 "$i."
+		news
+		echo "$news" | sed -n "s/.* id='\($i\.[^']*\)' from='\([^']*\)' to='\([^']*\/b\)'.*/<iq type='result' id='\1' from='\3' to='\2'\/>/p" >"$dir/answers"
+		cat "$dir/answers" >"$dir/srv.in"
+	done
+	news
+	unsent resource-constraint
+	fares a "\(2[5-9]\|3[012]\) open"
+	[ "$(grep -c "to='service@localhost/a'" "$dir/old")" -le 33 ]
+}
+
+# "STANDBY ignores this."
+one_in_charge_gets_all() {
+	scripted choice=STANDBY MAXREQUESTS=64 stall=0 b
+	flood 64 1 f
+	fares a "64 open"
+}
+
+# "With relay, but not STANDBY, requesters who were served within sticktime stay with a
+# worker that drains or has too many open requests."
+conversations_stay_while_it_drains() {
+	scripted relay=1 stall=1
+	is_told a 1 u@h/r
+	joins b
+	shows a dnd
+	logged "draining: service@localhost/a"
+	for i in 2 3 4 5; do
+		is_told a $i u@h/other
+		is_told b v$i v$i@h/r
+	done
+	goes_to a 6 set
+	# but not with one that hangs
+	is_set_aside a
+	is_told b 7 u@h/r
+	works b 8
+}
+
+# "All settings are constants in config.h, which make copies from config.def.h if there is
+# none."
+# "The binary holds the secret, so it is installed with mode 0711: others may run it but
+# not read it."
+# "config.h and the binary that make has built can be read by their owner only."
+install_uninstall_dist() {
+	cp -R . "$dir/src"
+	make -C "$dir/src" install DESTDIR="$dir/root" PREFIX=/usr
+	cd "$dir/src"
+	cmp config.h config.def.h
+	[ "$(stat -c %a config.h client_proxy "$dir/root/usr/bin/client_proxy" \
+	    "$dir/root/usr/share/man/man1/client_proxy.1" | tr '\n' ' ')" = "600 700 711 644 " ]
+	"$dir/root/usr/bin/client_proxy" -v
+	make uninstall DESTDIR="$dir/root" PREFIX=/usr
+	[ -z "$(find "$dir/root" -type f)" ]
+	echo "/* mine */" >>config.h
+	make clean
+	make dist
+	grep -q mine config.h
+	tar -xzf client_proxy-*.tar.gz -C "$dir"
+	cd "$dir"/client_proxy-*
+	[ "$(printf '%s ' *)" = \
+	    "LICENSE Makefile README client_proxy.1 client_proxy.c config.def.h test.sh " ]
+	make
+	./client_proxy -v
+	cd "$TESTDIR/src"
+}
+
+# "client_proxy refuses to start with a setting that cannot work."
+# "A setting that cannot work is named at the start, with what is wrong with it."
+# "It must be longer than patience."
+# "...; 9 at most."
+# "1 if the arguments or a setting cannot work, ..."
+configurations_that_cannot_work() {
+	for c in target='"service"' target='"service@localhost/x"' target='"@localhost"' \
+	    target='"a@b@c"' target='"service@"' target='"service@proxy.localhost"' \
+	    target='"Service@localhost"' target='""' domain='""' domain='"a/b"' \
+	    domain='"a b"' domain='"a@b"' domain='"A.localhost"' secret='""' \
+	    domain='"proxy.localhost."' target='"service@localhost."' refresh=4294967295 \
+	    keepalive=2592001 host='""' port='""' backoffmax=0 choice=4 refresh=10 \
+	    choice=-1 stall=2592001 retry=10 sticktime=2592001 tlspin='" "' tlspin='"12:34"' \
+	    tlspin="\"$(bytes 63 a)\"" tlspin="\"$(bytes 65 a)\"" tlspin="\"$(bytes 64 g)\"" \
+	    tlspin="\"$(bytes 576 a)\"" tlspin="\"sha256 Fingerprint=$(bytes 64 a)\""; do
+		configure "$c"
+		brief
+		echo "$c: $rc"
+		cat "$dir/err"
+		[ $rc = 1 ]
+		[ "$(grep -c "^client_proxy: [a-z]*: " "$dir/err")" = 1 ]
+	done
+}
+
+# "The secret that component and server share."
+# "Prosody's not-authorized means a wrong secret, its host-unknown a domain that it has no
+# component for, and conflict that another copy is connected."
+# "ejabberd says not-authorized for the first two."
+wrong_secret() { refuses prosody host-unknown; }
+wrong_secret_on_ejabberd() { need ejabberdctl ejabberd; refuses ejabberd not-authorized; }
+
+# What this server says of a domain that it does not know.
+refuses() {
+	"$1"
+	proxy secret='"wrong"'
+	logged "disconnected: not-authorized"
+	logged waiting
+	unlogged wrong
+	stop
+	proxy domain='"nobody.localhost"'
+	logged "disconnected: $2"
+}
+
+# "The server's name or address, IPv4 or IPv6."
+ipv6_address() {
+	serve "TCP6-LISTEN:$cport,bind=[::1]"
+	proxy host='"::1"'
+	welcome
+	logged "online: proxy.localhost at ::1 port $cport"
+}
+
+# A name with several addresses, as the C library's test tool makes them up.
+# "All addresses of a name are tried in turn."
+# "The server cannot be reached: check that it runs, and host and port."
+all_addresses_of_a_host() {
+	printf '%s many.test\n' 127.0.0.9 ::1 127.0.0.1 >"$dir/hosts"
+	wrapped() {
+		ASAN_OPTIONS=verify_asan_link_order=0 NSS_WRAPPER_HOSTS=$dir/hosts \
+		    LD_PRELOAD=libnss_wrapper.so proxy host='"many.test"'
+	}
+	wrapped
+	logged waiting
+	for a in 127.0.0.9 ::1 127.0.0.1; do
+		logged "connect: $a port $cport: "
+	done
+	serve
+	welcome
+	# nor does one that has served before keep the others from being tried
+	cut_off srv
+	serve "TCP6-LISTEN:$cport,bind=[::1]"
+	welcome
+	stop
+	proxy host='"no.such.host.invalid"'
+	logged "resolve: no.such.host.invalid"
+	logged waiting
+}
+
+# "SHA-256 fingerprints, one of which the server's certificate must have, see TLS."
+# "The handshake has succeeded; with TLS the line says so."
+# "These commands make a self-signed certificate for ten years and print its fingerprint:"
+# "What follows = goes into tlspin."
+tls_with_each_kind_of_key() {
+	TLS=front
+	for kind in "rsa:2048" "ec -pkeyopt ec_paramgen_curve:P-256" "ec -pkeyopt ec_paramgen_curve:P-384"; do
+		rm -f "$dir"/server.* "$dir/front"
+		certificate server "$kind"
+		scripted
+		logged "online: proxy.localhost at 127.0.0.1 port $tport with TLS"
+		works a 1
+		stop
+		hear srv "</stream:stream>"
+		end "$frontpid"
+	done
+}
+
+# Half a megabyte there and back.
+# "SHA-256 fingerprints, one of which the server's certificate must have, see TLS."
+tls_under_load() {
+	TLS=front
+	a_fresh_parser_loses_nothing
+	large 524000 "iq type='set' id='big' from='u@h/r' to='proxy.localhost'" >"$dir/srv.in"
+	goes_to a last
+	[ "$(tr -cd x <"$dir/srv.out" | wc -c)" -ge 524000 ]
+	unlogged disconnected
+}
+
+# "Empty: plain TCP."
+# "Without tlspin the connection to the server is not encrypted: it must not leave the
+# machine."
+without_a_pin_nothing_is_encrypted() {
+	scripted
+	grep -q "xmlns='jabber:component:accept'" "$dir/srv.out"
+}
+
+# "Only resources that start with this are workers, so that another program can use the
+# account and get no requests."
+# "If one joins that you do not know, another program uses the account: set prefix."
+resources_without_the_prefix_get_nothing() {
+	scripted prefix='"a"'
+	online b A
+	joins ab
+	each_gets_a_set a ab
+	unlogged "joined: service@localhost/[Ab]:"
+	unsent "to='service@localhost/[Ab]'"
+}
+
+# "How long a worker has to answer a request, once that is written to the server."
+# "The requester gets the error after a ping from the component to itself has come back
+# through the server, behind any answer that came in time."
+# "There was no answer within answertime."
+# "A request without an answer holds its place until answertime is over."
+requests_wait_only_so_long() {
+	scripted answertime=1
+	goes_to a 1
+	works a 2
+	counted ".* 1 open"
+	is_due
+	has_failed remote-server-timeout 1
+	logged "timed out: request of u@h/r to proxy.localhost at a, and"
+	unsent "type='error' id='2'"
+	counted ".* 0 open"
+}
+
+# "Handing it on does not prolong this."
+the_first_time_counts() {
+	scripted answertime=3
+	goes_to a 1
+	sleep 1
+	joins b
+	leaves a
+	is_handed_to b 1
+	goes_to b 2
+	is_due
+	has_failed remote-server-timeout 1
+	passes b 2
+	logged "timed out: request of u@h/r to proxy.localhost at b, and"
+	is_late b 1
+	is_late a 1
+	fares b "0 open, 2 handed out, 1 answered, 0 retried away, 1 timed out, [0-9]* ms, up"
+}
+
+# "The requester gets the error after a ping from the component to itself has come ..."
+nothing_is_judged_unread() {
+	scripted answertime=2 patience=1
+	probed
+	goes_to a 1
+	kill -STOP "$proxypid"
+	online a
+	reply 1 a
+	sleep 3
+	kill -CONT "$proxypid"
+	hear srv "<iq type='result' id='1'"
+	works a 2
+	unlogged "timed out\|left: \|disconnected"
+}
+
+# What comes from our own address others may have made up, as servers fold the case of
+# domains: it is a ping of ours only by its id.
+# "The requester gets the error after a ping from the component to itself has come ..."
+pings_to_ourselves_have_ids_of_chance() {
+	scripted answertime=60
+	goes_to a 1
+	for i in due99999999999999999999 due9223372036854775 due0 due00000000 ask00000000 ping ''; do
+		deliver iq result proxy.localhost proxy.localhost "id='$i'/"
+		message "$i" proxy.localhost room@proxy.localhost
+	done
+	passes a 1
+}
+
+# A later sign than any that there could be: the second probe.
+# "0: for ever."
+# "stall 10: 0: never."
+# "keepalive 60: 0: never."
+zero_is_for_ever() {
+	scripted answertime=0 stall=0 keepalive=0 refresh=2 patience=1
+	goes_to a 1
+	probed
+	online a
+	probe_is_over
+	probe_is_read
+	unsent "timeout\|id='\(stall\|due\|ping\)"
+}
+
+# To those who say anything within `stall' nothing is sent, be a request never
+# answered.
+# "A worker that answers in time is sent nothing."
+nobody_is_pinged_who_talks() {
+	scripted stall=2
+	goes_to a slow set
+	joins b
+	for i in 1 2 3 4 5 6 7 8; do
+		reply $i a result x@h/r
+		sleep 0.5
+		! find_stanza srv "^<iq type='get' id='due" || tell srv "$heard"
+	done
+	grep -q "id='due" "$dir/srv.out"
+	unsent "id='stall'"
+	unlogged stalled
+}
+
+# "A worker that answers in time is sent nothing."
+who_speaks_before_our_own_ping_is_back_is_not_silent() {
+	scripted stall=1
+	goes_to a 1 set
+	hear srv "^<iq type='get' id='due"
+	due=$heard
+	reply other a
+	tell srv "$due"
+	news
+	unsent "id='stall'"
+}
+
+# "How often a get is handed to another worker, with the same from, id and content."
+# "0: never; ..."
+so_often_it_is_handed_on() {
+	for n in 0 1 3; do
+		scripted retry=$n
+		goes_to a 1
+		has=a
+		for r in $(echo b c d e | cut -c "1-$((2 * n))"); do
+			joins "$r"
+			leaves "$has"
+			is_handed_to "$r" 1
+			has=$r
+		done
+		joins f
+		leaves "$has"
+		has_failed recipient-unavailable 1
+		stop
+	done
+}
+
+# "That happens when its worker leaves or is stalled or, except with STANDBY, when the
+# error recipient-unavailable comes for it, which servers send for a client that has just
+# gone."
+a_bounce_asks_another() {
+	for choice in RANDOM STANDBY; do
+		scripted choice=$choice
+		goes_to a 1
+		goes_to a 2 set
+		joins b
+		bounce 1 a recipient-unavailable
+		bounce 2 a recipient-unavailable
+		if [ $choice = RANDOM ]; then
+			is_handed_to b 1
+			passes b 1
+		else
+			hear srv "<iq type='error' id='1' from='proxy.localhost' to='u@h/r'>"
+			goes_to a 3
+			unlogged "in charge: service@localhost/b"
+		fi
+		hear srv "<iq type='error' id='2' from='proxy.localhost' to='u@h/r'>"
+		unlogged stalled
+		stop
+	done
+}
+
+# What fails in one turn is handed on at its end: not to b, which leaves in it.
+# "Every request is answered once."
+# "If its worker goes offline or hangs, a get is handed to another worker, see retry."
+a_bounce_asks_nobody_who_leaves() {
+	scripted choice=LEASTBUSY
+	goes_to a 1
+	joins b
+	goes_to b 2 set
+	joins c
+	goes_to c 3 set
+	passes b 2
+	tell srv "$(bounced a 1)$(gone_too a)$(gone_too b)"
+	is_handed_to c 1
+	passes c 1
+}
+
+# The ping that tells that a hangs is back, and in the same read what it held bounces.
+# "Every request is answered once."
+a_get_that_is_taken_back_bounces() {
+	scripted stall=1
+	goes_to a 1
+	goes_to a 2
+	joins b
+	is_pinged a
+	await find_stanza srv "^<iq type='get' id='due"
+	tell srv "$heard$(bounced a 1)$(bounced a 2)"
+	is_handed_to b 1
+	is_handed_to b 2
+	fares a "0 open, 2 handed out, 0 answered, 2 retried away"
+	passes b 1
+	passes b 2
+}
+
+# It was set aside, and has come back, in one read.
+# "All to one, which is in charge until it leaves, drains or is stalled, no matter who joins
+# or comes back."
+who_is_in_charge_again_is_not_asked_twice() {
+	scripted stall=1 choice=STANDBY
+	goes_to a 1
+	joins b
+	is_pinged a
+	await find_stanza srv "^<iq type='get' id='due"
+	tell srv "$heard<iq type='result' id='stall' from='service@localhost/a' to='proxy.localhost'/>"
+	logged "recovered: service@localhost/a"
+	news
+	[ "$(echo "$news" | grep -c "id='1'")" = 1 ]
+	passes a 1
+	unlogged "in charge: service@localhost/b"
+}
+
+# "Except with STANDBY, workers that are not silent themselves are preferred."
+a_get_goes_rather_to_one_that_is_not_silent() {
+	scripted stall=1
+	goes_to a 1
+	joins b
+	shows a dnd
+	goes_to b 2 set
+	shows a chat
+	shows b dnd
+	goes_to a 3 set
+	shows b chat
+	is_pinged a
+	is_pinged b
+	joins c
+	leaves a
+	is_handed_to c 1
+}
+
+# "A set is not handed on, since it may have been carried out."
+# "Its sets stay with it."
+a_set_is_never_repeated() {
+	scripted stall=1
+	goes_to a 1 set
+	joins b
+	is_set_aside a
+	leaves a
+	has_failed recipient-unavailable 1
+	goes_to b 2
+	unsent "id='1'.*service@localhost/b"
+}
+
+# "The first result counts; an error counts only from the worker that was given the get
+# last."
+# "If it sends nothing for as many again it is stalled: while another is not, its ..."
+the_first_answer_counts() {
+	scripted stall=1
+	all "goes_to a" 1 2 3 4 5
+	joins b
+	is_set_aside a
+	all "is_handed_to b" 1 2 3 4 5
+	passes a 1
+	is_late b 1
+	is_late b 1 error
+	passes b 2
+	is_late a 2
+	is_late b 2
+	is_late a 3 error
+	passes b 3
+	is_late a 4 error
+	passes b 4 error
+	is_late a 4
+	leaves a
+	is_late a 5 error
+	passes b 5
+	counted "5 requests, 0 untracked, 5 answers, 8 late, .* 0 open"
+}
+
+# "With STICKY or relay, a requester who was served within this time stays with the same
+# worker when others join, unless that is set aside, see Workers that hang, drain or
+# leave."
+who_was_served_stays() {
+	scripted choice=STICKY sticktime=3
+	goes_to a 1
+	online b c d e f g h i
+	for i in 2 3 4 5 6 7 8; do
+		goes_to a $i
+		sleep 0.5
+	done
+	leaves a
+	request 9
+	hear srv "id='9' from='proxy.localhost/u@h/r'"
+	r=${heard#* to=\'service@localhost/}
+	online a j k l m n o
+	goes_to "${r%%\'*}" 10
+}
+
+# "Requesters are remembered in MAXREQUESTS places by hash, only the last one in each."
+two_who_share_a_place() {
+	scripted choice=STICKY MAXREQUESTS=100000 b c d e f g h i
+	ask_for_many nine
+	joins j
+	ask_for_many ten
+	# only some of those who share a place; else it would be a thousand
+	moved nine ten 0 300 .
+}
+
+# "Silence of the server after which client_proxy sends a ping through it to itself; after
+# as much again it reconnects."
+liveness() {
+	scripted keepalive=1
+	for back in "result" "error"; do
+		hear srv "<iq type='get' id='ping' from='proxy.localhost' to='proxy.localhost'><ping xmlns='urn:xmpp:ping'/></iq>"
+		deliver iq $back proxy.localhost proxy.localhost "id='ping'/"
+	done
+	hear srv "<iq type='get' id='ping'"
+	tell srv " "
+	hear srv "<iq type='get' id='ping'"
+	goes_to a ping
+	unlogged "disconnected\|dropped"
+	logged "disconnected: the server is silent"
+	logged waiting
+}
+
+# "The longest pause between attempts to connect to a server that accepts connections but
+# refuses or soon ends them."
+# "The first pause is under a second; its upper bound doubles until a connection has
+# lasted for backoffmax."
+backing_off() {
+	for how in refuses accepts; do
+		proxy backoffmax=4
+		for i in 1 2 3 4 5; do
+			serve
+			if [ $how = refuses ]; then
+				hear srv "<stream:stream"
+				tell srv "<stream:stream id='x' xmlns='jabber:component:accept'
+					xmlns:stream='http://etherx.jabber.org/streams'>"
+			else
+				welcome
+			fi
+			tell srv "<stream:error><conflict xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>
+				</stream:error></stream:stream>"
+			logged_times $i 'disconnected: conflict'
+			end "$(cat "$dir/srv.pid")"
+		done
+		await sh -c "[ \$(grep -c waiting '$log') -ge 5 ]"
+		grep -A 1 "disconnected: conflict" "$log" | awk '/waiting/ { t[++n] = $3 }
+		END { exit !(t[1] < 1 && t[2] >= 1 && t[2] < 2 && t[3] >= 2 && t[3] < 4 && t[4] >= 2 && t[5] >= 2 && t[5] < 4) }'
+		stop
+	done
+}
+
+# "If no address accepts a connection, all are tried again within a second, for as long as
+# it takes."
+# "While it cannot be, this and the pause are logged for the first round through all
+# addresses and then for every thousandth, about every quarter of an hour if the
+# connection is refused."
+a_server_that_comes_back_is_seen_at_once() {
+	proxy
+	logged waiting
+	sleep 8
+	[ "$(wc -l <"$log")" -le 5 ]
+	begun=$(milliseconds)
+	serve
+	hear srv "<stream:stream"
+	echo "$(($(milliseconds) - begun)) ms after the port was open"
+	[ $(($(milliseconds) - begun)) -lt 2000 ]
+	logged_times 1 "connect: "
+}
+
+# "How long each address of the server has to accept the connection, ..."
+a_server_that_accepts_no_connection() {
+	peer deaf "$cport" >"$dir/deaf"
+	await grep full "$dir/deaf"
+	proxy patience=1
+	logged "connect: 127.0.0.1 port $cport: \\(Connection\\|Operation\\) timed out"
+	logged waiting
+}
+
+# "..., then to complete the handshake, ..."
+a_server_that_says_nothing() {
+	serve
+	proxy patience=1
+	logged "disconnected: the server does not answer the handshake in time"
+	hear srv "</stream:stream>"
+}
+
+# Nothing of the stream goes out to one that does not answer, either.
+# "How long each address of the server has to accept the connection, then to complete the
+# handshake, and how long workers have to answer a probe once the server has read it, see
+# refresh."
+tls_that_is_not_answered() {
+	TLS=front
+	front_of "OPEN:$dir/silent,creat,append" -u
+	proxy patience=1
+	logged "disconnected: the server does not answer the handshake in time"
+	LC_ALL=C grep -c "stream" "$dir/silent" && return 1
+	unlogged online
+}
+
+# "The subscription request is repeated until the target accepts it, and after it has
+# withdrawn it: first after askmin, then each time after twice as long, up to askmax."
+asking_again() {
+	scripted askmin=1 askmax=2
+	at=$(milliseconds)
+	for least in 1000 2000 2000; do
+		hear srv "type='subscribe'"
+		took=$(($(milliseconds) - at))
+		at=$((at + took))
+		echo "asked again after $took ms"
+		# a little less, as what is heard is looked for now and then
+		[ $took -ge $((least - 200)) ] && [ $took -lt $((least + 900)) ]
+	done
+	deliver presence subscribed service@localhost proxy.localhost /
+	hear srv "type='probe'"
+	deliver presence unsubscribed service@localhost proxy.localhost /
+	hear srv "type='subscribe'"
+}
+
+# "Time from the end of one presence probe to the next."
+probes_have_pauses() {
+	scripted refresh=2 patience=1
+	probed
+	online a
+	for _ in 1 2; do
+		probe_is_over
+		at=$(milliseconds)
+		probe_is_read
+		took=$(($(milliseconds) - at))
+		echo "probed again after $took ms"
+		[ $took -ge 1800 ] && [ $took -lt 2900 ]
+		online a
+	done
+}
+
+# "Probes find workers whose presence was missed."
+# "A worker that does not answer while others do may be late, so a second probe follows."
+# "If it does not answer that either, as when its server's machine has died, it is taken
+# to have left."
+# "..., and how long workers have to answer a probe once the server has read it, see
+# refresh."
+silent_departures_are_found() {
+	scripted patience=1
+	goes_to a 1
+	goes_to a 2 set
+	joins b c
+	probed
+	only_answer b
+	probe_is_read
+	unlogged "left: "
+	only_answer b c
+	logged "left: service@localhost/a: 2 online"
+	unlogged "left: service@localhost/[bc]"
+	hear srv "<iq type='get' id='1' .*/[bc]'"
+	has_failed recipient-unavailable 2
+}
+
+# "When a worker's answer to a request is service-unavailable, which servers also send for
+# one that has gone, a probe is sent at once, but not again for the same worker within
+# refresh."
+service_unavailable_leads_to_one_probe() {
+	scripted patience=1 b
+	probed
+	only_answer a b
+	bounce 1 a item-not-found
+	for r in a b; do
+		for i in 1 2 3; do
+			bounce $r$i $r service-unavailable
+			hear srv "<iq type='error' id='$r$i'"
+		done
+		probe_is_read
+		only_answer a b
+	done
+	news
+	[ "$(grep -c "<presence type='probe'" "$dir/old")" = 3 ]
+	unlogged "left: "
+}
+
+# "The target's roster may then have lost the subscription, so that is requested again."
+# "A probe that nobody answers removes no worker."
+# "No worker is online, or the target's roster has lost the subscription, see refresh."
+a_lost_subscription_is_asked_for_again() {
+	scripted patience=1
+	probed
+	probe_is_over
+	logged "unanswered: "
+	hear srv "<presence type='subscribe' id='$(last_ask)'"
+	works a 1
+	probed
+	only_answer a
+	works a 2
+	logged_times 1 unanswered
+	unlogged "left: "
+}
+
+# Servers send errors when a session dies, too: only the answer to what was asked
+# last counts, and an unreachable server says nothing of the target.
+# "While the target's server cannot be reached, no worker is removed, and probes go on."
+# "The target's server cannot be reached; why is what the component's server says."
+# "It is asked again, see refresh."
+an_unreachable_target_has_not_left() {
+	scripted refresh=2 patience=1
+	probed
+	for c in "item-not-found cancel" "remote-server-not-found cancel" "resource-constraint wait"; do
+		presence_error "$c" service@localhost/a "$(last_ask)"
+		presence_error "$c" service@localhost other
+	done
+	works a 1
+	for c in "remote-server-not-found cancel" "resource-constraint wait"; do
+		hear srv "<presence type='probe'"
+		presence_error "$c" service@localhost "$(last_ask)"
+		logged "unreachable: service@localhost: ${c% *}"
+	done
+	unlogged "left: "
+}
+
+presence_error() {
+	deliver presence error "$2" proxy.localhost "id='$3'><error type='${1#* }'>
+		<${1% *} xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></presence"
+}
+
+# "Memory is fixed at compile time."
+memory_stays_bounded() {
+	scripted
+	from="type='error' from='u@h/r' to='proxy.localhost'"
+	awk -v from="$from" 'BEGIN {
+		for (i = 0; i < 1000000; i++)
+			printf "<message %s><e%d a%d=\"\" xmlns:p%d=\"u\"/></message>", from, i, i, i
+	}' >"$dir/srv.in"
+	goes_on names
+	large 6000000 "message $from" "" "" "text " >"$dir/srv.in"
+	goes_on text
+	large 4000000 "message $from" "" "" "<a/>" >"$dir/srv.in"
+	goes_on elements
+	awk 'BEGIN {
+		for (i = 0; i < 5000; i++)
+			printf "<presence from=\"service@localhost/%01000d\" to=\"proxy.localhost\"/>", i
+	}' >"$dir/srv.in"
+	goes_on resources
+	logged "1024 online is the limit"
+}
+
+# "More are ignored until one leaves; this is logged once."
+# "The resource is empty or too long, or, with and any more behind it, there is no place
+# for it, see MAXRESOURCES."
+# "Workers that are online at once."
+full_table() {
+	scripted MAXRESOURCES=3
+	online b c d e
+	logged "joined: service@localhost/c: 3 online"
+	logged "ignored: service@localhost/d"
+	each_gets_a_set a b c
+	unsent "localhost/[de]'"
+	logged_times 1 ignored
+	leaves b
+	online e f
+	logged "joined: service@localhost/e: 3 online"
+	logged "ignored: service@localhost/f"
+}
+
+# Those who have left without a word do not keep it full: who has no place in it
+# says, too, that a probe is answered.
+# "More are ignored until one leaves; this is logged once."
+# "Then a probe finds who was ignored."
+the_dead_do_not_fill_the_table() {
+	scripted MAXRESOURCES=2 patience=1
+	online b c
+	logged "ignored: service@localhost/c"
+	probed
+	only_answer c
+	probe_is_read
+	only_answer c
+	logged "left: service@localhost/b: 1 online"
+	logged "left: service@localhost/a: 0 online"
+	probe_is_read
+	joins c
+}
+
+# However long his ids are, and from how many resources he comes.
+# "A requester, by its bare JID, may hold as many as are left, so one who floods leaves
+# half of them to others."
+# "A request from somebody who has as many open as there are places left, see
+# MAXREQUESTS."
+# "If half of the requests are this requester's, it sends too many."
+who_floods_leaves_half() {
+	for n in 0 1000; do
+		scripted stall=0
+		x=$(bytes $n x)
+		flood 1 3000 "${x}f"
+		logged "busy: 2048 requests are open, 2048 of x*\\(f1@h/r2049\\)\\?: refusing more"
+		# answered, they are his again
+		for i in 1 2 3; do
+			passes a "${x}f1-$i" result "${x}f1@h/r$i"
+		done
+		goes_to a again set "${x}f1@h/r"
+		flood 50 40 o
+		flood 1 3000 "${x}g"
+		news
+		for id in f o g; do
+			echo "$id: $(grep -c "set' id='x*${id}[0-9]*-.*localhost/a'" "$dir/old")" \
+			    "$(grep -c "error' id='x*$id.*resource-constraint" "$dir/old")"
+		done | tee "$dir/counts"
+		# 50 places are left when the others have theirs
+		[ "$(tr '\n' ' ' <"$dir/counts")" = "f: 2048 952 o: 2000 0 g: 25 2975 " ]
+		leaves a
+		joins a
+		flood 1 3000 "${x}f"
+		counted ".* 2048 open"
+		stop
+	done
+}
+
+# "More are refused; this is logged, and again only after three quarters of the places
+# have been free."
+# "The workers answer more slowly than requests come, or not at all: run more of them, or
+# faster ones."
+a_full_table_is_logged_once() {
+	scripted REQUESTSIZE=100
+	fill a
+	for i in 1 2; do
+		request $i get v@h/r
+		has_failed resource-constraint $i
+	done
+	answer_some a 1000
+	flood 1000 1 o
+	request 3 get v@h/r
+	has_failed resource-constraint 3
+	logged_times 1 "busy: 4096 requests are open, 0 of v@h/r: refusing more"
+	answer_some a 4096
+	answer_some o 1000
+	fill b
+	request 4 get v@h/r
+	has_failed resource-constraint 4
+	logged_times 2 "busy: 4096 requests are open, 0 of v@h/r: refusing more"
+}
+
+# "With relay, what a worker asks somebody counts as this person's request."
+what_the_client_asks_counts_as_the_users() {
+	scripted relay=1 MAXREQUESTS=64
+	news
+	for i in $(seq 40); do
+		own "$i" a
+	done
+	comes_times 32 "type='get' id='a/"
+	[ "$(echo "$news" | grep -c -F "<resource-constraint")" = 8 ]
+	logged "busy: 32 requests are open, 32 of u@h/r: refusing more"
+	own 1 a proxy.localhost/v@h/r
+	hear srv "<iq type='get' id='a/1' from='proxy.localhost' to='v@h/r'/>"
+	goes_to a 1 get w@h/r
+}
+
+# "As many places more are for requests that have been answered with an error, so ..."
+# "Places for open requests."
+a_request_makes_room_when_it_fails() {
+	scripted
+	fill a
+	leaves a
+	joins b
+	fill b
+	answer_some b 4096
+	fill c
+	counted ".* 4096 recipient-unavailable.* 4096 open"
+	is_late a a1-1 result u1@h/r
+}
+
+# "A get that is longer is not handed to another worker, see retry."
+what_is_too_large_is_not_handed_on() {
+	scripted REQUESTSIZE=200
+	small=$(bytes 160 x)
+	deliver iq get u@h/r proxy.localhost "id='1'>$small</iq"
+	deliver iq get u@h/r proxy.localhost "id='2'>$small$small</iq"
+	hear srv "id='2'" "to='service@localhost/a'>x*</iq>"
+	joins b
+	leaves a
+	hear srv "id='1'" "to='service@localhost/b'>$small</iq>"
+	has_failed recipient-unavailable 2
+	unsent "id='2'.*localhost/b'"
+}
+
+# "While another stanza might not fit, nothing is read: the server waits, and nothing is
+# lost."
+back_pressure() {
+	peer stall "$cport" 20000 >"$dir/stall"
+	stall=$pid
+	await listening_only "$cport"
+	proxy MAXREQUESTS=50000 keepalive=0
+	await grep stuck "$dir/stall"
+	before=$(switches)
+	sleep 1
+	[ $(($(switches) - before)) -lt 20 ]
+	fits_in 12288
+	kill -USR1 "$stall"
+	await grep "20000 of 20000 in order" "$dir/stall"
+}
+
+# Errors that the out buffer has no room for wait their turn.
+# "While another stanza might not fit, nothing is read: the server waits, and ..."
+many_fail_at_once() {
+	scripted OUTSIZE=550000
+	awk -v x="$(bytes 400 x)" 'BEGIN {
+		for (i = 0; i < 6000; i++) {
+			if (i == 4000) {
+				print "<presence type=\"unavailable\" from=\"service@localhost\" to=\"proxy.localhost\"/>"
+				print "<presence from=\"service@localhost/b\" to=\"proxy.localhost\"/>"
+			}
+			printf "<iq type=\"set\" id=\"%d\" from=\"u%d@h/%s\" to=\"proxy.localhost\"/>", i, i % 1000, x
+		}
+	}' >"$dir/srv.in"
+	written "id='5999'"
+	written_times 4000 "<recipient-unavailable"
+	stanzas <"$dir/srv.out" | sed -n "s/^<iq type='error' id='\([0-9]*\)'.*recipient-unavailable.*/\1/p" |
+	    sort -n >"$dir/failed"
+	seq 0 3999 | cmp - "$dir/failed"
+	unlogged disconnected
+}
+
+# "Above, a fresh parser takes over, since a parser keeps every name it has seen."
+a_fresh_parser_loses_nothing() {
+	scripted PARSERSOFT=100000 MAXREQUESTS=50000
+	awk 'BEGIN {
+		for (i = 0; i < 20000; i++)
+			printf "<iq type=\"get\" id=\"n%d\" from=\"u@h/r\" to=\"proxy.localhost\"><e%d a=\"b\">t</e%d></iq>", i, i, i
+	}' >"$dir/srv.in"
+	written "id='n19999'"
+	stanzas <"$dir/srv.out" | sed -n "s|.*id='n\([0-9]*\)'.*><e\([0-9]*\) a='b'>t</e\2></iq>|\1 \2|p" >"$dir/ids"
+	awk 'BEGIN { for (i = 0; i < 20000; i++) print i, i }' | cmp - "$dir/ids"
+	unlogged disconnected
+}
+
+# "Above, the stream is closed with policy-violation and opened again."
+a_stanza_that_is_too_costly_ends_the_stream() {
+	scripted
+	from="type='error' from='u@h/r' to='proxy.localhost'"
+	for n in 1 2 3 4 5; do
+		case $n in
+		1) printf "<message a='"; bytes 40000000 xxxxxxxxxxxxxxxx ;;
+		2) printf "<m"; bytes 20000000 xxxxxxxxxxxxxxxx ;;
+		3) echo "<message $from>"; bytes 300000 "<a>" ;;
+		4) echo "<message $from>"; names 8000000 "<%/>" ;;
+		5) echo "<message"; names 8000000 " %=''" ;;
+		esac 2>"$dir/err" >"$dir/srv.in" || :
+		ends_with policy-violation
+	done
+}
+
+# "No stanza that a client may send to Prosody or ejabberd, 262144 bytes of any kind,
+# takes as much."
+# "Prosody would close the connection to a component that wrote more."
+ugly_stanzas_on_prosody() { ugly_stanzas prosody; }
+ugly_stanzas_on_ejabberd() { need ejabberdctl ejabberd; ugly_stanzas ejabberd; }
+
+# Stanzas as large and as odd as a client may send them.
+ugly_stanzas() {
+	"$1"
+	proxy
+	services a
+	login user x
+	ugly a "<q a=\"$(bytes 100000 "'")\"/>"
+	ugly a "<q a='$(bytes 100000 "&#13;")'/>"
+	ugly a "<q$(names 100000 " %=''")/>"
+	ugly a "<q>$(bytes 250000 ">")</q>"
+	ugly user "<q><![CDATA[$(bytes 250000 "<")]]></q>"
+	ugly a "<q>$(names 250000 "<%/>")</q>"
+	ugly a "<q>$(names 250000 "<%:a xmlns:%='u'/>")</q>"
+	ugly a "<q>$(bytes 250000 "<a/>")</q>"
+	# ejabberd itself falls over this, wherever it is sent
+	[ "$1" = ejabberd ] || ugly a "$(bytes 105000 "<a>")$(bytes 140000 "</a>")"
+	# an error has a large tag, too
+	tell user "<iq type='get' id='$(bytes 200000 i)' to='proxy.localhost/x'/>"
+	tell user "$(bytes 200000 " ")"
+	ask user last
+	await grep -q "id='last'" "$dir/a.out"
+	unlogged disconnected
+	fits_in 8192
+}
+
+# Who gets it, or its refusal, and the next one too: the content.
+ugly() {
+	uglies=${uglies-}1
+	tell user "<iq type='set' id='u$uglies' to='proxy.localhost'>$2</iq>"
+	# with some expats the server would wait for more after a large tag
+	tell user "$(bytes 150000 " ")"
+	ask user "after$uglies"
+	await grep -q "id='after$uglies'" "$dir/a.out"
+	await grep -q "id='u$uglies'" "$dir/$1.out"
+}
+
+# It arrives up to six times as long.
+# "No stanza that a client may send to Prosody or ejabberd, 262144 bytes of any ..."
+escapes_are_few() {
+	scripted
+	for c in apos gt quot; do
+		n=$((262144 * (${#c} + 2)))
+		large 0 "iq type='set' id='a$c' from='u@h/r' to='proxy.localhost'" "<q a='$(bytes $n "&$c;")'/>" >"$dir/srv.in"
+		large $n "iq type='set' id='t$c' from='u@h/r' to='proxy.localhost'" "<q>" "</q>" "&$c;" >"$dir/srv.in"
+		# forwarded, not refused
+		written "id='a$c' from='proxy.localhost/u@h/r'"
+		written "id='t$c' from='proxy.localhost/u@h/r'"
+	done
+	fits_in 8192
+	unlogged disconnected
+	for c in "'" '>' '"'; do
+		[ "$(tr -cd "$c" <"$dir/srv.out" | wc -c)" -ge 524288 ]
+	done
+}
+
+# "1024 bytes of prefixes declared in the header of the server's stream: the names of the
+# attributes and their values, with one more for each."
+# "With more, the stream is closed with policy-violation."
+prefixes_of_the_stream_have_a_limit() {
+	# xmlns:a, b, and one for each
+	decl="xmlns:a='$(bytes 1015 u)'"
+	scripted backoffmax=1
+	request 1
+	hear srv "<iq type='get' id='1' .*/a' xmlns:a='u*'/>"
+	cut_off srv
+	serve
+	hear srv "<stream:stream"
+	tell srv "<stream:stream id='1' xmlns='jabber:component:accept' xmlns:a='$(bytes 1016 u)'
+		xmlns:stream='http://etherx.jabber.org/streams'>"
+	hear srv "<policy-violation"
+}
+
+# "512 bytes of a line, and 99 of each address in it."
+# "20 lines a second that anybody can cause, such as those about dropped stanzas."
+# "The number of lines missing, for either reason, is logged once there is room."
+# "See LIMITS."
+strangers_do_not_fill_the_log() {
+	scripted
+	before=$(wc -l <"$log")
+	awk -v x="$(bytes 3000 x)" 'BEGIN {
+		for (i = 0; i < 5000; i++) {
+			printf "<iq type=\"result\" id=\"1\" from=\"u@h/%s\" to=\"proxy.localhost/%s\"/>", x, x
+			printf "<presence from=\"u@h/%s\" to=\"proxy.localhost\"/>", x
+		}
+	}' >"$dir/srv.in"
+	goes_to a last
+	logged "log: [0-9]* lines left out"
+	[ $(($(wc -l <"$log") - before)) -lt 1500 ]
+	awk 'length($0) > 511 { exit 1 }' "$log"
+	logged "ignored: presence (no type) of u@h/x\{95\}: the target is service@localhost"
+}
+
+# A reader that comes late, and one that never comes.
+# "Lines that the log does not take at once are lost."
+# "A pipe holds some 500 of these lines; those that come before it is read again are lost,
+# see LIMITS."
+a_log_that_nobody_reads() {
+	configure
+	for reader in late none; do
+		serve
+		mkfifo "$dir/pipe.$reader"
+		exec 3<>"$dir/pipe.$reader"
+		# shellcheck disable=SC2086 # a command and its options, or nothing
+		background ${WRAPPER-} "$bin" 2>"$dir/pipe.$reader" 3>&-
+		proxypid=$pid
+		welcome
+		# more lines than a pipe holds
+		seq 2000 | sed "s|.*|<presence from='service@localhost/&' to='proxy.localhost'/><presence type='unavailable' from='service@localhost/&' to='proxy.localhost'/>|" >"$dir/srv.in"
+		online a
+		goes_to a last
+		[ $reader = none ] || {
+			cat <&3 >"$dir/read" 3>&- &
+			echo $! >>"$dir/pids"
+			await grep "log: [0-9]* lines left out" "$dir/read"
+		}
+		stop
+		hear srv "</stream:stream>"
+	done
+}
+
+# "Only the first 255 elements on its upper two levels are searched for what matters here,
+# such as show, error conditions and chat states."
+a_chat_state_behind_256_elements() {
+	scripted relay=1
+	leaves a
+	for n in 255 256; do
+		news
+		message $n u@h/r proxy.localhost "$(bytes $(((n - 1) * 4)) "<a/>")$composing"
+		[ $n = 256 ] || comes ""
+	done
+	comes "$(error wait recipient-unavailable 256 proxy.localhost u@h/r message)"
+}
+
+# "1023 bytes of each part, as in RFC 7622."
+# "A stanza to an address of the component with a longer node is dropped, and a longer
+# resource of the target is ignored; both are logged."
+names_of_1023_bytes() {
+	scripted
+	long=$(bytes 1023 x)
+	online "$long"
+	logged "joined: service@localhost/x\{99\}: 2 online"
+	leaves a
+	works "$long" 1
+	deliver iq get u@h/r "$long@proxy.localhost"
+	hear srv "from='$long@proxy.localhost/u@h/r'"
+	online "1$long"
+	logged "ignored: "
+	deliver iq get u@h/r "1$long@proxy.localhost"
+	logged "dropped: iq get from u@h/r to 1xxx"
+	unsent "1$long"
+}
+
+# "Resident memory stays under 4 MB with few open requests and workers, under 12 MB with
+# all that fit, and under 24 MB while a stanza is parsed that was made to be as costly as
+# possible."
+small_in_memory() {
+	plainly
+	scripted
+	awk '/VmRSS/ { exit !($2 < 4096) }' "/proc/$proxypid/status"
+	strip -o "$dir/stripped" "$bin"
+	[ "$(wc -c <"$dir/stripped")" -lt 65536 ]
+}
+
+# "The requester is all that follows the first slash of from."
+# "A worker in Python, with slixmpp, which accepts the subscription by itself:"
+the_worker_of_the_man_page_answers() {
+	library
+	prosody
+	proxy
+	example WORKERS 1 >"$dir/worker.py"
+	background /usr/bin/python3 "$TESTDIR/talk.py" "$c2s" "$log" example "$dir/worker.py" >"$dir/python" 2>&1
+	logged "joined: service@localhost/a:"
+	login user x
+	tell user "<iq type='get' id='1' to='proxy.localhost'><hello xmlns='urn:example'/></iq>"
+	hear user "<iq" "id='1'" "type='result'" ">Hello user@localhost/x</hello>"
+}
+
+# "Answer pings (XEP-0199), to show that the worker is busy and does not hang."
+who_answers_pings_stays() {
+	scripted stall=1
+	goes_to a 1 set
+	for i in 1 2 3 4; do
+		is_pinged a
+		deliver iq error service@localhost/a proxy.localhost "id='stall'/"
+	done
+	unlogged "stalled\|dropped"
+	fares a "1 open, 1 handed out, 0 answered, 0 retried away, 0 timed out, 0 ms, up"
+}
+
+# "JIDs in the content are not translated."
+addresses_in_the_content_stay() {
+	scripted
+	kept "" "><item jid='proxy.localhost'>u@h/r</item></iq>"
+}
+
+# "The target has to accept the subscription once; its server remembers."
+# "A program answers with and sends its own presence, like any client that wants to be seen."
+subscription_is_approved_already() {
+	prosody
+	proxy
+	services a
+	stop
+	proxy
+	logged "joined: service@localhost/a: 1 online"
+	login user x
+	served user 1 a
+	unheard a "subscribe"
+}
+
+# "Colons and upper case do not matter."
+tls_with_a_pin_of_any_spelling() {
+	TLS=front
+	certificate server
+	lower=$(echo "$pin" | tr A-F a-f | tr -d :)
+	other=$(echo "$pin" | tr 0-9A-F 1-9A-F0)
+	for p in "$lower" "$other,$pin" "$lower $other" ",$other , $lower,"; do
+		serve
+		proxy tlspin="\"$p\""
+		welcome
+		stop
+	done
+}
+
+# "Up to eight fingerprints can stand there, separated by commas or spaces."
+eight_fingerprints_and_not_nine() {
+	TLS=front
+	certificate server
+	other=$(echo "$pin" | tr 0-9A-F 1-9A-F0)
+	seven="$other $other $other,$other,$other $other $other"
+	scripted tlspin="\"$seven $pin\""
+	stop
+	configure tlspin="\"$seven $other $pin\""
+	brief
+	[ $rc = 1 ]
+	grep "tlspin: " "$dir/err"
+}
+
+# "To renew a certificate, add the fingerprint of the new one, restart client_proxy, then
+# let the server use it."
+tls_renewal() {
+	TLS=front
+	certificate new
+	new=$pin
+	certificate server
+	scripted tlspin="\"$pin $new\"" backoffmax=1
+	end "$frontpid"
+	cut_off srv
+	logged "disconnected: "
+	serve
+	front new
+	welcome
+	logged_times 2 "online: .* with TLS"
+}
+
+# "Only the fingerprint is checked: not who signed the certificate, nor its names and
+# dates."
+the_name_in_the_certificate_does_not_matter() {
+	TLS=front
+	scripted host='"localhost"'
+	openssl x509 -noout -subject -in "$dir/server.pem" | grep "proxy.domain.example"
+}
+
+# "The protocol is TLS 1.2 with ECDHE and AES-GCM or ChaCha20-Poly1305, from the first
+# byte on (not STARTTLS)."
+tls_1_2_and_its_ciphers() {
+	TLS=front
+	certificate server
+	for c in AES128-GCM-SHA256 AES256-GCM-SHA384 CHACHA20-POLY1305; do
+		front server ",openssl-max-proto-version=TLS1.2,cipher=ECDHE-ECDSA-$c"
+		scripted
+		stop
+		end "$frontpid"
+	done
+	front server ",cipher=AES128-SHA"
+	proxy
+	logged "disconnected: TLS failed: error $((256 + 40)) of BearSSL"
+}
+
+# "If host is a name, it is sent to the server (SNI)."
+tls_name() {
+	TLS=front
+	for host in localhost 127.0.0.1; do
+		front_of "OPEN:$dir/hello.$host,creat,append" -u
+		proxy host="\"$host\"" patience=1
+		await test -s "$dir/hello.$host"
+		stop
+		end "$frontpid"
+	done
+	grep -c localhost "$dir/hello.localhost"
+	! grep -c 127.0.0.1 "$dir/hello.127.0.0.1"
+}
+
+# "Prosody speaks TLS to components on a port that services share."
+# "Besides the component's lines it needs:"
+a_week_on_prosody_with_tls() { TLS=own; week prosody; }
+
+# "ejabberd, in the lines of the listener, where the file holds the key and the
+# certificate:"
+a_week_on_ejabberd_with_tls() { need ejabberdctl ejabberd; TLS=own; week ejabberd; }
+
+# Its hosts, with the component's lines of the man page behind mod_client_proxy's.
+jitsi_was_installed() {
+	cat >"$dir/mod_subscribe.lua" <<-\E
+	local rostermanager = require "core.rostermanager";
+	local proxy, user, host = "focus.meet.example", "focus", module.host;
+	rostermanager.set_contact_pending_in(user, host, proxy);
+	rostermanager.subscribed(user, host, proxy);
+	E
+	hosts='VirtualHost "meet.example"
+		authentication = "anonymous"
+	VirtualHost "auth.meet.example"
+		modules_enabled = { "subscribe" }
+	Component "focus.meet.example" "client_proxy"
+		target_address = "focus@auth.meet.example"'
+	component="example 'Jitsi Meet' 1"
+}
+
+# A guest asks for a conference, and this client of Jicofo's account answers.
+meets() {
+	[ -f "$dir/guest.out" ] || login guest '' '' meet.example
+	conferences=$((${conferences-0} + 1))
+	tell guest "<iq type='set' id='$conferences' to='focus.meet.example'>
+		<conference xmlns='http://jitsi.org/protocol/focus' room='r@x'/></iq>"
+	hear "$1" "<iq" "type='set'" "id='$conferences'" "from='focus.meet.example/$jid'" "room='r@x'" \
+	    "<conference [^>]*xmlns='http://jitsi.org/protocol/focus'"
+	tell "$1" "<iq type='result' id='$conferences' to='focus.meet.example/$jid'>
+		<conference xmlns='http://jitsi.org/protocol/focus' ready='true'/></iq>"
+	hear guest "<iq" "type='result'" "id='$conferences'" "from='focus.meet.example'" "ready='true'"
+}
+
+# The subscription in the roster is kept as Jitsi's installation made it, so nobody
+# has to do anything. Somebody else has logged in to the account of the focus.
+# "Where Prosody has replace it with the component of Prosody, set domain and target to the
+# same, and let Prosody reload its configuration."
+# "The subscription in the target's roster stays valid."
+# "Requesters see no difference."
+# "Workers see one: bytes of a requester's JID that are not printable ASCII are %XX in
+# from."
+# "Its conference focus, Jicofo, is the worker."
+# "For the installation meet.example, on Debian, set domain to focus.meet.example, target
+# to focus@auth.meet.example, prefix to focus, so that nothing else that uses the account
+# gets requests, and answertime to 60: the page waits for ever, and Jicofo may take half a
+# minute."
+# "Append to prosody.cfg.lua, after its last Include line,"
+# "The later definition wins, and mod_client_proxy is not loaded."
+jitsi_meet() {
+	jitsi_was_installed
+	prosody
+	for who in focus other; do
+		login $who $who focus auth.meet.example
+		tell $who "<presence/>"
+	done
+	proxy domain='"focus.meet.example"' target='"focus@auth.meet.example"' prefix='"focus"' answertime=60
+	logged "joined: focus@auth.meet.example/focus: 1 online"
+	for _ in 1 2 3 4 5 6; do
+		meets focus
+	done
+	unlogged "focus@auth.meet.example/other"
+	unheard other "<iq.*conference"
+	unheard focus "type='subscribe'"
+}
+
+# "Only one Jicofo may be at work."
+# "With choice set to STANDBY a second one can wait, with another resource that has the
+# same prefix."
+# "One client_proxy serves both."
+a_second_jicofo_waits() {
+	jitsi_was_installed
+	prosody
+	proxy domain='"focus.meet.example"' target='"focus@auth.meet.example"' prefix='"focus"' choice=STANDBY
+	for who in focus1 focus2; do
+		login $who $who focus auth.meet.example
+		tell $who "<presence/>"
+		logged "joined: focus@auth.meet.example/$who:"
+	done
+	meets focus1
+	cut_off focus1
+	logged "in charge: focus@auth.meet.example/focus2"
+	meets focus2
+}
+
+# The account to which the scripts change, which only root could do, is the one that
+# runs the test.
+# "A run script for runit, which restarts client_proxy should it ever end, and log/run for
+# its log:"
+runit_runs_it() {
+	need runsv runit
+	configure
+	mkdir -p "$dir/bin" "$dir/service/log" "$dir/var"
+	cp "$bin" "$dir/bin/client_proxy"
+	cat >"$dir/bin/chpst" <<-\E
+	#!/bin/sh
+	[ "$1 $2" = "-u _client_proxy" ] || exit 1
+	shift 2
+	exec "$@"
+	E
+	printf '#!/bin/sh\necho "%s" >>%s/ended\n' \$1 "$dir" >"$dir/service/finish"
+	example RUNNING 1 >"$dir/service/run"
+	example RUNNING 2 | sed "s|/var/log/client_proxy|$dir/var|" >"$dir/service/log/run"
+	chmod +x "$dir/bin/chpst" "$dir/service/finish" "$dir/service/run" "$dir/service/log/run"
+	echo s2000 >"$dir/var/config"
+	serve
+	PATH=$dir/bin:$PATH background runsv "$dir/service"
+	log=$dir/var/current
+	welcome
+	logged "client_proxy: online"
+	kill -9 "$(cat "$dir/service/supervise/pid")"
+	cut_off srv
+	serve
+	welcome
+	logged_times 2 'client_proxy: online'
+	for i in $(seq 60); do
+		deliver iq result nobody@h/r proxy.localhost "id='$i'/"
+	done
+	await sh -c "ls '$dir/var' | grep '^@'"
+	sv -v -w 5 down "$dir/service"
+	# killed by a signal at first, then it ended well
+	[ "$(tr '\n' ' ' <"$dir/ended")" = "-1 0 " ]
+	cat "$dir"/var/@* "$log" | grep "stopping: signal"
+	sv exit "$dir/service"
+}
+
+# "Prosody refuses a second component with the same address, with conflict."
+# "So a second copy on another machine can stand by: it tries again, and takes over within
+# backoffmax when the first one ends."
+a_second_copy_stands_by() {
+	prosody
+	proxy backoffmax=2
+	workers b
+	login user x
+	for i in 1 2; do
+		first=$proxypid
+		proxy backoffmax=2
+		logged "disconnected: conflict"
+		ask user before$i
+		hear user "type='result'" "id='before$i'"
+		end "$first" 9
+		logged "joined: service@localhost/b: 1 online"
+		ask user after$i
+		hear user "type='result'" "id='after$i'"
+	done
+}
+
+# "Set that to a few seconds, and do not set component_conflict_resolve to kick_old, or
+# the two take the address from each other for ever."
+# "If no other copy of it stands by, add component_conflict_resolve = "kick_old" to the
+# component's lines: it lets client_proxy back in at once after its link was cut."
+with_kick_old_copies_take_the_address_from_each_other() {
+	kick_old=$(sed -n 's/.*\(component_conflict_resolve = \)\\(dqkick_old.*/\1"kick_old"/p' client_proxy.1)
+	prosody
+	proxy backoffmax=1
+	logged online
+	first=$log
+	proxy backoffmax=1
+	logged online
+	second=$log
+	log=$first
+	logged "disconnected: conflict"
+	log=$second
+	logged "disconnected: conflict"
+}
+
+# "ejabberd and jabberd2 accept both and spread stanzas over them, so that answers may
+# come to the wrong one: run only one copy there."
+ejabberd_accepts_both_copies() {
+	need ejabberdctl ejabberd
+	ejabberd
+	proxy
+	logged online
+	first=$log
+	proxy
+	logged online
+	unlogged disconnected
+	log=$first
+	unlogged disconnected
+}
+
+# The component on one node of a cluster, resources and requesters on both; then
+# the other node dies.
+# "In a cluster of two ejabberd nodes (measured), a component on one node serves
+# requesters and workers on both."
+# "When the other node dies, nothing says that its workers have gone: requests handed to
+# them fail with service-unavailable until the next probe is over, see refresh."
+a_cluster_of_two_nodes() {
+	need ejabberdctl ejabberd
+	ERL_EPMD_PORT=$tport ERL_EPMD_ADDRESS=127.0.0.1
+	export ERL_EPMD_PORT ERL_EPMD_ADDRESS
+	background epmd
+	await listening "$ERL_EPMD_PORT"
+	ejabberd one
+	one=$c2s
+	died=$serverpids
+	ports
+	ejabberd two one
+	proxy patience=2
+	services a
+	two=$c2s
+	c2s=$one worker b
+	worker c
+	offline a
+	asker asker "$one" user x proxy.localhost 500
+	asker asker "$two" other y proxy.localhost 500
+	askers_are_done
+	for u in x y; do
+		grep " 500 answered.* b [1-9].* c [1-9]" "$dir/asked.$u"
+	done
+	# nobody tells us of the resource that dies with its node
+	end "$died" 9
+	asker asker "$two" other z proxy.localhost 500
+	askers_are_done
+	grep "service-unavailable [1-9].* 0 twice" "$dir/asked.z"
+	logged "left: service@localhost/b: 1 online"
+	asker asker "$two" other z proxy.localhost 500
+	askers_are_done
+	grep " 500 answered" "$dir/asked.z"
+}
+
+# "Write what waits to be written, close the stream and exit, within a second."
+# "0 after a signal or -v."
+# "A signal told it to."
+signals() {
+	proxy
+	logged waiting
+	stop
+	serve
+	proxy
+	hear srv "<stream:stream"
+	stop
+	hear srv "</stream:stream>"
+	for sig in TERM INT HUP QUIT; do
+		scripted
+		request last
+		stop $sig
+		hear srv "</stream:stream>"
+		logged "stopping: "
+	done
+	# a server that takes nothing
+	scripted
+	kill -STOP "$(cat "$dir/srv.pid")"
+	stop
+}
+
+# "Write what waits to be written, ..."
+what_waits_is_written_on_sigterm() {
+	peer stall "$cport" 20000 >"$dir/stall"
+	stall=$pid
+	await listening_only "$cport"
+	proxy MAXREQUESTS=50000
+	await grep stuck "$dir/stall"
+	kill "$proxypid"
+	kill -USR1 "$stall"
+	await grep "in order, closed" "$dir/stall"
+	await gone "$proxypid"
+}
+
+# "SIGHUP stays ignored if it was, as with nohup."
+nohup_is_respected() {
+	trap '' HUP
+	scripted
+	trap 'exit 1' HUP
+	kill -HUP "$proxypid"
+	works a 1
+	unlogged stopping
+}
+
+# "Log one line of totals since the start, then one line for each worker that is online,
+# see counted and resource in DIAGNOSTICS."
+# "Since the start: requests handed out, those of them that are untracked, answers passed
+# on, answers that came too late, messages passed on, errors by condition, stanzas
+# dropped, successful handshakes, and bytes read and written; and how many workers are
+# online and requests open now."
+counters() {
+	scripted
+	works a 1
+	request 2 get u@h/r proxy.localhost/x
+	request 3 get service@localhost/a
+	request 4 get "u@h/$(bytes 1023 x)"
+	deliver iq result nobody@h/r proxy.localhost/u@h/r
+	counted "1 requests, 0 untracked, 1 answers, 0 late, 0 messages, 1 service-unavailable, 1 feature-not-implemented, 1 not-acceptable, 0 policy-violation, 0 resource-constraint, 0 recipient-unavailable, 0 remote-server-timeout, 0 bad-request, 1 dropped, 1 connections, 1 online, 0 open, [0-9]* bytes in, [0-9]* bytes out"
+	goes_to a 5
+	goes_to a 6
+	counted "3 requests, .* 1 online, 2 open"
+}
+
+# "Once it has begun to connect, client_proxy never exits by itself."
+cut_connections() {
+	scripted backoffmax=1
+	tell srv "<iq type='get' from='u@h/r' to='proxy.loc"
+	end "$(cat "$dir/srv.pid")" 9
+	logged "disconnected: "
+	serve
+	welcome
+	tell srv "</stream:stream>"
+	logged "disconnected: the server has closed the stream"
+	hear srv "</stream:stream>"
+	for i in 1 2 3; do
+		serve
+		welcome
+		tell srv "$(bytes 200000 "<iq type='get' id='x' from='u@h/r' to='proxy.localhost'/>")"
+		end "$(cat "$dir/srv.pid")" 9
+	done
+	serve
+	welcome
+}
+
+# "Once it has begun to connect, client_proxy never exits by itself."
+without_descriptors() {
+	serve
+	configure
+	# shellcheck disable=SC2086 # a command and its options, or nothing
+	${WRAPPER-} "$bin" <&- >&- 2>&- &
+	proxypid=$!
+	echo $proxypid >>"$dir/pids"
+	welcome
+	for fd in 0 1 2; do
+		[ "$(readlink "/proc/$proxypid/fd/$fd")" = /dev/null ]
+	done
+}
+
+# "Once it has begun to connect, client_proxy never exits by itself."
+a_log_that_is_closed() {
+	serve
+	configure
+	mkfifo "$dir/pipe"
+	head -n 1 <"$dir/pipe" >"$dir/head" &
+	# shellcheck disable=SC2086
+	background ${WRAPPER-} "$bin" 2>"$dir/pipe"
+	proxypid=$pid
+	welcome
+	online a b c
+	request 1
+	hear srv "to='service@localhost/[abc]'"
+}
+
+# "Bytes other than printable ASCII appear as %XX."
+# "Each line reads client_proxy: what: why."
+# "The connection has ended."
+refusals_are_logged() {
+	serve
+	proxy
+	hear srv "<stream:stream"
+	tell srv "<stream:stream id='x' xmlns='jabber:component:accept'
+		xmlns:stream='http://etherx.jabber.org/streams'>
+		<stream:error><not-authorized xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>
+		<text a='&gt;' xmlns='urn:ietf:params:xml:ns:xmpp-streams'>Not
+		today€</text></stream:error></stream:stream>"
+	logged "^client_proxy: disconnected: not-authorized: Not%0A.*today%E2%82%AC$"
+	unlogged "$(sha1 xsecret)"
+}
+
+# "The target has accepted the subscription."
+# "If this never comes, nobody has accepted it."
+# "The target refuses or has withdrawn the subscription, or its server says why there is
+# none."
+# "It is asked again, see askmin."
+the_target_denies() {
+	scripted askmin=1
+	for how in error unsubscribed; do
+		unlogged "subscribed: service@localhost"
+		goes_to a $how
+		probed
+		logged "^client_proxy: subscribed: service@localhost"
+		if [ $how = error ]; then
+			presence_error "gone cancel" service@localhost "$(last_ask)"
+			logged "not subscribed: service@localhost: gone"
+		else
+			deliver presence unsubscribed service@localhost/x proxy.localhost /
+			logged "not subscribed: service@localhost: it refuses"
+		fi
+		logged "left: service@localhost, all.*: 0 online"
+		has_failed recipient-unavailable $how
+		hear srv "<presence type='subscribe'"
+		: >"$log"
+		joins a
+	done
+}
+
+# "A stanza that nothing can be done with, such as an answer that nobody has asked for."
+not_for_us() {
+	scripted
+	news
+	for t in proxy.localhostx xproxy.localhost other.localhost a@b@proxy.localhost \
+	    @proxy.localhost room@other.localhost/x proxy.localhost/ ''; do
+		deliver iq get u@h/r "$t"
+		logged "dropped: iq get from u@h/r to $t:"
+	done
+	tell srv "<iq type='get' id='1' from='u@h/r'/>"
+	logged "dropped: iq get from u@h/r to (nobody)"
+	tell srv "<iq type='get' id='1' to='proxy.localhost'/>"
+	logged "dropped: iq get from (nobody)"
+	tell srv "<iq xmlns='urn:x' type='get' id='1' from='u@h/r' to='proxy.localhost'/>"
+	logged "not a stanza"
+	tell srv "<other from='u@h/r' to='proxy.localhost'/>"
+	logged "dropped: other"
+	comes ""
+	for ns in jabber:server jabber:client; do
+		tell srv "<iq xmlns='$ns' type='get' id='$ns' from='u@h/r' to='proxy.localhost'><q xmlns='$ns'/></iq>"
+		hear srv "<iq type='get' id='$ns' from='proxy.localhost/u@h/r' to='service@localhost/a'><q xmlns='$ns'/>"
+	done
+}
+
+# "With TLS, the server's certificate is not in tlspin, it is... ends with a fingerprint:
+# compare it with the server's, then copy it to tlspin."
+a_wrong_certificate_is_refused() {
+	TLS=front
+	certificate other
+	other=$pin
+	certificate server
+	serve
+	proxy tlspin="\"$other\""
+	logged "disconnected: the server's certificate is not in tlspin, it is $pin$"
+	[ ! -s "$dir/srv.out" ]
+}
+
+# "the server does not speak TLS 1.2 means a port without TLS, or a server with TLS 1.3
+# only."
+a_server_without_tls_1_2() {
+	TLS=front
+	certificate server
+	printf '%s\n' '#!/bin/sh' "echo \"<stream:stream id='1'><stream:error>\"" "head -c 20 >/dev/null" >"$dir/plain"
+	chmod +x "$dir/plain"
+	front_of "EXEC:$dir/plain"
+	proxy backoffmax=1
+	logged "disconnected: the server does not speak TLS 1.2"
+	stop
+	end "$frontpid"
+	front server ",openssl-min-proto-version=TLS1.3"
+	proxy backoffmax=1
+	logged "disconnected: the server does not speak TLS 1.2"
+}
+
+# "the connection was cut, TLS did not end means that it ended without a TLS alert, as
+# when a server is killed."
+tls_cut() {
+	TLS=front
+	scripted
+	kill -9 "$(tr -d ' ' <"/proc/$frontpid/task/$frontpid/children")"
+	logged "disconnected: the connection was cut, TLS did not end"
+	end "$frontpid"
+	front_of "SYSTEM:head -c 9 >/dev/null"
+	logged_times 2 "disconnected: the connection was cut, TLS did not end"
+}
+
+# "Its requests that are open, were handed to it, answered, taken back because it was
+# stalled or recipient-unavailable came for it, and not answered in time; the mean time of
+# its answers in milliseconds; and whether it is up, draining or stalled."
+how_each_resource_fares() {
+	scripted
+	goes_to a 1
+	sleep 1
+	passes a 1
+	fares a "0 open, 1 handed out, 1 answered, 0 retried away, 0 timed out, [1-9][0-9]\{3\} ms, up$"
+	for i in 2 3 4 5; do
+		goes_to a $i set
+		passes a $i error
+	done
+	goes_to a 6
+	shows a dnd
+	fares a "1 open, 6 handed out, 5 answered, 0 retried away, 0 timed out, [2-9][0-9][0-9] ms, draining$"
+	joins b
+	fares b "0 open, 0 handed out, 0 answered, 0 retried away, 0 timed out, 0 ms, up$"
+}
+
+# "XEP-0114 (Jabber Component Protocol), ..."
+handshake_with_any_id() {
+	serve
+	proxy
+	hear srv "<stream:stream"
+	tell srv "<?xml version='1.0'?><stream:stream id='a&amp;b&lt;&quot;é🙂 '
+		xmlns='jabber:component:accept' xmlns:stream='http://etherx.jabber.org/streams'>
+		<stream:features/>"
+	hear srv "<handshake>$(sha1 'a&b<"é🙂 secret')</handshake>"
+	tell srv "<handshake/>"
+	logged online
+}
+
+# "..., RFC 6120 (XMPP Core), ..."
+forbidden_xml() {
+	scripted backoffmax=1
+	for bad in '<!-- no -->' '<?no no?>' '<a><!--x--></a>' '<a><?x y?></a>' '<?a?>' '<!DOCTYPE a>' \
+	    '<a><!DOCTYPE a [<!ENTITY b "c">]></a>'; do
+		tell srv "$bad"
+		ends_with restricted-xml
+	done
+	for bad in '<?xml version="1.0"?>' '<!ELEMENT a>' '</a>' '<iq' '<a b=c/>' '<a>&nbsp;</a>' '<a b="1" b="2"/>' '<a>&#0;</a>' '<a>&#xFFFE;</a>' \
+	    '<a><b></a>' "$(printf '<a>\300\257</a>')" "$(printf '<a>\377</a>')" "$(printf '<a>\355\240\200</a>')" '<a b="<"/>'; do
+		tell srv "$bad<x>"
+		ends_with not-well-formed
+	done
+}
+
+# "XEP-0114 (Jabber Component Protocol), ... RFC 6120 (XMPP Core), ..."
+wrong_streams() {
+	ns="xmlns='jabber:component:accept' xmlns:stream='http://etherx.jabber.org/streams'"
+	serve
+	proxy backoffmax=1
+	for c in "bad-format <stream:stream $ns>" "bad-format <stream $ns id='1'>" \
+	    "bad-format <html id='1'>" \
+	    "invalid-namespace <stream:stream id='1' xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'>" \
+	    "invalid-namespace <stream:stream id='1' xmlns='jabber:component:accept' xmlns:stream='urn:x'>" \
+	    "invalid-namespace <stream:stream id='1'>" \
+	    "bad-format <stream:stream $ns id='1'><iq/>" \
+	    "bad-format <stream:stream $ns id='1'><presence from='a@b/c' to='proxy.localhost'/>" \
+	    "restricted-xml <!DOCTYPE stream:stream><stream:stream $ns>" \
+	    "restricted-xml <?xml-stylesheet href='x'?><stream:stream $ns>" \
+	    "not-well-formed HTTP/1.1 400 Bad Request <>"; do
+		hear srv "<stream:stream"
+		tell srv "${c#* }"
+		hear srv "<${c%% *} xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>"
+		serve
+	done
+	logged "disconnected: this is no component port"
+}
+
+# "No core is dumped, and neither secret nor handshake is logged."
+no_core_is_dumped() {
+	scripted
+	grep "^Max core file size *0 " "/proc/$proxypid/limits"
+	unlogged "$(sha1 s1secret)"
+	unlogged secret
+}
+
+# "With relay anybody may also send them messages, and answers that they have not asked
+# for, and whomever a worker asks sees the name of its resource in the id."
+unasked_answers_reach_the_client() {
+	scripted relay=1
+	own_reply a/unasked
+	hear srv "<iq type='result' id='unasked' from='proxy.localhost/u@h/r' to='service@localhost/a'/>"
+}
+
+# "A worker can trust the address behind the first slash of from as far as it trusts the
+# server, since nobody else can send from the domain."
+nobody_else_sends_from_the_domain() {
+	scripted
+	news
+	all "request 1 get" proxy.localhost/v@h/r room@proxy.localhost proxy.localhost
+	news
+	unsent "v@h/r'.*to='service@localhost\|proxy.localhost/proxy.localhost.*to='service@localhost"
+}
+
+# ---- the specification: what README promises ----
+
+# "A stanza that comes alone goes out in the same turn of the loop."
+a_request_takes_one_turn() {
+	need strace strace
+	plainly
+	one_request
+	cat "$dir/turn"
+	[ "$(sed 's/(.*//' "$dir/turn" | tr '\n' ' ')" = "poll read write poll " ]
+	grep -q "^read.*<iq type='get' from='u@h/r'.*id='last'" "$dir/turn"
+	grep -q "^write.*<iq type='get' id='last'.*</iq>" "$dir/turn"
+}
+
+# Nothing else in the tests would see the program become slower.
+# "Little more than parsing the XML."
+costs_little_more_than_parsing() {
+	need valgrind valgrind
+	plainly
+	configure
+	build_load
+	for p in exchanges=140 answers=140 texts=120 elements=140 unwell=140; do
+		count_instructions "${p%=*}"
+		[ $((cost * 100)) -lt $((floor * ${p#*=})) ]
+	done
+}
+
+# A large attribute costs about the same in however many pieces it arrives.
+# "Little more than parsing the XML."
+pieces_cost_little() {
+	need valgrind valgrind
+	plainly
+	configure
+	build_load
+	large 0 "iq type='get' id='1' from='u@h/r' to='proxy.localhost'" "<q a='$(bytes 500000 x)'/>" >"$dir/large"
+	for size in 64 100000; do
+		cc -shared -fPIC -o "$dir/short.$size.so" -x c - -ldl <<-E
+		#define _GNU_SOURCE
+		#include <dlfcn.h>
+		#include <unistd.h>
+		ssize_t
+		read(int fd, void *b, size_t n)
+		{
+			static ssize_t (*real)(int, void *, size_t);
+
+			if (!real)
+				real = (ssize_t (*)(int, void *, size_t))dlsym(RTLD_NEXT, "read");
+			return real(fd, b, n < $size ? n : $size);
+		}
+		E
+		serve_load "$dir/large" 1 1 1 "$cport" env LD_PRELOAD="$dir/short.$size.so" \
+		    valgrind -q --tool=callgrind --callgrind-out-file="$dir/cost.$size" "$bin" \
+		    2>"$dir/log" >"$dir/lost"
+		grep -q " 0$" "$dir/lost"
+	done
+	small=$(sed -n 's/^summary: //p' "$dir/cost.64")
+	large=$(sed -n 's/^summary: //p' "$dir/cost.100000")
+	echo "$small instructions in pieces of 64 bytes, $large in large ones"
+	[ "$small" -lt $((20 * large)) ]
+}
+
+# "A C99 compiler, make, expat and BearSSL."
+compiles_without_a_warning() {
+	for c in gcc clang; do
+		for o in -O0 -O2; do
+			configure
+			make -C "$dir/build" clean
+			make -C "$dir/build" CC=$c CFLAGS="$o -Werror"
+		done
+	done
+}
+
+# "The man page says how for Prosody, ejabberd, jabberd2 and Openfire, and what a worker
+# needs to know"
+documents_and_scripts_are_clean() {
+	mandoc -Tlint client_proxy.1 | tee "$dir/lint"
+	[ ! -s "$dir/lint" ]
+	shellcheck -s sh test.sh
+	coverage
+	# every setting is in the man page
+	sed -n 's/^static const [^=]*[ *]\([a-z]*\)\(\[]\)\{0,1\} *=.*/\1/p;s/^	\([A-Z]*\) *=.*/\1/p' config.def.h >"$dir/settings"
+	[ "$(wc -l <"$dir/settings")" -gt 10 ]
+	while read -r s; do
+		grep -q "^\\.It [A-Z][a-z] $s" client_proxy.1 || { echo "no $s"; return 1; }
+	done <"$dir/settings"
+}
+
+# What no test can prove: what words mean, advice, and what others do.
+: <<\END # untested
+For services that keep state between requests: commands and forms of several steps,
+	paging through results, bytestreams.
+It may be on another server.
+So a service can be written as an ordinary client, run in several copies on several
+	machines, and be reached at one address.
+Each copy is called a worker and has a resource of the target to itself.
+Its settings are compiled in, see CONFIGURATION.
+There are exceptions:
+stanza comes in goes out
+The setting choice says which worker gets a request:
+For stateless services.
+For services that must be in one place.
+Edit it and run make again.
+Times are in seconds, defaults in parentheses.
+The component's address, as the server knows it, in lower case.
+The bare JID of the workers, account@domain, in lower case.
+The server's port for components.
+RANDOM, STICKY, LEASTBUSY or STANDBY, see CHOICE.
+1: messages pass, and workers can send requests, see Messages and requests from workers.
+Set it to well under half of answertime, or requests time out first.
+This is what happens at each limit; those in capitals can be changed in config.h.
+Bytes that are kept of a request: its addresses and id, the rest of it, and one for each
+	of the four.
+A get that crashes its worker crashes another, too: 0 confines it to one.
+Bytes that wait for the server to read them.
+Bytes that are read at once.
+Bytes that the XML parser may hold between two stanzas.
+Bytes that the XML parser may hold at all.
+What the author of a worker needs to know:
+Split there before anything else looks at it.
+Libraries that look for an @ first, such as gloox, cannot answer
+	proxy.domain.example/user@domain.example/abc; they can if requests go to an address
+	with a node, such as svc@proxy.domain.example.
+Answer every request, unknown ones with service-unavailable: clients send disco#info by
+	themselves.
+Many libraries do, some only if told to.
+Even without it, a machine that vanishes is noticed only when TCP gives up.
+What lists addresses, such as the items of commands (XEP-0050), has to name the
+	component's: all that precedes the first slash of from.
+Most libraries of requesters give up after 15 to 30 seconds.
+An answertime beyond that serves those that wait longer.
+Most clients ask their user.
+Components connect to port 5347 on the loopback addresses, which component_ports and
+	component_interfaces change.
+By default an account may have ten sessions: for more workers, raise max_user_sessions
+	below shaper_rules for the target.
+The router accepts any domain from whoever knows the secret.
+Not tried: in the administration console, below External Components, enable the service
+	on port 5275 and set the shared secret or one for domain; or set the properties
+	xmpp.component.socket.active, xmpp.component.socket.port and
+	xmpp.component.defaultSecret.
+In front of any other server, stunnel:
+Leave conf.avail/meet.example.cfg.lua alone: each upgrade puts mod_client_proxy back
+	into it.
+Nothing changes in Jicofo.
+The subscription should be in the roster already; if it is not, puts it there, and
+	Jicofo has to log in again.
+In Docker, GLOBAL_CONFIG needs
+Jicofo uses stream management, so Prosody keeps a dead one online for ten minutes: set
+	smacks_hibernation_time = 15 for auth.meet.example.
+One difference remains: mod_client_proxy passes JIDs as they are, and Jicofo does not
+	decode %XX.
+It answers users whose JIDs are not ASCII all the same, but one who has logged in with
+	such a JID, and is in the room, does not become its moderator.
+No privilege is needed.
+Use an account, here _client_proxy, that owns the log's directory and nothing else.
+If the first copy's machine vanishes, the second takes over only when Prosody notices
+	that the connection is dead.
+Measured with ./test.sh bench, for requests of a client that a worker answers, with
+	everything on one machine: Prosody 0.12 used forty times the processor time of
+	client_proxy, and ejabberd 23.01 eight times.
+Alone, client_proxy takes about one and a half times the processor time of parsing the
+	same XML.
+So the server's component connection is the limit long before client_proxy is.
+If one server is not enough (advice, not measured):
+Spread the workers over many machines; their work is the larger part.
+Use a server that can be a cluster, such as ejabberd or MongooseIM: requesters and
+	workers are spread over its nodes, and the component is on one.
+Use several addresses, each with a copy and perhaps a server of its own.
+When the component's own node dies, it has to connect to another: set host to a name
+	that has the addresses of all nodes.
+If it is always the same resource, it hangs.
+See backoffmax.
+Anybody who may send to the domain may send requests to the workers, with any content;
+	what to do with them is for the workers to decide.
+Whoever can log in to the target's account gets a share of the requests.
+... or if the system refuses what is needed at the start, such as random numbers.
+XEP-0114 (Jabber Component Protocol), XEP-0199 (XMPP Ping), RFC 6120 (XMPP Core), RFC
+	6121 (XMPP Instant Messaging and Presence), RFC 7622 (XMPP Address Format), RFC 5246
+	(TLS 1.2).
+END
+
 # ---- helpers: processes ----
 
-# Wait until a command succeeds, for half a minute at most.
+# Wait until a command succeeds, for half a minute at most, or $limit twentieths of a
+# second.
 await() {
-	tries=600
+	tries=${limit:-600}
 	until "$@" >/dev/null 2>&1; do
 		tries=$((tries - 1))
 		[ $tries -gt 0 ] || { echo "waited in vain for: $*"; return 1; }
@@ -65,12 +3499,25 @@ await() {
 }
 
 # Skip the test without a command, which is in this Debian package.
-need() {
-	command -v "$1" >/dev/null || {
-		echo "needs the package $2"
-		exit 77
-	}
+need() { command -v "$1" >/dev/null || { echo "needs the package $2"; exit 77; }; }
+
+# Skip it where time, memory and system calls are not the program's own.
+plainly() {
+	case ${CFLAGS-}${WRAPPER-} in
+	*sanitize* | *valgrind* | *qemu*) echo "of no use with sanitizers"; exit 77 ;;
+	esac
 }
+
+# The same with each of the rest.
+all() {
+	same=$1
+	shift
+	for one in "$@"; do
+		$same "$one"
+	done
+}
+
+milliseconds() { echo $(($(date +%s%N) / 1000000)); }
 
 # Run a command in the background until the test ends; its pid is $pid.
 background() {
@@ -91,92 +3538,120 @@ end() {
 cleanup() {
 	set +e
 	[ -f "$dir/pids" ] || return
-	while read -r p; do
-		kill -CONT "$p"
-		kill "$p"
-	done <"$dir/pids" 2>/dev/null
-	while read -r p; do
+	for sig in CONT TERM 9; do
 		n=100
-		while kill -0 "$p" && [ $n -gt 0 ]; do
-			sleep 0.02
-			n=$((n - 1))
-		done
-		kill -9 "$p"
-	done <"$dir/pids" 2>/dev/null
+		while read -r p; do
+			kill -$sig "$p"
+			until [ $sig != TERM ] || [ $n = 0 ] || gone "$p"; do
+				sleep 0.02
+				n=$((n - 1))
+			done
+		done <"$dir/pids" 2>/dev/null
+	done
 	rm -f "$dir/pids"
 }
 
 listening() { socat -u OPEN:/dev/null "TCP:127.0.0.1:$1,connect-timeout=1"; }
 
-freeport() {
-	port=
-	while [ -z "$port" ] || listening "$port" 2>/dev/null; do
-		port=$(($(od -An -N2 -tu2 /dev/urandom) % 12000 + 20000))
-	done
-	echo "$port"
+# The port is bound; to connect would use up the one connection.
+listening_only() {
+	grep -q ":$(printf %04X "$1") 0*:0000 0A" /proc/net/tcp /proc/net/tcp6
 }
 
-# A fresh directory of this name and ports of its own, for what runs next.
+# It is, or has its one connection already.
+taken() {
+	grep -q ":$(printf %04X "$1") [0-9A-F]*:[0-9A-F]* 0[1A] " /proc/net/tcp /proc/net/tcp6
+}
+
+# Three ports that nobody listens at and no other test has: $c2s for clients, $cport
+# for components, $tport for components over TLS.
+ports() {
+	for _ in 0 1 2 3 4 5 6 7 8 9; do
+		first=$(($(od -An -N2 -tu2 /dev/urandom) % 4000 * 3 + 20000))
+		if mkdir "$TESTDIR/ports.$first" 2>/dev/null && ! listening_only $first &&
+		    ! listening_only $((first + 1)) && ! listening_only $((first + 2)); then
+			c2s=$first cport=$((first + 1)) tport=$((first + 2))
+			export c2s cport tport
+			return
+		fi
+	done
+	echo "no free ports"
+	exit 1
+}
+
+# A fresh directory of this name and ports of its own, for what runs next: stop at
+# the first failure and end whatever was started.
 place() {
 	dir=$TESTDIR/$1
 	rm -rf "$dir"
 	mkdir "$dir"
-	c2s=$(freeport)
-	cport=$(freeport)
-	tport=$(freeport)
-	export dir c2s cport tport
+	export dir
+	ports
 }
 
-# From here on, stop at the first failure and end whatever was started.
 guard() {
 	set -e
 	trap cleanup EXIT
 	trap 'exit 1' HUP INT TERM
 }
 
+# Take a program out of this file, into $TESTDIR.
+program() {
+	[ ! -f "$TESTDIR/$1" ] || return 0
+	sed -n "/^: <<.* # $1\$/,/^END\$/p" test.sh | sed '1d;$d' >"$dir/program"
+	mv "$dir/program" "$TESTDIR/$1"
+}
+
 # ---- helpers: what is tested ----
 
 # Build client_proxy with settings NAME=VALUE in config.h; the binary is $bin.
 configure() {
-	config=$dir/config.h
-	cp config.def.h "$config"
-	[ -z "${TLS-}" ] || certificate server
-	for s in port="\"$([ -n "${TLS-}" ] && echo "$tport" || echo "$cport")\"" ${TLS:+"tlspin=\"$pin\""} "$@"; do
-		sed "s|^\\(static const .* ${s%%=*}[][]* *= \\)[^;]*;|\\1${s#*=};|
-		     s|^\\(	${s%%=*} *= \\)[0-9]*|\\1${s#*=}|" \
-		    "$config" >"$config.new"
-		mv "$config.new" "$config"
-	done
-	build=$TESTDIR/build.$(cat "$config" - <<-E | cksum | tr ' ' .
+	rm -rf "$dir/build"
+	mkdir "$dir/build"
+	cp Makefile client_proxy.c config.def.h "$dir/build"
+	port=$cport
+	[ -z "${TLS-}" ] || { certificate server; port=$tport; }
+	{
+		echo "port=\"$port\""
+		echo "${TLS:+tlspin=\"$pin\"}"
+		printf '%s\n' "$@"
+	} | sed -n 's/\([^=]*\)=\(.*\)/s|^\\(static const .*[ *]\1\\(\\[]\\)\\{0,1\\} *= \\)[^;]*;|\\1\2;|\
+		s|^\\(	\1 *= \\)[0-9]*|\\1\2|/p' >"$dir/settings"
+	sed -f "$dir/settings" config.def.h >"$dir/build/config.h"
+	bin=$TESTDIR/client_proxy.$(cat "$dir/build/config.h" - <<-E | cksum | tr ' ' .
 		${CC-} ${CFLAGS-} ${CPPFLAGS-} ${LDFLAGS-} ${LIBS-} ${MAKE-}
 	E
 	)
-	bin=$build/client_proxy
-	[ -x "$bin" ] && return
-	mkdir -p "$build"
-	cp Makefile client_proxy.c config.def.h "$config" "$build"
-	(cd "$build" && ${MAKE-make} ${CFLAGS+"CFLAGS=$CFLAGS"} ${LIBS+"LIBS=$LIBS"}) >"$build/log" 2>&1 || { cat "$build/log"; return 1; }
+	[ ! -x "$bin" ] || return 0
+	(cd "$dir/build" && ${MAKE-make} ${CFLAGS+"CFLAGS=$CFLAGS"} ${LIBS+"LIBS=$LIBS"} &&
+	    mv client_proxy "$bin") >"$dir/built" 2>&1 || { cat "$dir/built"; return 1; }
 }
 
-# A key and its certificate, of this kind, in $dir/NAME.pem: its $pin.
+# A key and its certificate, of this kind, in $dir/NAME.pem: its $pin. They are made
+# as the man page says.
 certificate() {
-	kind="ec -pkeyopt ec_paramgen_curve:P-256"
-	[ -z "${2-}" ] || kind=$2
-	# shellcheck disable=SC2086 # words
 	[ -f "$dir/$1.pem" ] || {
-		openssl req -x509 -newkey $kind -nodes -keyout "$dir/$1.key" \
-		    -out "$dir/$1.crt" -days 9 -subj /CN=localhost 2>"$dir/openssl.log"
+		example TLS 1 | sed "s|proxy\\.key|$dir/$1.key|;s|proxy\\.crt|$dir/$1.crt|
+		    s|ec -pkeyopt ec_paramgen_curve:P-256|${2-&}|" >"$dir/openssl"
+		sh "$dir/openssl" >"$dir/$1.pin" 2>"$dir/openssl.err"
 		cat "$dir/$1.key" "$dir/$1.crt" >"$dir/$1.pem"
 	}
-	pin=$(openssl x509 -noout -fingerprint -sha256 -in "$dir/$1.pem")
-	pin=${pin#*=}
+	pin=$(sed 's/.*=//' "$dir/$1.pin")
 }
 
 # TLS at $tport with this certificate, before the server at $cport.
 front() {
 	background socat "OPENSSL-LISTEN:$tport,bind=127.0.0.1,reuseaddr,fork,verify=0,cert=$dir/$1.pem,nodelay${2-}" \
-	    "TCP:127.0.0.1:$cport,nodelay" 2>>"$dir/front.log"
+	    "TCP:127.0.0.1:$cport,nodelay" 2>>"$dir/front"
 	frontpid=$pid
+	await listening_only "$tport"
+}
+
+# Something else than TLS there: what socat makes of a connection.
+front_of() {
+	background socat ${2:+"$2"} "TCP-LISTEN:$tport,bind=127.0.0.1,reuseaddr,fork" "$1"
+	frontpid=$pid
+	touch "$dir/front"
 	await listening_only "$tport"
 }
 
@@ -184,10 +3659,9 @@ front() {
 # `own' is the server's own port for it, else there is one before the server.
 proxy() {
 	configure "$@" || return
-	if [ "${TLS-own}" != own ] && ! [ -f "$dir/front.log" ]; then
-		front server
-	fi
-	log=$dir/proxy.log
+	[ "${TLS-own}" = own ] || [ -f "$dir/front" ] || front server
+	launched=$((${launched-0} + 1))
+	log=$dir/proxy.$launched.log
 	# shellcheck disable=SC2086 # a command and its options, or nothing
 	background ${WRAPPER-} "$bin" 2>>"$log"
 	proxypid=$pid
@@ -202,7 +3676,7 @@ brief() {
 
 # Stop it: within a second, with status 0.
 stop() {
-	kill "$proxypid"
+	kill "-${1-TERM}" "$proxypid"
 	n=20
 	[ -z "${WRAPPER-}" ] || n=100
 	until gone "$proxypid" || [ $n = 0 ]; do
@@ -215,8 +3689,39 @@ stop() {
 
 logged() { await grep -q -e "$1" "$log"; }
 
-unlogged() {
-	! grep -e "$1" "$log" || { echo "logged: $1"; return 1; }
+unlogged() { ! grep -e "$1" "$log" || { echo "logged: $1"; return 1; }; }
+
+# So many lines of the log are like that.
+logged_times() { await sh -c "[ \"\$(grep -c -e '$2' '$log')\" = $1 ]"; }
+
+# What the last line of its report says that begins like this.
+reports() {
+	kill -USR1 "$proxypid"
+	sleep 0.05
+	grep -e ": $1" "$log" | tail -n 1 | grep -e ": $1$2"
+}
+
+# What it has counted; how a resource fares.
+counted() { await reports "counted: " "$1"; }
+fares() { await reports "resource: service@localhost/$1: " "$2"; }
+
+# The proxy uses less than so many KiB of memory.
+fits_in() {
+	case ${CFLAGS-}${WRAPPER-} in *sanitize* | *valgrind* | *qemu*) return 0 ;; esac
+	awk -v most="$1" '{ print } /VmRSS/ { rss = $2 } /VmHWM/ { peak = $2 }
+	    END { exit !(rss < most && peak < 24576) }' "/proc/$proxypid/status" >"$dir/memory" ||
+	    { grep Vm "$dir/memory"; return 1; }
+}
+
+# How often the kernel has let the proxy run.
+switches() { awk '/ctxt_switches/ { n += $2 } END { print n }' "/proc/$proxypid/status"; }
+
+# The N-th example in a section of the man page.
+example() {
+	awk -v section="$1" -v n="$2" '/^\.S[hs] / { in_it = substr($0, 5) == section }
+	/^\.Ed/ { on = 0 }
+	on { gsub(/\\e/, "\\"); gsub(/\\\(dq/, "\""); print }
+	in_it && /^\.Bd/ && ++k == n { on = 1 }' client_proxy.1
 }
 
 # ---- helpers: talking XMPP ----
@@ -226,15 +3731,13 @@ unlogged() {
 stanzas() {
 	awk 'BEGIN { RS = ">" }
 	{
-		if (!intag) {
-			buf = buf $0 ">"
-			if (!(i = index($0, "<")))
-				next
-			tag = substr($0, i)
-		} else {
-			buf = buf $0 ">"
+		buf = buf $0 ">"
+		if (intag)
 			tag = tag ">" $0
-		}
+		else if (i = index($0, "<"))
+			tag = substr($0, i)
+		else
+			next
 		bare = tag
 		gsub(/"[^"]*"|'\''[^'\'']*'\''/, "", bare)
 		intag = bare ~ /["'\'']/
@@ -266,17 +3769,13 @@ find_stanza() {
 	shift
 	heard=$(stanzas <"$p.out" | awk '
 	BEGIN {
-		for (i = 2; i < ARGC; i++) {
-			pattern[i] = ARGV[i]
-			ARGV[i] = ""
-		}
 		while ((getline line <ARGV[1]) > 0)
 			old[line] = 1
+		for (n = ARGC; n > 2; ARGV[n] = "")
+			pattern[--n] = ARGV[n]
 		ARGV[1] = "-"
 	}
-	{
-		if (NR in old)
-			next
+	!(NR in old) {
 		for (i in pattern)
 			if ($0 !~ pattern[i])
 				next
@@ -293,7 +3792,7 @@ find_stanza() {
 
 # Wait for such a stanza.
 hear() {
-	tries=600
+	tries=${limit:-600}
 	until find_stanza "$@"; do
 		tries=$((tries - 1))
 		[ $tries -gt 0 ] || {
@@ -305,21 +3804,14 @@ hear() {
 	done
 }
 
-# None such may come.
-hush() {
-	sleep 0.5
-	! find_stanza "$@" || { echo "$1 heard: $heard"; return 1; }
-}
+# None such has come; something that was sent later has.
+unheard() { ! find_stanza "$@" || { echo "$1 heard: $heard"; return 1; }; }
 
 # What was heard went to exactly this JID.
 hear_to() {
 	case $heard in
-	*" to='$1'"*) ;;
-	*" to=\"$1\""*) ;;
-	*)
-		echo "not to $1: $heard"
-		return 1
-		;;
+	*" to='$1'"* | *" to=\"$1\""*) ;;
+	*) echo "not to $1: $heard"; return 1 ;;
 	esac
 }
 
@@ -336,7 +3828,8 @@ connect() {
 	: >"$dir/$1.heard"
 	: >"$dir/$1.out"
 	background socat "FD:3!!OPEN:$dir/$1.out,append" "$2" \
-	    3<>"$dir/$1.in" 2>>"$dir/socat.log"
+	    3<>"$dir/$1.in" 2>>"$dir/socat.err"
+	echo "$pid" >"$dir/$1.pid"
 }
 
 # Cut a peer's connection.
@@ -345,37 +3838,59 @@ cut_off() {
 	rm -f "$dir/$1".*
 }
 
-# ---- helpers: servers and clients ----
+# N bytes of a string, again and again.
+bytes() { yes "$2" | tr -d '\n' | head -c "$1"; }
 
-# What config.def.h expects of the server.
-hosts='VirtualHost "localhost"
-Component "proxy.localhost"
-	component_secret = "secret"'
+# N bytes of a format, each time with another short name for %.
+names() {
+	awk -v n="$1" -v format="$2" 'BEGIN {
+		digits = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
+		parts = split(format, part, "%")
+		for (i = 53; n > 0; i++) {
+			name = ""
+			for (v = i; v > 0; v = int(v / 53))
+				name = name substr(digits, v % 53 + 1, 1)
+			s = part[1]
+			for (j = 2; j <= parts; j++)
+				s = s name part[j]
+			printf "%s", s
+			n -= length(s)
+		}
+	}'
+}
+
+# ---- helpers: servers, configured as the man page says, and clients ----
+
+# What config.def.h calls the addresses of the man page.
+ours() { sed 's/domain\.example/localhost/g'; }
+
+hosts='VirtualHost "localhost"'
+component='example Prosody 1'
 
 # A throw-away Prosody with $hosts; everybody's password is `pw'.
 prosody() {
 	mkdir -p "$dir/prosody"
-	mux=
-	if [ "${TLS-}" = own ]; then
-		certificate server
-		mux=", \"net_multiplex\" }
-		ssl_ports = { $tport }
-		ssl_ssl = { certificate = \"$dir/server.crt\", key = \"$dir/server.key\""
-	fi
+	modules='"roster"; "saslauth"; "disco"; "smacks"'
 	cat >"$dir/prosody.cfg.lua" <<-E
 	data_path = "$dir/prosody"
 	plugin_paths = { "$dir" }
-	log = { { levels = { min = "debug" }, to = "file",
-	    filename = "$dir/prosody.log" } }
+	log = { { levels = { min = "debug" }, to = "file", filename = "$dir/prosody.log" } }
 	interfaces = { "127.0.0.1" }
 	c2s_ports = { $c2s }
 	component_ports = { $cport }
-	modules_enabled = { "roster", "saslauth", "disco", "smacks"$mux }
 	modules_disabled = { "s2s", "tls", "offline" }
 	authentication = "anyone"
 	c2s_require_encryption = false
 	allow_unencrypted_plain_auth = true
+	$(if [ "${TLS-}" = own ]; then
+		certificate server
+		example TLS 2 | sed "s/\.\.\./$modules/;s/5348/$tport/;s|/etc/prosody/certs/proxy|$dir/server|"
+	else
+		echo "modules_enabled = { $modules }"
+	fi)
 	$hosts
+	$(eval "$component" | ours)
+	${kick_old-}
 	E
 	cat >"$dir/mod_auth_anyone.lua" <<-\E
 	local provider = {};
@@ -390,8 +3905,7 @@ prosody() {
 	end
 	module:provides("auth", provider);
 	E
-	background command prosody --config "$dir/prosody.cfg.lua" -F \
-	    >>"$dir/prosody.out" 2>&1
+	background command prosody --config "$dir/prosody.cfg.lua" -F >>"$dir/prosody.out" 2>&1
 	serverpids=$pid
 	await listening "$c2s"
 	await listening "$cport"
@@ -403,34 +3917,23 @@ prosody() {
 ejabberd() {
 	node=$dir/${1-ejabberd}
 	port=$cport
-	tls=
-	if [ "${TLS-}" = own ]; then
-		certificate server
-		port=$tport
-		tls=$(printf '\n    tls: true\n    certfile: %s' "$dir/server.pem")
-	fi
+	[ "${TLS-}" != own ] || { certificate server; port=$tport; }
 	cat >"$node.yml" <<-E
 	hosts: [localhost]
 	certfiles: []
 	auth_method: internal
-	listen:
-	  -
-	    port: $c2s
-	    ip: "127.0.0.1"
-	    module: ejabberd_c2s
-	    shaper: none
-	    max_stanza_size: 262144
-	  -
-	    port: $port
-	    ip: "127.0.0.1"
-	    module: ejabberd_service$tls
-	    access: all
-	    hosts:
-	      "proxy.localhost":
-	        password: "secret"
 	modules:
 	  mod_roster: {}
 	  mod_stream_mgmt: {}
+	listen:
+	-
+	  port: $c2s
+	  ip: "127.0.0.1"
+	  module: ejabberd_c2s
+	  shaper: none
+	  max_stanza_size: 262144
+	$(example ejabberd 1 | ours | sed "s/5347/$port/")
+	$([ "${TLS-}" != own ] || example TLS 3 | sed "s|/etc/ejabberd/proxy|$dir/server|")
 	E
 	lib=$(dpkg -L ejabberd | sed -n 's|/ejabberd-[0-9.]*/ebin/ejabberd.app$||p;
 	    s|/ejabberd-[^/]*/ebin$||p' | head -n 1)
@@ -472,8 +3975,8 @@ jabberd2() {
 		</retry></router><log type='file'><file>$dir/jabberd2.log</file></log>"
 	cat >"$dir/router.xml" <<-E
 	<router><id>router</id><log type='file'><file>$dir/router.log</file></log>
-	<local><ip>127.0.0.1</ip><port>$cport</port><users>$dir/users.xml</users>
-	<secret>secret</secret></local><io><max_fds>99</max_fds></io>
+	<local><ip>127.0.0.1</ip><users>$dir/users.xml</users>
+	$(example jabberd2 1 | sed "s/5347/$cport/")</local><io><max_fds>99</max_fds></io>
 	<aci><acl type='all'><user>jabberd</user></acl></aci></router>
 	E
 	cat >"$dir/users.xml" <<-E
@@ -506,7 +4009,7 @@ jabberd2() {
 }
 
 chain() {
-	echo "<chain id='$1'>"
+	printf "<chain id='%s'>" "$1"
 	shift
 	printf '<module>%s</module>' "$@"
 	echo "</chain>"
@@ -515,18 +4018,14 @@ chain() {
 # Log in: name of the peer, resource; user and host, if they are not these.
 login() {
 	connect "$1" "TCP:127.0.0.1:$c2s"
-	echo "$pid" >"$dir/$1.pid"
 	u=${3-$1}
 	h=${4-localhost}
 	open="<stream:stream to='$h' version='1.0' xmlns='jabber:client'
 		xmlns:stream='http://etherx.jabber.org/streams'>"
+	sasl="mechanism='ANONYMOUS'>"
+	[ -z "$u" ] || sasl="mechanism='PLAIN'>$(printf '\0%s\0pw' "$u" | openssl base64 -A)"
 	tell "$1" "<?xml version='1.0'?>$open"
 	hear "$1" "<stream:features"
-	if [ -n "$u" ]; then
-		sasl="mechanism='PLAIN'>$(printf '\0%s\0pw' "$u" | openssl base64 -A)"
-	else
-		sasl="mechanism='ANONYMOUS'>"
-	fi
 	tell "$1" "<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' $sasl</auth>"
 	hear "$1" "<success"
 	tell "$1" "<?xml version='1.0'?>$open"
@@ -540,17 +4039,21 @@ login() {
 
 # Log in as the target and come online.
 service() {
-	login "$1" "$1" service
+	login "$1" "$1" service "${2-localhost}"
 	tell "$1" "<presence/>"
-	hear "$1" "<presence.*from='service@localhost/$1'"
+}
+
+# The target accepts the subscription, as the man page says.
+accepts() {
+	hear "$1" "<presence" "type='subscribe'" "from='proxy.localhost'"
+	tell "$1" "$(example 'The subscription' 2 | ours)"
+	logged "joined: service@.*localhost/$1: 1 online"
 }
 
 # The target, with these resources, has accepted the proxy and is seen by it.
 services() {
 	service "$1"
-	hear "$1" "<presence" "type='subscribe'" "from='proxy.localhost'"
-	tell "$1" "<presence type='subscribed' to='proxy.localhost'/>"
-	logged "joined: service@localhost/$1: 1 online"
+	accepts "$1"
 	shift
 	for r in "$@"; do
 		service "$r"
@@ -558,16 +4061,10 @@ services() {
 	done
 }
 
-# What a peer's roster says of the proxy becomes this.
-roster() {
-	for i in 1 2 3 4 5 6 7 8 9; do
-		tell "$1" "<iq type='get' id='roster$i'><query xmlns='jabber:iq:roster'/></iq>"
-		hear "$1" "<iq" "type='result'" "id='roster$i'"
-		! echo "$heard" | grep -E "$2" || return 0
-		sleep 0.1
-	done
-	echo "in the roster: $heard"
-	return 1
+# A resource goes offline.
+offline() {
+	tell "$1" "<presence type='unavailable'/>"
+	logged "left: service@localhost/$1: "
 }
 
 # Send a request: peer, id, optional address.
@@ -584,48 +4081,404 @@ answer() {
 	tell "$1" "$answer"
 }
 
-# A server of our own making, at the component port: a raw peer named srv.
-# ID is what it gives as the stream's id, $decl what its header declares.
-serve() {
-	rm -f "$dir/srv".*
-	connect srv "TCP-LISTEN:$cport,bind=127.0.0.1,reuseaddr,nodelay"
-	echo "$pid" >"$dir/srv.pid"
-	await listening_only "$cport"
+# A user asks and is answered by this resource: user, id, resource, address.
+served() {
+	to=${4-proxy.localhost}
+	ask "$1" "$2" "$to"
+	hear "$3" "<iq" "type='get'" "id='$2'" "from='$to/$1@localhost/[^']*'" "to='service@localhost/$3'"
+	answer "$3"
+	hear "$1" "<iq" "type='result'" "id='$2'" "from='$to'" "by='$3'"
 }
 
-# The port is bound; to connect would use up the one connection.
-listening_only() {
-	grep -q ":$(printf %04X "$1") 0*:0000 0A" /proc/net/tcp /proc/net/tcp6
+# Which of the resources, whose names are one letter, has got it: $r.
+who_got() { await sole_owner "$1"; }
+
+sole_owner() {
+	r=$(cd "$dir" && grep -l -e "$1" ./?.out)
+	r=${r#./}
+	r=${r%.out}
+	[ ${#r} = 1 ]
+}
+
+# Clients that the shell is too slow for: see peer.py.
+peer() {
+	program peer.py
+	background /usr/bin/python3 "$TESTDIR/peer.py" "$@"
+}
+
+# Workers that answer by themselves; a number: in so many milliseconds each.
+workers() {
+	services z
+	ms=0
+	for w in "$@"; do
+		case $w in
+		[0-9]*) ms=$w ;;
+		*) worker "$w" "$ms" ;;
+		esac
+	done
+	offline z
+}
+
+worker() {
+	before=$(grep -c "joined: service@localhost/$1:" "$log") || :
+	peer worker "$c2s" service localhost "$@"
+	eval "pid_$1=$pid"
+	logged_times $((before + 1)) "joined: service@localhost/$1:"
+}
+
+# A requester of many requests; what comes of it is in $dir/asked.RESOURCE.
+asker() {
+	peer "$@" >"$dir/asked.$4"
+	askers="$pid ${askers-}"
+}
+
+askers_are_done() {
+	# shellcheck disable=SC2086 # several
+	wait $askers || :
+	askers=
+	cat "$dir"/asked.*
+}
+
+# With slixmpp: see talk.py. Skip the test if it is not there.
+library() {
+	/usr/bin/python3 -c "import slixmpp" || need - python3-slixmpp
+	program talk.py
+}
+
+# A worker that uses it, `managed' if with stream management.
+library_worker() {
+	background /usr/bin/python3 "$TESTDIR/talk.py" "$c2s" "$log" worker "$@" >>"$dir/$1.python" 2>&1
+	logged "joined: service@localhost/$1:"
+}
+
+# Workers and a requester talk on a real Prosody, with relay: what they do is this
+# function of talk.py.
+talk() {
+	library
+	prosody
+	proxy relay=1
+	/usr/bin/python3 "$TESTDIR/talk.py" "$c2s" "$log" "$1"
+	unlogged dropped
+}
+
+# ---- helpers: a server of our own making, a raw peer named srv ----
+
+serve() {
+	rm -f "$dir/srv".* "$dir/old"
+	connect srv "${1-TCP-LISTEN:$cport,bind=127.0.0.1},reuseaddr,nodelay"
+	await taken "$cport"
 }
 
 sha1() { printf %s "$1" | openssl dgst -sha1 -r | cut -d' ' -f1; }
 
-# It accepts the proxy.
+# It accepts the proxy. $decl is what its stream's header declares.
 welcome() {
-	hear srv "<stream:stream" "to='proxy.localhost'" \
-	    "xmlns='jabber:component:accept'"
-	tell srv "<?xml version='1.0'?><stream:stream id='${ID-s1}'
+	hear srv "<stream:stream" "to='proxy.localhost'" "xmlns='jabber:component:accept'"
+	tell srv "<?xml version='1.0'?><stream:stream id='s1'
 		xmlns='jabber:component:accept' from='proxy.localhost' ${decl-}
 		xmlns:stream='http://etherx.jabber.org/streams'>"
-	hear srv "<handshake>$(sha1 "${ID-s1}secret")</handshake>"
+	hear srv "<handshake>$(sha1 s1secret)</handshake>"
 	tell srv "<handshake/>"
 	hear srv "<presence type='subscribe' id='[^']*' from='proxy.localhost' to='service@localhost'/>"
 }
 
-# It tells of the target's resources.
+# A scripted server, the proxy with these settings NAME=VALUE, resource a and these.
+scripted() {
+	serve
+	proxy "$@"
+	welcome
+	joins a
+	for who in "$@"; do
+		case $who in *=*) ;; *) joins "$who" ;; esac
+	done
+}
+
+# The server delivers a stanza: element, type, from, to, the rest of the tag.
+# shellcheck disable=SC2016 # not for the shell
+deliver() { tell srv "<$1${2:+ type='$2'} from='$3' to='$4' ${5-id='1'/}>"; }
+
+# A request: its id, type, from, to.
+request() { deliver iq "${2:-get}" "${3:-u@h/r}" "${4:-proxy.localhost}" "id='$1'/"; }
+
+# A message: its id, from, to, what is in it, its type.
+message() {
+	deliver message "${5-chat}" "$2" "${3:-proxy.localhost}" "id='$1'>${4-<body>hi</body>}</message"
+}
+
+# A resource says that to a request: its id, the resource, type, to whom.
+reply() { deliver iq "${3:-result}" "service@localhost/$2" "proxy.localhost/${4:-u@h/r}" "id='$1'/"; }
+
+# The client asks: id, resource, whom.
+own() { deliver iq get "service@localhost/$2" "${3:-proxy.localhost/u@h/r}" "id='$1'/"; }
+
+# A user says that to it: id, from, type, to.
+own_reply() { deliver iq "${3:-result}" "${2:-u@h/r}" "${4:-proxy.localhost}" "id='$1'/"; }
+
+# A resource bounces the request with this id.
+bounce() {
+	deliver iq error "service@localhost/$2" proxy.localhost/u@h/r "id='$1'><error type='cancel'>
+		<$3 xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq"
+}
+
+# Presence of the target's resources.
 online() {
 	for on in "$@"; do
 		tell srv "<presence from='service@localhost/$on' to='proxy.localhost'/>"
 	done
 }
 
-# A scripted server, the proxy (configured with the arguments) and resource a.
-scripted() {
+joins() {
+	online "$@"
+	for on in "$@"; do
+		logged "joined: service@localhost/$on:"
+	done
+}
+
+unavailable() { deliver presence unavailable "service@localhost/$1" proxy.localhost /; }
+
+leaves() {
+	unavailable "$1"
+	logged "left: service@localhost/$1: "
+}
+
+shows() { tell srv "<presence from='service@localhost/$1' to='proxy.localhost'><show>$2</show></presence>"; }
+
+# Wait for such a byte sequence in all that the proxy has written.
+written() { await grep -q -e "$1" "$dir/srv.out"; }
+
+# It has written exactly this, last.
+wrote() { await has_written "$1" || { echo "not: $1"; tail -c 1000 "$dir/srv.out"; return 1; }; }
+
+has_written() { tail -c $((${#1} + 300)) "$dir/srv.out" | grep -qF -e "$1"; }
+
+# The stanzas that the proxy has sent since the last time, pings apart: $news. It has
+# finished with all before when it has answered twice.
+news() {
+	for _ in 1 2; do
+		mark=$((${mark-0} + 1))
+		deliver iq get mark@h proxy.localhost/mark "id='mark$mark'/"
+		written "id='mark$mark'"
+	done
+	stanzas <"$dir/srv.out" | grep -v -e "to='mark@h'" -e "<ping xmlns='urn:xmpp:ping'/>" >"$dir/all"
+	touch "$dir/old"
+	news=$(tail -n "+$(($(wc -l <"$dir/old") + 1))" "$dir/all")
+	mv "$dir/all" "$dir/old"
+}
+
+# These stanzas have come since the last time, and nothing else.
+comes() {
+	news
+	[ "$news" = "$1" ] || { printf 'not\n%s\nbut\n%s\n' "$1" "$news"; return 1; }
+}
+
+# So many like that have.
+comes_times() {
+	news
+	[ "$(echo "$news" | grep -c -e "$2")" = "$1" ] || { echo "not $1 of $2 in"; echo "$news"; return 1; }
+}
+
+# The proxy has never sent such a stanza.
+unsent() { ! stanzas <"$dir/srv.out" | grep -e "$1" || { echo "sent: $1"; return 1; }; }
+
+# An error: type, condition, id, from, to, element.
+error() {
+	echo "<${6-iq} type='error' id='$3' from='${4-proxy.localhost}' to='${5-u@h/r}'><error type='$1'><$2 xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></${6-iq}>"
+}
+
+# The requester with this id has got this error.
+has_failed() {
+	hear srv "^<iq type='error' id='$2' from='proxy.localhost' to='[^']*'><error type='wait'><$1 "
+}
+
+# Resource $1 is handed a request with this id; its type, from whom.
+goes_to() {
+	request "$2" "${3-}" "${4-}"
+	is_handed_to "$1" "$2" "${4-u@h/r}" "${3-get}"
+}
+
+# A request goes to resource $1 and is answered.
+works() {
+	goes_to "$@"
+	passes "$1" "$2" result "${4-u@h/r}"
+}
+
+# The request with this id is handed on to resource $1.
+is_handed_to() {
+	hear srv "^<iq type='${4-get}' id='$2' from='proxy.localhost/${3-u@h/r}' to='service@localhost/$1'/>$"
+}
+
+# What resource $1 says to it, a result, passes.
+passes() {
+	reply "$2" "$1" "${3-}" "${4-}"
+	hear srv "^<iq type='${3-result}' id='$2' from='proxy.localhost' to='${4-u@h/r}'/>$"
+}
+
+# Nothing comes out for what it says to it.
+is_late() {
+	news
+	reply "$2" "$1" "${3-}" "${4-}"
+	comes ""
+}
+
+# A message goes to resource $1: id, from whom.
+is_told() {
+	message "$2" "$3"
+	hear srv "<message.*id='$2' from='proxy.localhost/$3' to='service@localhost/$1'"
+}
+
+# Sets go out until each of these resources has had one.
+each_gets_a_set() {
+	for r in "$@"; do
+		i=0
+		until find_stanza srv "id='$r-" "to='service@localhost/$r'"; do
+			i=$((i + 1))
+			[ $i -lt 99 ]
+			request "$r-$i" set
+			news
+		done
+	done
+}
+
+# The id of what the proxy has asked the target last.
+last_ask() {
+	grep -o "<presence type='\(subscribe\|probe\)' id='[^']*'" "$dir/srv.out" |
+	    sed -n "\$s/.* id='\(.*\)'/\1/p"
+}
+
+# The target confirms the subscription; the proxy probes. The server has read the
+# probe once the ping that follows it is back.
+probed() {
+	deliver presence subscribed service@localhost proxy.localhost /
+	probe_is_read
+}
+
+probe_is_read() {
+	hear srv "<presence type='probe' id='[^']*' from='proxy.localhost' to='service@localhost'/>"
+	probe_is_over
+}
+
+# When it has had its time a second ping follows: what came before that is read.
+probe_is_over() {
+	hear srv "<iq type='get' id='$(last_ask)' from='proxy.localhost' to='proxy.localhost'>"
+	tell srv "$heard"
+}
+
+# What the server says for worker $1: that request $2 has bounced; that it has left.
+bounced() {
+	printf %s "<iq type='error' id='$2' from='service@localhost/$1' to='proxy.localhost/u@h/r'><error type='cancel'>" \
+	    "<recipient-unavailable xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq>"
+}
+
+gone_too() { printf %s "<presence type='unavailable' from='service@localhost/$1' to='proxy.localhost'/>"; }
+
+# A probe that only these resources answer.
+only_answer() {
+	online "$@"
+	probe_is_over
+}
+
+# When something is due a ping goes out, which is back after all that has come.
+is_due() {
+	hear srv "<iq type='get' id='due[0-9a-f]*' from='proxy.localhost' to='proxy.localhost'>"
+	tell srv "$heard"
+}
+
+# Resource $1 has been silent with a request for too long, again: it is pinged.
+is_pinged() {
+	tries=600
+	until find_stanza srv "^<iq type='get' id='stall' from='proxy.localhost' to='service@localhost/$1'><ping xmlns='urn:xmpp:ping'/></iq>$"; do
+		! find_stanza srv "^<iq type='get' id='due" || tell srv "$heard"
+		tries=$((tries - 1))
+		[ $tries -gt 0 ] || { echo "nobody pings $1"; return 1; }
+		sleep 0.05
+	done
+}
+
+# It says nothing to that either.
+is_set_aside() {
+	is_pinged "$1"
+	is_pinged "$1"
+	logged "stalled: service@localhost/$1: silent for"
+}
+
+# Requests from $1 requesters, $2 from each, with ids that begin with $3.
+flood() {
+	awk -v users="$1" -v n="$2" -v id="$3" 'BEGIN {
+		for (i = 1; i <= n; i++)
+			for (u = 1; u <= users; u++)
+				printf "<iq type=\"set\" id=\"%s%d-%d\" from=\"%s%d@h/r%d\" to=\"proxy.localhost\"/>", id, u, i, id, u, i
+	}' >"$dir/srv.in"
+	written "id='$3$1-$2'"
+}
+
+# Fill the table: the first of thirteen may have half of it, the next half of the rest.
+fill() {
+	awk -v id="$1" 'BEGIN {
+		for (u = 1; u <= 13; u++)
+			for (i = 1; i <= (u < 13 ? 2 ^ (12 - u) : 1); i++)
+				printf "<iq type=\"set\" id=\"%s%d-%d\" from=\"u%d@h/r\" to=\"proxy.localhost\"/>", id, u, i, u
+	}' >"$dir/srv.in"
+	written "id='${1}13-1'"
+	written_times 4096 "<iq type='set' id='$1"
+}
+
+# Answer the first so many of those with such ids, whether they have been or not.
+answer_some() {
+	grep -o "<iq type='set' id='$1[^']*' from='[^']*' to='[^']*'" "$dir/srv.out" | head -n "$2" |
+	    sed "s/type='set'/type='result'/;s/from=\([^ ]*\) to=\(.*\)/from=\2 to=\1\/>/" >"$dir/srv.in"
+	written_times "$2" "type='result' id='$1"
+}
+
+written_times() { await sh -c "[ \"\$(grep -o -e \"$2\" '$dir/srv.out' | wc -l)\" -ge $1 ]"; }
+
+# Ask for 10,000 requesters: who has which resource is in $dir/$1.
+ask_for_many() {
+	awk -v p="$1" 'BEGIN {
+		for (i = 0; i < 10000; i++)
+			printf "<iq type=\"get\" id=\"%s%d\" from=\"user%d@localhost/r\" to=\"proxy.localhost\"/>", p, i, i
+	}' >"$dir/srv.in"
+	written "id='${1}9999'"
+	grep -o "<iq type='get' id='$1[0-9]*' from='[^']*' to='[^']*'" "$dir/srv.out" |
+	    sed "s/.* from='\([^']*\)' to='[^']*\/\(.\)'/\1 \2/" | sort >"$dir/$1"
+	[ "$(wc -l <"$dir/$1")" = 10000 ]
+}
+
+# Between $3 and $4 of them have moved, each from or to one of the resources $5.
+moved() {
+	join "$dir/$1" "$dir/$2" | awk -v least="$3" -v most="$4" -v of="$5" '
+	$2 != $3 {
+		n++
+		bad += !($2 ~ of || $3 ~ of)
+	}
+	END {
+		print n + 0 " moved, " bad + 0 " of them need not"
+		exit bad || n < least || n > most
+	}'
+}
+
+# A stanza of SIZE bytes x: its tag, all but the end, what stands around them.
+large() {
+	printf '<%s>%s' "$2" "${3-}"
+	bytes "$1" "${5-x}"
+	printf '%s</%s>' "${4-}" "${2%% *}"
+}
+
+# The stream goes on: a request passes.
+goes_on() {
+	request "$1"
+	hear srv "<iq type='get' .*id='$1'"
+	fits_in 8192
+}
+
+# The stream ends with this error, and comes back by itself.
+ends_with() {
+	hear srv "<stream:error><$1 xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>"
+	logged "disconnected: "
 	serve
-	proxy "$@"
+	: >"$log"
 	welcome
-	online a
-	logged "joined: service@localhost/a: 1 online"
+	joins a
+	fits_in 8192
 }
 
 # Trace what the proxy does for one request to the idle connection: $dir/turn.
@@ -640,521 +4493,302 @@ one_request() {
 	grep -B 1 -A 2 "^re.*'last'" "$dir/trace" >"$dir/turn"
 }
 
-# The server delivers a stanza: element, type, from, to, the rest of the tag.
-deliver() {
-	typed=
-	[ -z "$2" ] || typed=" type='$2'"
-	tell srv "<$1$typed from='$3' to='$4' ${5-id='1'/}>"
-}
-
-# A stanza in, the stanza out: everything but the addresses is as it was.
-kept() {
-	tell srv "<iq type='set' id='f'$1 from='u@h/r' to='proxy.localhost'$2"
-	want="<iq type='set' id='f' from='proxy.localhost/u@h/r' to='service@localhost/a'$1${3-$2}"
-	await has_written "$want" || {
-		echo "not: $want"
-		tail -c 1000 "$dir/srv.out"
-		return 1
-	}
-}
-
-has_written() {
-	tail -c $((${#1} + 300)) "$dir/srv.out" | grep -qF -e "$1"
-}
-
-# Read the clients' part in C where shell is too slow:
-#	peer worker PORT USER HOST RESOURCE [MS]
+# ---- programs: clients and a server that the shell is too slow for ----
+#
+#	worker PORT USER HOST RESOURCE [MS]
 #	        answer each request, if MS is given one after the other, in so many
-#	        milliseconds each; SIGUSR1: go offline, answering what still comes
-#	peer asker PORT USER RESOURCE TO N [WINDOW]
+#	        milliseconds each; SIGUSR1: go offline, answering what still comes. A
+#	        worker called s answers no pings
+#	asker PORT USER RESOURCE TO N [WINDOW]
 #	        send N requests, WINDOW at once, and count what comes back until
 #	        nothing has for 5 seconds
-#	peer steady PORT USER RESOURCE TO N RATE [TYPE]
+#	steady PORT USER RESOURCE TO N RATE [TYPE]
 #	        the same, but so many a second, of this type, and tell how many
 #	        milliseconds the slowest has taken
-#	peer drip                               copy stdin, byte by byte
-#	peer stall PORT N                       a server that sends N requests and
-#	                                        does not read for seconds
-#	peer deaf PORT                          a server that accepts no connection
-#	peer tamper PORT TO                     pass on what comes at a port; after
-#	                                        SIGUSR1, change what comes back
-peer() {
-	build_peer
-	background "$peer" "$@"
-}
+#	drip    copy stdin, byte by byte
+#	stall PORT N
+#	        a server that sends N requests and does not read before SIGUSR1
+#	deaf PORT
+#	        a server that accepts no connection
+#	run COMMAND...
+#	        print the microseconds of CPU time, user and system, that it takes
+#	load FILE TIMES STANZAS WORKERS PORT COMMAND...
+#	        the same of a component, with a server that sends FILE so many times; also
+#	        how long that took, the peak of its resident memory in KiB, stanzas lost;
+#	        with -1 workers it is not greeted as a component; with a `u' behind their
+#	        number a tenth of them hangs and a tenth drains
 
-build_peer() {
-	peer=$TESTDIR/peer
-	[ ! -x "$peer" ] || return 0
-	sed -n '/^: <<.*peer.c/,/^END/p' test.sh | sed '1d;$d' >"$peer.c"
-	cc -O1 -o "$peer.new" "$peer.c" -lexpat
-	mv "$peer.new" "$peer"
-}
+: <<\END # peer.py
+import base64, collections, os, re, resource, select, signal, socket, subprocess, sys, time
+from xml.parsers import expat
+from xml.sax.saxutils import quoteattr
 
-: <<\END # peer.c
-#define _POSIX_C_SOURCE 200809L
-#include <arpa/inet.h>
-#include <fcntl.h>
-#include <netinet/tcp.h>
-#include <poll.h>
-#include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
-#include <expat.h>
+STREAM = "<stream:stream %s xmlns:stream='http://etherx.jabber.org/streams'>"
 
-enum { QUEUE = 10000 };
 
-static int fd, depth, asker, stall, ready, sent, wanted, answered, errors, twice, by[256];
-static int window = 100, delay, first, last, rate;
-static char seen[1000000];      /* by id */
-static long long now, begun, quietsince, slowest, sentat[1000000];
-static const char *asked = "get";
-static struct { char id[64], from[256]; } queue[QUEUE];
-static const char *host, *resource, *to;
-static struct { char name[64]; int n; } conditions[16];
-static volatile sig_atomic_t leaving;
-static char id[4096], from[4096], type[64], name[64];
-static XML_Parser parser;
+class Peer:
+    """One end of a stream: what to say, and the stanzas that have come, each as a
+    list of its elements' names and attributes."""
 
-static void
-say(const char *fmt, ...)
-{
-	static char b[16384];
-	va_list ap;
-	int n, w, o;
+    def __init__(self, sock):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = sock
+        self.restart()
 
-	va_start(ap, fmt);
-	n = vsnprintf(b, sizeof(b), fmt, ap);
-	va_end(ap);
-	for (o = 0; o < n; o += w)
-		if ((w = write(fd, b + o, n - o)) <= 0)
-			exit(1);
-}
+    def restart(self):
+        self.depth, self.stanza, self.stanzas = 0, [], []
+        self.parser = expat.ParserCreate()
+        self.parser.StartElementHandler, self.parser.EndElementHandler = self.start, self.end
 
-static void
-copy(char *dst, size_t size, const char *src)
-{
-	size_t n = 0;
+    def start(self, name, attributes):
+        if self.depth > 0:
+            self.stanza.append((name, attributes))
+        self.depth += 1
 
-	for (; *src && n + 7 < size; src++)
-		if (*src == '&' || *src == '\'' || *src == '<')
-			n += sprintf(dst + n, "&#%d;", *src);
-		else
-			dst[n++] = *src;
-	dst[n] = '\0';
-}
+    def end(self, name):
+        self.depth -= 1
+        if self.depth == 1:
+            self.stanzas.append(self.stanza)
+            self.stanza = []
 
-static void
-request(void)
-{
-	sentat[sent % 1000000] = now;
-	say("<iq type='%s' id='%d' to='%s'><query xmlns='test'/></iq>", asked, sent++, to);
-}
+    def say(self, text):
+        self.sock.sendall(text.encode())
 
-static void
-start(void *data, const char *el, const char **a)
-{
-	int i;
+    def read(self, timeout=None):
+        """The stanzas that have come until now, or come within so many seconds."""
+        if select.select([self.sock], [], [], timeout)[0]:
+            data = self.sock.recv(65536)
+            if not data:
+                raise EOFError
+            self.parser.Parse(data)
+        got, self.stanzas = self.stanzas, []
+        return got
 
-	if (depth++ == 1 && stall) {
-		ready |= !strcmp(el, "handshake");
-		for (i = 0; a[i] && !strcmp(el, "iq"); i += 2)
-			if (!strcmp(a[i], "id") && atoi(a[i + 1]) == answered)
-				answered++;
-	} else if (depth == 2 && !stall) {
-		*id = *from = *type = '\0';
-		copy(name, sizeof(name), el);
-		for (i = 0; a[i]; i += 2)
-			if (!strcmp(a[i], "id"))
-				copy(id, sizeof(id), a[i + 1]);
-			else if (!strcmp(a[i], "from"))
-				copy(from, sizeof(from), a[i + 1]);
-			else if (!strcmp(a[i], "type"))
-				copy(type, sizeof(type), a[i + 1]);
-	} else if (depth == 3 && asker && ready && !strcmp(el, "query")) {
-		for (i = 0; a[i]; i += 2)
-			if (!strcmp(a[i], "by"))
-				by[(unsigned char)a[i + 1][0]]++;
-	} else if (depth == 4 && asker && !strcmp(type, "error")) {
-		for (i = 0; a[i] && strcmp(a[i + 1], "urn:ietf:params:xml:ns:xmpp-stanzas"); i += 2)
-			;
-		if (!a[i] || !strcmp(el, "text"))
-			return;
-		for (i = 0; i < 15 && *conditions[i].name && strcmp(conditions[i].name, el); i++)
-			;
-		snprintf(conditions[i].name, sizeof(conditions[i].name), "%s", el);
-		conditions[i].n++;
-	}
-}
 
-static void
-leave(int sig)
-{
-	leaving = 1;
-}
+def login(port, user, host, resource):
+    peer = Peer(socket.create_connection(("127.0.0.1", int(port))))
+    stream = STREAM % ("to='%s' version='1.0' xmlns='jabber:client'" % host)
+    peer.say(stream + "<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>%s</auth>"
+             % base64.b64encode(("\0%s\0pw" % user).encode()).decode())
+    while not any(stanza[0][0] == "success" for stanza in peer.read()):
+        pass
+    peer.restart()
+    peer.say(stream + "<iq type='set' id='bind'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'>"
+             "<resource>%s</resource></bind></iq>" % resource)
+    while not any(stanza[0][1].get("id") == "bind" for stanza in peer.read()):
+        pass
+    return peer
 
-static void
-end(void *data, const char *el)
-{
-	if (--depth != 1 || stall)
-		return;
-	if (!strcmp(name, "iq") && !strcmp(id, "bind")) {
-		ready = 1;
-		begun = now;
-		if (!asker)
-			say("<presence/>");
-		while (asker && !rate && sent < wanted && sent < window)
-			request();
-	} else if (!strcmp(name, "iq") && asker) {
-		if (atoi(id) < (int)sizeof(seen) && seen[atoi(id)]++) {
-			twice++;
-			return;
-		}
-		if (!strcmp(type, "result"))
-			answered++;
-		else if (!strcmp(type, "error"))
-			errors++;
-		if (now - sentat[atoi(id) % 1000000] > slowest)
-			slowest = now - sentat[atoi(id) % 1000000];
-		if (!rate && sent < wanted)
-			request();
-	} else if (!strcmp(name, "iq") && (!strcmp(type, "get") || !strcmp(type, "set"))) {
-		if (delay > 0) {
-			if (last - first == QUEUE)
-				exit(2);
-			strcpy(queue[last % QUEUE].id, id);
-			strcpy(queue[last++ % QUEUE].from, from);
-			return;
-		}
-		say("<iq type='result' id='%s' to='%s'><query xmlns='test' by='%s'/></iq>",
-		    id, from, resource);
-	}
-}
 
-/* Connect to a port, or accept a connection there. */
-static void
-meet(const char *port, int serve)
-{
-	struct sockaddr_in sa = { .sin_family = AF_INET };
-	int s, one = 1;
+def worker(port, user, host, name, ms=0):
+    peer = login(port, user, host, name)
+    signal.signal(signal.SIGUSR1, lambda *_: peer.say("<presence type='unavailable'/>"))
+    peer.say("<presence/>")
+    queue, busy, due = collections.deque(), float(ms) / 1000, 0
+    while True:
+        for stanza in peer.read(max(0, due - time.monotonic()) if queue else None):
+            iq = stanza[0][1]
+            if stanza[0][0] != "iq" or iq.get("type") not in ("get", "set"):
+                continue
+            if name == "s" and any(element == "ping" for element, _ in stanza):
+                continue
+            if not queue:
+                due = time.monotonic() + busy
+            queue.append((iq["id"], iq["from"]))
+        while queue and time.monotonic() >= due:
+            peer.say("<iq type='result' id=%s to=%s><query xmlns='test' by='%s'/></iq>"
+                     % (*map(quoteattr, queue.popleft()), name))
+            due = time.monotonic() + busy
 
-	sa.sin_port = htons(atoi(port));
-	sa.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	s = fd = socket(AF_INET, SOCK_STREAM, 0);
-	setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-	if (serve ? bind(s, (void *)&sa, sizeof(sa)) || listen(s, 0) :
-	            connect(s, (void *)&sa, sizeof(sa)))
-		exit(1);
-	if (serve == 1 && (fd = accept(s, NULL, NULL)) < 0)
-		exit(1);
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-}
 
-static void
-deaf(const char *port)
-{
-	struct sockaddr_in sa = { .sin_family = AF_INET };
-	int i, s;
+def asker(port, user, resource, to, n, window=100, rate=None, kind="get"):
+    peer = login(port, user, "localhost", resource)
+    n, rate, begun, sent, slowest = int(n), rate and int(rate), time.monotonic(), 0, 0
+    sent_at, seen, by, conditions, results = {}, set(), collections.Counter(), collections.Counter(), 0
+    twice, last = 0, begun
+    while True:
+        now = time.monotonic()
+        while sent < n and (begun + sent / rate <= now if rate else sent < int(window) + len(seen)):
+            sent_at[str(sent)] = last = now
+            peer.say("<iq type='%s' id='%d' to='%s'><query xmlns='test'/></iq>" % (kind, sent, to))
+            sent += 1
+        # when all have an answer, does one get another?
+        left = last + (0.5 if len(seen) == n else 5) - now
+        if left <= 0:
+            break
+        try:
+            stanzas = peer.read(min(left, 1 / rate) if rate and sent < n else left)
+        except (EOFError, OSError):
+            break
+        for (name, iq), *inside in stanzas:
+            last = time.monotonic()
+            if name != "iq" or iq.get("id") not in sent_at:
+                continue
+            if iq["id"] in seen:
+                twice += 1
+                continue
+            seen.add(iq["id"])
+            slowest = max(slowest, last - sent_at[iq["id"]])
+            results += iq["type"] == "result"
+            by.update(a["by"] for name, a in inside if "by" in a)
+            conditions.update(name for name, a in inside
+                              if a.get("xmlns") == "urn:ietf:params:xml:ns:xmpp-stanzas" and name != "text")
+    print("%d sent, %d answered, %d errors;" % (sent, results, len(seen) - results),
+          *("%s %d" % pair for pair in sorted(by.items()) + sorted(conditions.items())),
+          "; slowest %d ms" % (slowest * 1000) if rate else "", "; %d twice" % twice)
+    sys.exit(len(seen) != n or twice > 0)
 
-	meet(port, 2);
-	sa.sin_port = htons(atoi(port));
-	sa.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	for (i = 0; i < 3; i++) {
-		s = socket(AF_INET, SOCK_STREAM, 0);
-		fcntl(s, F_SETFL, O_NONBLOCK);
-		connect(s, (void *)&sa, sizeof(sa));
-	}
-	pause();
-}
 
-/* Send requests, and read nothing until three seconds after that got stuck. */
-static void
-stalling(const char *port)
-{
-	static char b[65536], request[2048];
-	struct pollfd p = { .events = POLLIN };
-	int n, off = 0, len = 0;
-	char fill[1400];
+def steady(port, user, resource, to, n, rate, kind="get"):
+    asker(port, user, resource, to, n, 0, rate, kind)
 
-	meet(port, 1);
-	say("<stream:stream id='1' xmlns='jabber:component:accept' "
-	    "xmlns:stream='http://etherx.jabber.org/streams'>");
-	memset(fill, 'x', sizeof(fill));
-	p.fd = fd;
-	fcntl(fd, F_SETFL, O_NONBLOCK);
-	while (answered < wanted && poll(&p, 1, stall == 2 ? 1000 : 20000) >= 0) {
-		if (stall == 2 && !p.revents) {
-			puts("stuck");
-			fflush(stdout);
-			sleep(3);
-			stall = 3;
-		}
-		if (p.revents & POLLIN) {
-			if ((n = read(fd, b, sizeof(b))) <= 0 || !XML_Parse(parser, b, n, 0))
-				break;
-			if (ready && stall == 1) {
-				say("<handshake/><presence from='service@localhost/a' "
-				    "to='proxy.localhost'/>");
-				stall = 2;
-			}
-		}
-		if (off == len && sent < wanted) {
-			len = sprintf(request, "<iq type='get' from='u@h/r' id='%d' "
-			    "to='proxy.localhost'><q>%.*s</q></iq>", sent++, (int)sizeof(fill), fill);
-			off = 0;
-		}
-		if ((p.revents & POLLOUT) && (n = write(fd, request + off, len - off)) > 0)
-			off += n;
-		p.events = stall == 2 ? POLLOUT : POLLIN |
-		    (stall == 3 && (off < len || sent < wanted) ? POLLOUT : 0);
-	}
-	printf("%d of %d in order\n", answered, wanted);
-	exit(answered != wanted);
-}
 
-static void
-change(int sig)
-{
-	leaving = 1;
-}
+def drip():
+    for c in sys.stdin.buffer.read():
+        os.write(1, bytes([c]))
+        time.sleep(0.00002)
 
-/* Pass on what comes at a port to another one. */
-static void
-tamper(const char *port, const char *to)
-{
-	static char b[65536];
-	struct pollfd p[2] = { { .events = POLLIN }, { .events = POLLIN } };
-	struct sigaction sa = { .sa_handler = change };
-	int i, n;
 
-	sigaction(SIGUSR1, &sa, NULL);
-	meet(port, 1);
-	p[0].fd = fd;
-	meet(to, 0);
-	p[1].fd = fd;
-	while (poll(p, 2, -1) > 0 || leaving)
-		for (i = 0; i < 2; i++) {
-			if (!(p[i].revents & (POLLIN | POLLHUP)))
-				continue;
-			if ((n = read(p[i].fd, b, sizeof(b))) <= 0)
-				exit(0);
-			if (i == 1 && leaving)
-				b[n - 1] ^= 1;
-			if (write(p[!i].fd, b, n) != n)
-				exit(1);
-		}
-}
+def listen(port):
+    server = socket.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind(("127.0.0.1", int(port)))
+    server.listen(0)
+    return server
 
-static void
-login(const char *port, const char *user)
-{
-	static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-	static const char stream[] = "<stream:stream to='%s' version='1.0' "
-	    "xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'>";
-	char plain[256] = "", base[400], b[4096];
-	int i, n;
-	unsigned long v;
 
-	meet(port, 0);
-	n = sprintf(plain + 1, "%s", user) + 1;
-	n += sprintf(plain + n + 1, "pw") + 1;
-	for (i = 0; i < n; i += 3) {
-		v = (plain[i] & 255UL) << 16 | (plain[i + 1] & 255UL) << 8 | (plain[i + 2] & 255UL);
-		sprintf(base + i / 3 * 4, "%c%c%c%c", digits[v >> 18], digits[v >> 12 & 63],
-		        i + 1 < n ? digits[v >> 6 & 63] : '=', i + 2 < n ? digits[v & 63] : '=');
-	}
-	say(stream, host);
-	say("<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>%s</auth>", base);
-	for (n = 0; n < (int)sizeof(b) - 1 && !strstr(b, "<success"); b[n] = '\0')
-		if ((i = read(fd, b + n, sizeof(b) - 1 - n)) <= 0)
-			exit(1);
-		else
-			n += i, b[n] = '\0';
-	say(stream, host);
-	say("<iq type='set' id='bind'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'>"
-	    "<resource>%s</resource></bind></iq>", resource);
-}
+def stall(port, n):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    peer = Peer(listen(port).accept()[0])
+    peer.say(STREAM % "id='1' xmlns='jabber:component:accept'")
+    while not any(stanza[0][0] == "handshake" for stanza in peer.read()):
+        pass
+    peer.say("<handshake/><presence from='service@localhost/a' to='proxy.localhost'/>")
+    waiting = "".join("<iq type='get' from='u@h/r' id='%d' to='proxy.localhost'><q>%s</q></iq>"
+                      % (i, "x" * 1400) for i in range(int(n))).encode()
+    peer.sock.setblocking(False)
+    answered, stuck, how = 0, False, "open"
+    while answered < int(n):
+        can_read, can_write, _ = select.select([peer.sock] if stuck else [], [peer.sock] if waiting else [], [],
+                                               20 if stuck else 1)
+        if not stuck and not can_write:
+            print("stuck", flush=True)
+            stuck = signal.sigwait([signal.SIGUSR1])
+        elif not can_read and not can_write:
+            break
+        try:
+            if can_write:
+                waiting = waiting[peer.sock.send(waiting):]
+            for stanza in peer.read(0) if can_read else []:
+                answered += stanza[0][1].get("id") == str(answered)
+        except EOFError:
+            how = "closed" if peer.depth == 0 else "cut"
+            break
+    print("%d of %s in order, %s" % (answered, n, how), flush=True)
 
-int
-main(int argc, char **argv)
-{
-	static char b[65536];
-	struct timespec gap = { 0, 20000 };
-	struct sigaction sa = { .sa_flags = 0 };
-	struct pollfd p = { .events = POLLIN };
-	struct timespec t;
-	long long due = 0, ms;
-	int i, n, quiet = 0, left;
 
-	if (argc == 2) {
-		for (; read(0, b, 1) == 1; nanosleep(&gap, NULL))
-			if (write(1, b, 1) != 1)
-				return 1;
-		return 0;
-	}
-	if (!strcmp(argv[1], "deaf"))
-		deaf(argv[2]);
-	if (!strcmp(argv[1], "tamper"))
-		tamper(argv[2], argv[3]);
-	parser = XML_ParserCreate("UTF-8");
-	XML_SetElementHandler(parser, start, end);
-	if (!strcmp(argv[1], "stall")) {
-		stall = 1;
-		wanted = atoi(argv[3]);
-		stalling(argv[2]);
-	}
-	asker = !strcmp(argv[1], "asker") || !strcmp(argv[1], "steady");
-	host = asker ? "localhost" : argv[4];
-	resource = argv[asker ? 4 : 5];
-	if (asker) {
-		to = argv[5];
-		wanted = atoi(argv[6]);
-		if (!strcmp(argv[1], "steady"))
-			rate = atoi(argv[7]);
-		else if (argc > 7)
-			window = atoi(argv[7]);
-		if (argc > 8)
-			asked = argv[8];
-	} else if (argc > 6)
-		delay = atoi(argv[6]);
-	login(argv[2], argv[3]);
-	p.fd = fd;
-	sa.sa_handler = leave;
-	sigaction(SIGUSR1, &sa, NULL);
-	for (;;) {
-		clock_gettime(CLOCK_MONOTONIC, &t);
-		ms = t.tv_sec * 1000LL + t.tv_nsec / 1000000;
-		if (first < last && !due)
-			due = ms + delay;
-		if (due && ms >= due) {
-			say("<iq type='result' id='%s' to='%s'><query xmlns='test' by='%s'/></iq>",
-			    queue[first % QUEUE].id, queue[first % QUEUE].from, resource);
-			first++;
-			due = first < last ? ms + delay : 0;
-		}
-		now = ms;
-		if (!quietsince)
-			quietsince = ms;
-		while (rate && ready && sent < wanted && begun + sent * 1000LL / rate <= ms) {
-			request();
-			quietsince = ms;
-		}
-		/* when all have an answer, does one get another? */
-		quiet = asker && answered + errors == wanted;
-		left = (int)((quiet ? 500 : 5000) - (ms - quietsince));
-		if (rate && ready && sent < wanted)
-			left = 1;
-		n = poll(&p, 1, asker ? left > 0 ? left : 0 : due ? (int)(due - ms) : -1);
-		if (leaving == 1 && leaving++)
-			say("<presence type='unavailable'/>");
-		if (n > 0)
-			quietsince = ms;
-		if (n < 0 || (n == 0 && (due || (rate && ready && sent < wanted))))
-			continue;
-		if (n == 0 || (n = read(fd, b, sizeof(b))) <= 0 || !XML_Parse(parser, b, n, 0))
-			break;
-	}
-	if (!asker)
-		return 1;
-	printf("%d sent, %d answered, %d errors;", sent, answered, errors);
-	for (i = 0; i < 256; i++)
-		if (by[i])
-			printf(" %c %d", i, by[i]);
-	for (i = 0; *conditions[i].name; i++)
-		printf(" %s %d", conditions[i].name, conditions[i].n);
-	if (rate)
-		printf("; slowest %lld ms", slowest);
-	printf("; %d twice\n", twice);
-	return answered + errors != wanted || twice > 0;
-}
+def deaf(port):
+    server = listen(port)
+    callers = [socket.socket() for _ in range(3)]
+    for caller in callers:
+        caller.setblocking(False)
+        caller.connect_ex(("127.0.0.1", int(port)))
+    print("full", flush=True)
+    signal.pause()
+
+
+def cpu(who):
+    usage = resource.getrusage(who)
+    print("%d %d" % (usage.ru_utime * 1e6, usage.ru_stime * 1e6), end="")
+
+
+def run(*command):
+    subprocess.run(command)
+    cpu(resource.RUSAGE_CHILDREN)
+
+
+def wait_for(sock, what):
+    got = b""
+    while what not in got:
+        got += sock.recv(1 << 20)
+    return got
+
+
+def greet(sock, workers, unwell):
+    """As many workers come online. If some are to be unwell, the first tenth gets
+    requests and says nothing until it has been pinged twice; the next drains."""
+    say = lambda text: sock.sendall(text.encode())
+    say(STREAM % "id='1' xmlns='jabber:component:accept'" + "<handshake/>")
+    wait_for(sock, b"'subscribe'")
+    say("<presence type='subscribed' from='service@localhost' to='proxy.localhost'/>")
+    wait_for(sock, b"'probe'")
+    for i in range(workers):
+        if unwell and i == workers // 10:
+            for h in range(20 * i):
+                say("<iq type='set' id='h%d' from='h%d@h/r' to='proxy.localhost'/>" % (h, h))
+            pings, got = 0, b""
+            while pings < 2 * i:
+                got += sock.recv(1 << 20)
+                for ping in re.findall(rb"<iq type='get' id='(?:due|stall).*?</iq>", got):
+                    pings += b"'stall'" in ping
+                    if b"'due" in ping:
+                        sock.sendall(ping)
+                got = got[got.rfind(b"</iq>") + 5:] if b"</iq>" in got else got
+        show = "<show>dnd</show>" if unwell and workers // 10 <= i < workers // 5 else ""
+        say("<presence from='service@localhost/r%d' to='proxy.localhost'>%s</presence>" % (i, show))
+    # all of them are known when this has come back
+    say("<message from='u@h' to='proxy.localhost' id='known'/>")
+    wait_for(sock, b"'known'")
+
+
+def load(file, times, stanzas, workers, port, *command):
+    data, at, tail = memoryview(open(file, "rb").read()), 0, b""
+    times, left, server = int(times), int(stanzas), listen(port)
+    child = subprocess.Popen(command)
+    sock = server.accept()[0]
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if workers != "-1":
+        greet(sock, int(workers.rstrip("u")), workers.endswith("u"))
+    sock.setblocking(False)
+    begun = last = time.monotonic()
+    # never sleep: the system would charge the command for waking us
+    while left > 0 and time.monotonic() - last < 20:
+        try:
+            got = tail + sock.recv(1 << 20)
+            # the component's own pings apart
+            left -= got.count(b"</iq>") - tail.count(b"</iq>") - got.count(b"ping'/></iq>")
+            tail, last = got[-11:], time.monotonic()
+        except BlockingIOError:
+            pass
+        try:
+            if times > 0:
+                at += sock.send(data[at:])
+                last = time.monotonic()
+            if at == len(data):
+                at, times = 0, times - 1
+        except BlockingIOError:
+            pass
+    took = (time.monotonic() - begun) * 1e6
+    peak = re.search(r"VmHWM:\s*(\d+)", open("/proc/%d/status" % child.pid).read())
+    child.terminate()
+    child.wait()
+    cpu(resource.RUSAGE_CHILDREN)
+    print(" %d %s %d" % (took, peak.group(1), left), end="")
+
+
+try:
+    globals()[sys.argv[1]](*sys.argv[2:])
+except (EOFError, OSError):
+    sys.exit("the connection has ended")
 END
 
-# A worker that uses a library: its resource and what it is, slixmpp, slixmpp-sm
-# with stream management, or twisted, which answers no pings.
-library_worker() {
-	lib_worker=$TESTDIR/worker.py
-	[ -f "$lib_worker" ] ||
-		sed -n '/^: <<.*worker.py/,/^END/p' test.sh | sed '1d;$d' >"$lib_worker"
-	background python3 "$lib_worker" "$c2s" "$1" "$2" >>"$dir/$1.python" 2>&1
-	logged "joined: service@localhost/$1:"
-}
-
-: <<\END # worker.py
-import sys
-
-port, resource, kind = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-account = "service@localhost/" + resource
-
-
-def slixmpp_worker():
-    import slixmpp
-    from slixmpp.xmlstream.handler import Callback
-    from slixmpp.xmlstream.matcher import MatchXPath
-
-    worker = slixmpp.ClientXMPP(account, "pw", sasl_mech="PLAIN")
-    worker["feature_mechanisms"].unencrypted_plain = True
-    worker.register_plugin("xep_0199")
-    if kind == "slixmpp-sm":
-        worker.register_plugin("xep_0198")
-        worker.add_event_handler("sm_enabled", lambda s: print("sm", flush=True))
-
-    def answer(iq):
-        reply = iq.reply()
-        reply.append(slixmpp.ET.fromstring("<query xmlns='test' by='%s'/>" % resource))
-        reply.send()
-
-    worker.register_handler(Callback("test", MatchXPath("{jabber:client}iq/{test}query"), answer))
-    worker.add_event_handler("session_start", lambda e: worker.send_presence())
-    worker.connect(("127.0.0.1", port), force_starttls=False, disable_starttls=True)
-    worker.process(forever=True)
-
-
-def twisted_worker():
-    from twisted.internet import reactor
-    from twisted.words.protocols.jabber import client, jid, xmlstream
-    from twisted.words.xish import domish
-
-    stream = xmlstream.XmlStreamFactory(client.XMPPAuthenticator(jid.JID(account), "pw"))
-
-    def connected(xs):
-        xs.initializers[1].required = False   # there is no TLS
-
-    def answer(xs, iq):
-        reply = xmlstream.toResponse(iq, "result")
-        reply.addElement(("test", "query"))["by"] = resource
-        xs.send(reply)
-
-    def ready(xs):
-        xs.addObserver("/iq/query[@xmlns='test']", lambda iq: answer(xs, iq))
-        xs.send(domish.Element((None, "presence")))
-
-    stream.addBootstrap(xmlstream.STREAM_CONNECTED_EVENT, connected)
-    stream.addBootstrap(xmlstream.STREAM_AUTHD_EVENT, ready)
-    stream.addBootstrap(xmlstream.INIT_FAILED_EVENT, lambda f: f.printTraceback())
-    reactor.connectTCP("127.0.0.1", port, stream)
-    reactor.run()
-
-
-twisted_worker() if kind == "twisted" else slixmpp_worker()
-END
-
-# Workers and a requester that use slixmpp talk on a real Prosody, with relay: what
-# they do is in this function of talk.py.
-talk() {
-	need prosody prosody
-	need python3 python3
-	python3 -c "import slixmpp" || need - python3-slixmpp
-	prosody
-	proxy relay=1
-	sed -n '/^: <<.*talk.py/,/^END/p' test.sh | sed '1d;$d' >"$dir/talk.py"
-	python3 "$dir/talk.py" "$c2s" "$log" "$1"
-	unlogged dropped
-}
+# What workers and a requester that use slixmpp do: PORT, the proxy's log, and
+#	worker RESOURCE
+#	        answer requests; one called managed has stream management
+#	example FILE
+#	        be the worker of the man page, but for who and where it is
+#	bytestream, questions, chat
+#	        talk
 
 : <<\END # talk.py
 import asyncio
@@ -1167,21 +4801,48 @@ from slixmpp.xmlstream.matcher import MatchXPath
 
 port, log, what = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 proxy, user_jid, there = "proxy.localhost", "user@localhost/x", "proxy.localhost/user@localhost/x"
+asked_for_test = MatchXPath("{jabber:client}iq/{test}query")
 
 
-async def login(jid):
-    client = slixmpp.ClientXMPP(jid, "pw", sasl_mech="PLAIN")
-    client["feature_mechanisms"].unencrypted_plain = True
-    for plugin in "xep_0030", "xep_0085", "xep_0092", "xep_0184":
+class Client(slixmpp.ClientXMPP):
+    def __init__(self, jid, password=None):
+        super().__init__(jid.replace("domain.example", "localhost"), "pw", sasl_mech="PLAIN")
+        self["feature_mechanisms"].unencrypted_plain = True
+
+    def connect(self):
+        if hasattr(self, "enable_plaintext"): # later versions
+            self.enable_plaintext = True
+            self.enable_starttls = self.enable_direct_tls = False
+            super().connect("127.0.0.1", port)
+        else:
+            super().connect(("127.0.0.1", port), force_starttls=False, disable_starttls=True)
+
+
+def answer(iq, **attributes):
+    reply = iq.reply()
+    reply.append(slixmpp.ET.Element("{test}query", attributes))
+    reply.send()
+
+
+async def login(jid, *plugins):
+    client = Client(jid)
+    for plugin in plugins + ("xep_0030", "xep_0085", "xep_0092", "xep_0184", "xep_0199"):
         client.register_plugin(plugin)
     client.register_plugin("xep_0047", {"auto_accept": True})
-    client.connect(("127.0.0.1", port), force_starttls=False, disable_starttls=True)
+    client.add_event_handler("sm_enabled", lambda event: print("sm", flush=True))
+    client.connect()
     await client.wait_until("session_start")
     client.send_presence()
     return client
 
 
 async def worker(name):
+    client = await login("service@localhost/" + name, *(["xep_0198"] if name == "managed" else []))
+    client.register_handler(Callback("test", asked_for_test, lambda iq: answer(iq, by=name)))
+    await asyncio.Event().wait()
+
+
+async def service(name):
     client = await login("service@localhost/" + name)
     while "joined: service@localhost/%s:" % name not in open(log).read():
         await asyncio.sleep(0.05)
@@ -1203,7 +4864,7 @@ async def user():
 
 # 30,000 bytes each way, at the same time, over the session that the requester opens.
 async def bytestream():
-    a, u = await worker("a"), await user()
+    a, u = await service("a"), await user()
     opened = asyncio.ensure_future(a.wait_until("ibb_stream_start"))
     closed = asyncio.ensure_future(a.wait_until("ibb_stream_end"))
     mine = await u["xep_0047"].open_stream(proxy)
@@ -1218,7 +4879,7 @@ async def bytestream():
 
 # The worker asks for the requester's version and features, and for what he has not.
 async def questions():
-    a, u = await worker("a"), await user()
+    a, u = await service("a"), await user()
     u["xep_0092"].software_name = "it's & me"
     version = await a["xep_0092"].get_version(there)
     assert version["from"] == there and version["software_version"]["name"] == "it's & me", version
@@ -1233,7 +4894,7 @@ async def questions():
 
 # Both ways: text, thread, chat states, and receipts that come by themselves.
 async def chat():
-    a, u = await worker("a"), await user()
+    a, u = await service("a"), await user()
     for me, it, to, name in (u, a, proxy, there), (a, u, there, proxy):
         message = me.make_message(to, "hi & <bye>", mtype="chat")
         message["thread"] = "t1"
@@ -1254,31 +4915,99 @@ async def chat():
         assert (await seen)["from"] == name
 
 
-# Two workers ask at once with the same id; he answers the later one first.
-async def equal_ids():
-    a, b, u = await worker("a"), await worker("b"), await user()
-    asked = []
+loop = asyncio.get_event_loop()
+if what == "example":
+    slixmpp.ClientXMPP = Client
+    exec(open(sys.argv[4]).read())
+loop.run_until_complete(asyncio.wait_for(globals()[what](*sys.argv[4:]), 300 if what == "worker" else 60))
+END
 
-    def hear(iq):
-        asked.append(iq)
-        for iq in reversed(asked if len(asked) == 2 else []):
-            reply = iq.reply()
-            reply.append(slixmpp.ET.Element("{test}query", {"to": iq["id"]}))
-            reply.send()
+serve_load() { /usr/bin/python3 "$TESTDIR/peer.py" load "$@"; }
 
-    u.register_handler(Callback("test", MatchXPath("{jabber:client}iq/{test}query"), hear))
+# Expat alone, for comparison; each prints microseconds of CPU time:
+#	load parse FILE TIMES PIECE     over FILE, so many times as one stream, in pieces
+#	                                of so many bytes
+#	load relay PORT PIECE           what the server sends, and send all back
+build_load() {
+	program peer.py
+	load=$TESTDIR/load
+	[ ! -x "$load" ] || return 0
+	program load.c
+	cc -O2 -o "$load.$$" "$TESTDIR/load.c" -lexpat
+	mv "$load.$$" "$load"
+}
 
-    async def ask(client):
-        iq = client.make_iq_get(ito=there, queryxmlns="test")
-        iq["id"] = "same"
-        answer = await iq.send()
-        assert answer["from"] == there and answer["id"] == "same", answer
-        return answer.xml.find("{test}query").get("to")
+: <<\END # load.c
+#define _GNU_SOURCE
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <arpa/inet.h>
+#include <err.h>
+#include <expat.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
 
-    assert await asyncio.gather(ask(a), ask(b)) == ["a/same", "b/same"]
+XML_Bool XML_SetReparseDeferralEnabled(XML_Parser, XML_Bool);
+#pragma weak XML_SetReparseDeferralEnabled
 
+static char buf[1 << 20];
 
-asyncio.get_event_loop().run_until_complete(asyncio.wait_for(globals()[what](), 60))
+static void start(void *data, const char *name, const char **atts) { }
+static void end(void *data, const char *name) { }
+static void characters(void *data, const char *s, int n) { }
+
+/* Parse what can be read, in pieces of this size; write it back, if so. */
+static void
+parse(XML_Parser p, int fd, size_t piece, int back)
+{
+	struct pollfd ready = { .fd = fd, .events = POLLIN };
+	ssize_t n, at, w;
+
+	while ((!back || poll(&ready, 1, -1) > 0) && (n = read(fd, buf, piece)) > 0) {
+		if (!XML_Parse(p, buf, (int)n, 0))
+			errx(1, "%s", XML_ErrorString(XML_GetErrorCode(p)));
+		for (at = 0; back && at < n; at += w)
+			if ((w = write(fd, buf + at, (size_t)(n - at))) < 0)
+				err(1, "write");
+	}
+}
+
+int
+main(int argc, char *argv[])
+{
+	XML_Parser p = XML_ParserCreate("UTF-8");
+	struct sockaddr_in sin = { .sin_family = AF_INET };
+	struct rusage r;
+	int fd, one = 1;
+	long times;
+
+	if (XML_SetReparseDeferralEnabled)
+		XML_SetReparseDeferralEnabled(p, XML_FALSE);
+	XML_SetElementHandler(p, start, end);
+	XML_SetCharacterDataHandler(p, characters);
+	XML_Parse(p, "<stream>", 8, 0);
+	if (argc == 5) {
+		fd = open(argv[2], O_RDONLY);
+		for (times = atol(argv[3]); times-- > 0; lseek(fd, 0, SEEK_SET))
+			parse(p, fd, (size_t)atol(argv[4]), 0);
+		getrusage(RUSAGE_SELF, &r);
+		printf("%ld %ld", (long)r.ru_utime.tv_sec * 1000000 + r.ru_utime.tv_usec,
+		       (long)r.ru_stime.tv_sec * 1000000 + r.ru_stime.tv_usec);
+		return 0;
+	}
+	sin.sin_port = htons((unsigned short)atoi(argv[2]));
+	sin.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	fd = socket(AF_INET, SOCK_STREAM, 0);
+	if (connect(fd, (struct sockaddr *)&sin, sizeof(sin)) < 0)
+		err(1, "port %s", argv[2]);
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	parse(p, fd, (size_t)atol(argv[3]), 1);
+	return 0;
+}
 END
 
 # The simulated world around client_proxy.c. Its first part is the config.h. The
@@ -6531,4039 +10260,7 @@ main(int argc, char **argv)
 #endif /* WORLDCONFIG */
 END
 
-# Read the load of the benchmark, which prints microseconds of CPU time:
-#	load parse FILE TIMES PIECE     expat alone over FILE, so many times as one
-#	                                stream, in pieces of so many bytes
-#	load run COMMAND...
-#	load serve FILE TIMES STANZAS RESOURCES PORT COMMAND...
-#	        the command's, with a server that sends FILE so many times; also how
-#	        long that took, the peak of its resident memory in KiB, stanzas lost;
-#	        with -1 resources the command is not greeted as a component; with a `u'
-#	        behind their number a tenth of them hangs and a tenth drains
-#	load relay PORT PIECE
-#	        such a command: expat alone, which sends all back that it has read
-build_load() {
-	load=$TESTDIR/load
-	[ ! -x "$load" ] || return 0
-	sed -n '/^: <<.*load.c/,/^END/p' test.sh | sed '1d;$d' >"$load.c"
-	cc -O2 -o "$load" "$load.c" -lexpat
-}
-
-: <<\END # load.c
-#define _GNU_SOURCE
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
-#include <arpa/inet.h>
-#include <err.h>
-#include <expat.h>
-#include <fcntl.h>
-#include <netinet/tcp.h>
-#include <poll.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-#include <unistd.h>
-
-XML_Bool XML_SetReparseDeferralEnabled(XML_Parser, XML_Bool);
-#pragma weak XML_SetReparseDeferralEnabled
-
-static char buf[1 << 20];
-
-static long
-usec(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000 + t.tv_nsec / 1000;
-}
-
-/* Print the microseconds of CPU time, user and system. */
-static void
-printcpu(int who)
-{
-	struct rusage r;
-
-	getrusage(who, &r);
-	printf("%ld %ld", (long)r.ru_utime.tv_sec * 1000000 + r.ru_utime.tv_usec,
-	       (long)r.ru_stime.tv_sec * 1000000 + r.ru_stime.tv_usec);
-}
-
-static void
-start(void *data, const char *name, const char **atts)
-{
-	(void)data, (void)name, (void)atts;
-}
-
-static void
-end(void *data, const char *name)
-{
-	(void)data, (void)name;
-}
-
-static void
-characters(void *data, const char *s, int n)
-{
-	(void)data, (void)s, (void)n;
-}
-
-static XML_Parser
-newparser(void)
-{
-	XML_Parser p = XML_ParserCreate("UTF-8");
-
-	if (XML_SetReparseDeferralEnabled)
-		XML_SetReparseDeferralEnabled(p, XML_FALSE);
-	XML_SetElementHandler(p, start, end);
-	XML_SetCharacterDataHandler(p, characters);
-	XML_Parse(p, "<stream>", 8, 0);
-	return p;
-}
-
-static void
-parse(const char *name, long times, size_t piece)
-{
-	XML_Parser p = newparser();
-	int fd = open(name, O_RDONLY);
-	ssize_t n;
-
-	while (times-- > 0) {
-		lseek(fd, 0, SEEK_SET);
-		while ((n = read(fd, buf, piece)) > 0)
-			if (!XML_Parse(p, buf, (int)n, 0))
-				errx(1, "%s", XML_ErrorString(XML_GetErrorCode(p)));
-	}
-	printcpu(RUSAGE_SELF);
-}
-
-static struct sockaddr_in
-loopback(int port)
-{
-	struct sockaddr_in sin = { .sin_family = AF_INET };
-
-	sin.sin_port = htons((unsigned short)port);
-	sin.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	return sin;
-}
-
-static void
-nodelay(int fd)
-{
-	int one = 1;
-
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-}
-
-static void
-relay(int port, size_t piece)
-{
-	XML_Parser p = newparser();
-	struct sockaddr_in sin = loopback(port);
-	int fd = socket(AF_INET, SOCK_STREAM, 0);
-	struct pollfd ready = { .fd = fd, .events = POLLIN };
-	ssize_t n, at, w;
-
-	if (connect(fd, (struct sockaddr *)&sin, sizeof(sin)) < 0)
-		err(1, "port %d", port);
-	nodelay(fd);
-	while (poll(&ready, 1, -1) > 0 && (n = read(fd, buf, piece)) > 0) {
-		if (!XML_Parse(p, buf, (int)n, 0))
-			errx(1, "%s", XML_ErrorString(XML_GetErrorCode(p)));
-		for (at = 0; at < n; at += w)
-			if ((w = write(fd, buf + at, (size_t)(n - at))) < 0)
-				err(1, "write");
-	}
-}
-
-static pid_t
-launch(char *command[])
-{
-	pid_t pid = fork();
-
-	if (pid == 0) {
-		execvp(*command, command);
-		err(1, "%s", *command);
-	}
-	return pid;
-}
-
-/* Start the command and wait until it has connected. */
-static int
-serve(int port, char *command[], pid_t *pid)
-{
-	struct sockaddr_in sin = loopback(port);
-	int s = socket(AF_INET, SOCK_STREAM, 0), fd, one = 1;
-
-	setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-	if (bind(s, (struct sockaddr *)&sin, sizeof(sin)) < 0 || listen(s, 1) < 0)
-		err(1, "port %d", port);
-	*pid = launch(command);
-	if ((fd = accept(s, NULL, NULL)) < 0)
-		err(1, "accept");
-	nodelay(fd);
-	return fd;
-}
-
-static void
-await(int fd, const char *what)
-{
-	size_t n = 0;
-	ssize_t r;
-
-	do {
-		if ((r = read(fd, buf + n, sizeof(buf) - n - 1)) <= 0)
-			errx(1, "waited in vain for %s", what);
-		buf[n += (size_t)r] = '\0';
-	} while (!strstr(buf, what));
-}
-
-/* The first resources get requests and do not say a word, until they have been pinged
- * twice. */
-static void
-hang(int fd, int n)
-{
-	static const char due[] = "<iq type='get' id='due", stall[] = "id='stall'";
-	char *d = buf, *p = buf, *s, *e;
-	int i, pings = 0;
-	size_t len = 0;
-	ssize_t r;
-
-	for (i = 0; i < 20 * n; i++)
-		dprintf(fd, "<iq type='set' id='h%d' from='h%d@h/r' to='proxy.localhost'/>", i, i);
-	while (pings < 2 * n) {
-		if ((r = read(fd, buf + len, sizeof(buf) - len - 1)) <= 0)
-			errx(1, "waited in vain for pings");
-		buf[len += (size_t)r] = '\0';
-		while ((s = strstr(d, due)) && (e = strstr(s, "</iq>"))) {
-			dprintf(fd, "%.*s", (int)(e + 5 - s), s);
-			d = e;
-		}
-		for (; (s = strstr(p, stall)); p = s + 1)
-			pings++;
-	}
-}
-
-static void
-greet(int fd, int resources, int unwell)
-{
-	int i;
-
-	dprintf(fd, "<stream:stream id='1' xmlns='jabber:component:accept' "
-	        "xmlns:stream='http://etherx.jabber.org/streams'><handshake/>");
-	await(fd, "subscribe");
-	dprintf(fd, "<presence type='subscribed' from='service@localhost' "
-	        "to='proxy.localhost'/>");
-	await(fd, "probe");
-	for (i = 0; i < resources; i++) {
-		if (unwell && i == resources / 10)
-			hang(fd, i);
-		dprintf(fd, "<presence from='service@localhost/r%d' to='proxy.localhost'>%s"
-		        "</presence>", i, unwell && i >= resources / 10 && i < resources / 5 ?
-		        "<show>dnd</show>" : "");
-	}
-	/* all of them are known when this has come back */
-	dprintf(fd, "<message from='u@h' to='proxy.localhost' id='known'/>");
-	await(fd, "known");
-}
-
-/* Read what there is and count the stanzas that end in it. */
-static long
-count(int fd)
-{
-	static size_t kept;
-	ssize_t n = read(fd, buf + kept, sizeof(buf) - kept);
-	char *s = buf, *e = buf + kept + n;
-	long stanzas = 0;
-
-	if (n <= 0)
-		errx(1, "the connection has ended");
-	for (; (s = memmem(s, (size_t)(e - s), "</iq>", 5)); s += 5)
-		stanzas++;
-	kept = e - buf < 4 ? (size_t)(e - buf) : 4;
-	memmove(buf, e - kept, kept);
-	return stanzas;
-}
-
-/* Send data so many times, as fast as it is taken, and count what comes out,
- * without ever sleeping: the system would charge the command for waking us.
- * Returns how many stanzas have not come when nothing happens for five seconds. */
-static long
-flood(int fd, const char *data, size_t size, long times, long stanzas)
-{
-	struct pollfd p = { .fd = fd };
-	long last = usec();
-	size_t at = 0;
-	ssize_t n;
-
-	while (stanzas > 0 && usec() - last < 5000000) {
-		p.events = (short)(times > 0 ? POLLIN | POLLOUT : POLLIN);
-		if (poll(&p, 1, 0) <= 0)
-			continue;
-		last = usec();
-		if (p.revents & POLLIN)
-			stanzas -= count(fd);
-		if (times > 0 && p.revents & POLLOUT &&
-		    (n = write(fd, data + at, size - at)) > 0 &&
-		    (at += (size_t)n) == size) {
-			at = 0;
-			times--;
-		}
-	}
-	return stanzas;
-}
-
-int
-main(int argc, char *argv[])
-{
-	char path[64], *data;
-	long peak = 0, begun, lost, took;
-	int fd, file;
-	off_t size;
-	FILE *f;
-	pid_t pid;
-
-	if (!strcmp(argv[1], "parse")) {
-		parse(argv[2], atol(argv[3]), (size_t)atol(argv[4]));
-		return 0;
-	} else if (!strcmp(argv[1], "relay")) {
-		relay(atoi(argv[2]), (size_t)atol(argv[3]));
-		return 0;
-	} else if (!strcmp(argv[1], "run")) {
-		waitpid(launch(argv + 2), NULL, 0);
-		printcpu(RUSAGE_CHILDREN);
-		return 0;
-	}
-	file = open(argv[2], O_RDONLY);
-	size = lseek(file, 0, SEEK_END);
-	if (argc < 8 || !(data = malloc((size_t)size + 1)) ||
-	    pread(file, data, (size_t)size, 0) != size)
-		err(1, "%s", argv[2]);
-	fd = serve(atoi(argv[6]), argv + 7, &pid);
-	if (atoi(argv[5]) >= 0)
-		greet(fd, atoi(argv[5]), !!strchr(argv[5], 'u'));
-	fcntl(fd, F_SETFL, O_NONBLOCK);
-	begun = usec();
-	lost = flood(fd, data, (size_t)size, atol(argv[3]), atol(argv[4]));
-	took = usec() - begun;
-	sprintf(path, "/proc/%ld/status", (long)pid);
-	f = fopen(path, "r");
-	while (f && fgets(buf, sizeof(buf), f) && sscanf(buf, "VmHWM: %ld", &peak) != 1)
-		;
-	kill(pid, SIGTERM);
-	waitpid(pid, NULL, 0);
-	printcpu(RUSAGE_CHILDREN);
-	printf(" %ld %ld %ld", took, peak, lost);
-	return 0;
-}
-END
-
-# ---- helpers: parts of tests ----
-
-# Two users talk to a service of three resources, which asks one's client for its
-# name, and then one of them leaves.
-chat() {
-	"$1"
-	proxy relay=1
-	services a b c
-	login user x
-	login other y
-	tell user "<presence/>"
-	tell other "<presence/>"
-	for u in user other; do
-		first=
-		for n in 1 2 3; do
-			tell $u "<message type='chat' id='$u$n' to='proxy.localhost'><body>hi $n</body></message>"
-			await grep -l "id='$u$n'\|id=.$u$n" "$dir/a.out" "$dir/b.out" "$dir/c.out"
-			r=$(cd "$dir" && grep -l "$u$n" a.out b.out c.out)
-			r=${r%.out}
-			[ "${first:=$r}" = "$r" ]
-			hear "$r" "<message" "$u$n" "<body>hi $n</body>" "from='proxy.localhost/$u@localhost/[xy]'"
-			case $u in user) at=user@localhost/x ;; *) at=other@localhost/y ;; esac
-			tell "$r" "<message type='chat' id='re$u$n' to='proxy.localhost/$at'><body>hello $n</body></message>"
-			hear $u "<message" "re$u$n" "<body>hello $n</body>" "from='proxy.localhost'" "to='$at'"
-		done
-		eval "$u=$r"
-	done
-	# the conversation moves when its resource leaves
-	# shellcheck disable=SC2154 # set by eval
-	r=$user
-	tell "$r" "<presence type='unavailable'/>"
-	logged "left: service@localhost/$r"
-	tell user "<message type='chat' id='moved' to='proxy.localhost'><body>still there?</body></message>"
-	rest=$(echo a.out b.out c.out | sed "s/$r.out//")
-	# shellcheck disable=SC2086 # two files
-	await sh -c "cd '$dir' && grep -l moved $rest"
-	grep moved "$dir/$r.out" && return 1
-	r=$(cd "$dir" && eval "grep -l moved $rest")
-	r=${r%.out}
-	# the service asks
-	tell "$r" "<iq type='get' id='version' to='proxy.localhost/user@localhost/x'><query xmlns='jabber:iq:version'/></iq>"
-	hear user "<iq" "id='$r/version'" "type='get'" "from='proxy.localhost'"
-	tell user "<iq type='result' id='$r/version' to='proxy.localhost'>
-		<query xmlns='jabber:iq:version'><name>Tester</name></query></iq>"
-	hear "$r" "<iq" "id='version'" "type='result'" "from='proxy.localhost/user@localhost/x'" "<name>Tester</name>"
-	tell "$r" "<iq type='get' id='nobody' to='proxy.localhost/user@localhost/nobody'><query xmlns='test'/></iq>"
-	hear "$r" "<iq" "id='nobody'" "type='error'" "from='proxy.localhost/user@localhost/nobody'"
-	# a user who has left: the conversation's resource is told
-	tell other "<message type='chat' id='bye' to='proxy.localhost'><body>bye</body></message>"
-	await grep -l "bye" "$dir/a.out" "$dir/b.out" "$dir/c.out"
-	r=$(cd "$dir" && grep -l "bye" a.out b.out c.out)
-	r=${r%.out}
-	cut_off other
-	hear "$r" "bye"
-	for n in 1 2 3 4 5 6 7 8 9; do
-		tell "$r" "<message type='chat' id='late$n' to='proxy.localhost/other@localhost/y'><body>hi</body></message>"
-	done
-	hear "$r" "<message" "id='late9'" "type='error'" "from='proxy.localhost/other@localhost/y'"
-	unlogged dropped
-}
-
-# So many gets, fifty a second, while the worker with this pid is killed: each has an
-# answer, within the time it may take to see that somebody hangs.
-killed_meanwhile() {
-	"$peer" steady "$c2s" user x proxy.localhost "$1" 50 >"$dir/asked" &
-	asker=$!
-	sleep 1
-	end "$2" 9
-	wait $asker || :
-	cat "$dir/asked"
-	awk -v n="$1" '$1 != n || $3 != n || $(NF - 1) != 0 { exit 1 }
-	{ for (i = 1; i < NF; i++) if ($i == "slowest") exit !($(i + 1) < 2 * 2000 + 2000) }' "$dir/asked"
-}
-
-# Workers of two libraries. One with stream management dies, and its server keeps it
-# online for minutes; then one without.
-workers_die() {
-	"$1"
-	build_peer
-	proxy stall=2
-	services a
-	library_worker kept slixmpp-sm
-	dies=$pid
-	library_worker slixmpp slixmpp-sm
-	library_worker twisted twisted
-	tell a "<presence type='unavailable'/>"
-	logged "left: service@localhost/a: 3 online"
-	await grep sm "$dir/kept.python"
-	killed_meanwhile 700 "$dies"
-	unlogged "left: service@localhost/kept"
-	logged_times 1 "stalled: service@localhost/kept"
-	library_worker plain slixmpp
-	killed_meanwhile 200 "$pid"
-	logged "left: service@localhost/plain"
-	logged_times 1 "stalled: "
-	unlogged recovered
-}
-
-# On this server, for so many seconds: ten workers that have something in hand, of
-# which one is killed and started again each second, and 500 gets a second. Each has
-# an answer, and only one.
-storm() {
-	"$1"
-	build_peer
-	proxy
-	services a
-	cut_off a
-	logged "left: service@localhost/a: 0 online"
-	for r in b c d e f g h i j k; do
-		peer worker "$c2s" service localhost $r 10
-		eval "pid_$r=$pid"
-		logged "joined: service@localhost/$r:"
-	done
-	"$peer" steady "$c2s" user x proxy.localhost $(($2 * 500)) 500 >"$dir/asked" &
-	asker=$!
-	i=0
-	while [ $i -lt "$2" ]; do
-		r=$(echo bcdefghijk | cut -c $((i % 10 + 1)))
-		eval "end \$pid_$r 9"
-		peer worker "$c2s" service localhost "$r" 10
-		eval "pid_$r=$pid"
-		sleep 1
-		i=$((i + 1))
-	done
-	wait $asker || :
-	cat "$dir/asked"
-	logged "failed: [0-9]* requests"
-	grep "^$(($2 * 500)) sent, $(($2 * 500)) answered, 0 errors; .* 0 twice$" "$dir/asked"
-	stop
-}
-
-# The stanzas that the proxy has sent since the last time: $news. It has finished
-# with all before when it has answered twice.
-news() {
-	for _ in 1 2; do
-		mark=mark$((${mark#mark} + 1))
-		deliver iq get mark@h proxy.localhost/mark "id='$mark'/"
-		await grep -q "id='$mark'" "$dir/srv.out"
-	done
-	stanzas <"$dir/srv.out" | grep -v "to='mark@h'" >"$dir/all"
-	touch "$dir/old"
-	news=$(tail -n "+$(($(wc -l <"$dir/old") + 1))" "$dir/all")
-	mv "$dir/all" "$dir/old"
-}
-mark=mark0
-
-# What goes out for a request that has failed, from the address it had asked.
-failed_with() {
-	echo "<iq type='error' id='$2' from='$3' to='u@h/r'><error type='wait'><$1 xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq>"
-}
-
-# Ask for 10,000 requesters: who has which resource is in $dir/$1.
-ask_for_many() {
-	awk -v p="$1" 'BEGIN {
-		for (i = 0; i < 10000; i++)
-			printf "<iq type=\"get\" id=\"%s%d\" from=\"user%d@localhost/r\" to=\"proxy.localhost\"/>", p, i, i
-	}' >"$dir/srv.in"
-	await grep -q "id='${1}9999'" "$dir/srv.out"
-	grep -o "<iq type='get' id='$1[0-9]*' from='[^']*' to='[^']*'" "$dir/srv.out" |
-	    sed "s/.* from='\([^']*\)' to='\([^']*\)'/\1 \2/" | sort >"$dir/$1"
-	[ "$(wc -l <"$dir/$1")" = 10000 ]
-}
-
-# All that an operator sees in a week, in the shortest time: the first contact,
-# joins and leaves, requests, silence, both sides' restarts.
-week() {
-	$1
-	login a a service
-	tell a "<presence/>"
-	proxy keepalive=1
-	logged online
-	hear a "<presence" "type='subscribe'" "from='proxy.localhost'"
-	login user x
-	ask user 1
-	hear user "<iq" "type='error'" "id='1'" "<service-unavailable"
-	tell a "<presence type='subscribed' to='proxy.localhost'/>"
-	logged "joined: service@localhost/a: 1 online"
-	ask user 2
-	hear a "<iq" "id='2'" "from='proxy.localhost/user@localhost/x'"
-	answer a
-	hear user "<iq" "type='result'" "id='2'" "from='proxy.localhost'"
-	login b b service
-	tell b "<presence/>"
-	logged "joined: service@localhost/b: 2 online"
-	tell a "<presence type='unavailable'/>"
-	logged "left: service@localhost/a: 1 online"
-	ask user 3 room@proxy.localhost
-	hear b "<iq" "id='3'" "from='room@proxy.localhost/user@localhost/x'"
-	answer b
-	hear user "<iq" "type='result'" "id='3'" "from='room@proxy.localhost'"
-	tell a "<presence/>"
-	logged "joined: service@localhost/a: 2 online"
-	sleep 3
-	unlogged disconnected
-	stop
-	: >"$log"
-	proxy
-	logged "joined: .*: 2 online"
-	cut_off b
-	logged "left: service@localhost/b: 1 online"
-	# shellcheck disable=SC2086 # several
-	for p in $serverpids; do
-		end "$p" 9
-	done
-	logged "left: .*: 0 online"
-	rm -f "$dir/a".* "$dir/user".*
-	: >"$log"
-	$1
-	login a a service
-	tell a "<presence/>"
-	logged "joined: service@localhost/a: 1 online"
-	login user x
-	ask user 4
-	hear a "<iq" "id='4'"
-	answer a
-	hear user "<iq" "type='result'" "id='4'"
-}
-
-# The id of what the proxy has asked the target last.
-last_ask() {
-	grep -o "<presence type='\(subscribe\|probe\)' id='[^']*'" "$dir/srv.out" |
-	    sed -n "\$s/.* id='\(.*\)'/\1/p"
-}
-
-# The target confirms the subscription; the proxy probes. The server has read the
-# probe once the ping that follows it is back.
-probed() {
-	deliver presence subscribed service@localhost proxy.localhost /
-	probe_is_read
-}
-
-# When it has had its time a second ping follows: what came before that is read.
-probe_is_over() {
-	hear srv "<iq type='get' id='$(last_ask)' from='proxy.localhost' to='proxy.localhost'>"
-	tell srv "$heard"
-}
-
-probe_is_read() {
-	hear srv "<presence type='probe' id='[^']*' from='proxy.localhost' to='service@localhost'/>"
-	probe_is_over
-}
-
-# When something is due a ping goes out, which is back after all that has come.
-is_due() {
-	hear srv "<iq type='get' id='due[0-9a-f]*' from='proxy.localhost' to='proxy.localhost'>"
-	tell srv "$heard"
-}
-
-# Resource $1 has been silent with a request for too long, again: it is pinged.
-is_pinged() {
-	tries=600
-	until find_stanza srv "^<iq type='get' id='stall' from='proxy.localhost' to='service@localhost/$1'><ping xmlns='urn:xmpp:ping'/></iq>$"; do
-		! find_stanza srv "^<iq type='get' id='due" || tell srv "$heard"
-		tries=$((tries - 1))
-		[ $tries -gt 0 ] || { echo "nobody pings $1"; return 1; }
-		sleep 0.05
-	done
-}
-
-# It says nothing to that either.
-is_set_aside() {
-	is_pinged "$1"
-	is_pinged "$1"
-	logged "stalled: service@localhost/$1: silent for"
-}
-
-# Resource $1 is handed a request with this id; its type, from whom.
-goes_to() {
-	deliver iq "${3-get}" "${4-u@h/r}" proxy.localhost "id='$2'/"
-	hear srv "^<iq type='${3-get}' id='$2' from='proxy.localhost/${4-u@h/r}' to='service@localhost/$1'/>$"
-}
-
-# Sets go out until each of these resources has had one.
-each_gets_a_set() {
-	for r in "$@"; do
-		i=0
-		until find_stanza srv "id='$r-" "to='service@localhost/$r'"; do
-			i=$((i + 1))
-			[ $i -lt 99 ]
-			deliver iq set u@h/r proxy.localhost "id='$r-$i'/"
-			news
-		done
-	done
-}
-
-# The request with this id is handed on to resource $1.
-is_handed_to() {
-	hear srv "^<iq type='get' id='$2' from='proxy.localhost/${3-u@h/r}' to='service@localhost/$1'/>$"
-}
-
-# What resource $1 says to it, a result, passes.
-passes() {
-	deliver iq "${3-result}" "service@localhost/$1" "proxy.localhost/${4-u@h/r}" "id='$2'/"
-	hear srv "^<iq type='${3-result}' id='$2' from='proxy.localhost' to='${4-u@h/r}'/>$"
-}
-
-# Nothing comes out for what it says to it.
-is_late() {
-	news
-	deliver iq "${3-result}" "service@localhost/$1" "proxy.localhost/u@h/r" "id='$2'/"
-	news
-	[ -z "$news" ] || { echo "a second answer: $news"; return 1; }
-}
-
-# The requester with this id has got this error.
-has_failed() {
-	hear srv "^<iq type='error' id='$2' from='proxy.localhost' to='[^']*'><error type='wait'><$1 "
-}
-
-# The proxy has never sent such a stanza.
-unsent() {
-	! stanzas <"$dir/srv.out" | grep -e "$1" || { echo "sent: $1"; return 1; }
-}
-
-joins() {
-	online "$@"
-	while [ $# -gt 0 ]; do
-		logged "joined: service@localhost/$1:"
-		shift
-	done
-}
-
-leaves() {
-	deliver presence unavailable "service@localhost/$1" proxy.localhost /
-	logged "left: service@localhost/$1: "
-}
-
-# Resource $1 shows that.
-shows() {
-	tell srv "<presence from='service@localhost/$1' to='proxy.localhost'><show>$2</show></presence>"
-}
-
-# So many lines of the log are like that.
-logged_times() {
-	await sh -c "[ \"\$(grep -c -e '$2' '$log')\" = $1 ]"
-}
-
-# How the resource fares.
-fares() {
-	kill -USR1 "$proxypid"
-	logged "resource: service@localhost/$1: $2"
-}
-
-# Requests from $1 requesters, $2 from each, with ids that begin with $3.
-flood() {
-	awk -v users="$1" -v n="$2" -v id="$3" 'BEGIN {
-		for (i = 1; i <= n; i++)
-			for (u = 1; u <= users; u++)
-				printf "<iq type=\"set\" id=\"%s%d-%d\" from=\"%s%d@h/r%d\" to=\"proxy.localhost\"/>", id, u, i, id, u, i
-	}' >"$dir/srv.in"
-}
-
-# Fill the table: the first of thirteen may have half of it, the next half of the
-# rest. What they get is in $dir/$1; answer it.
-fill() {
-	awk -v id="$1" 'BEGIN {
-		for (u = 1; u <= 13; u++)
-			for (i = 1; i <= (u < 13 ? 2 ^ (12 - u) : 1); i++)
-				printf "<iq type=\"set\" id=\"%s%d-%d\" from=\"u%d@h/r\" to=\"proxy.localhost\"/>", id, u, i, u
-	}' >"$dir/srv.in"
-	await grep -q "id='${1}13-1'" "$dir/srv.out"
-	grep -o "<iq type='set' id='$1[^']*' from='[^']*' to='[^']*'" "$dir/srv.out" >"$dir/$1"
-	[ "$(wc -l <"$dir/$1")" = 4096 ]
-}
-
-answer_all() {
-	sed "s/type='set'/type='result'/;s/from=\([^ ]*\) to=\(.*\)/from=\2 to=\1\/>/" "$dir/$1" >"$dir/srv.in"
-	await sh -c "[ \"\$(grep -o \"type='result' id='$1\" '$dir/srv.out' | wc -l)\" -ge \"\$(wc -l <'$dir/$1')\" ]"
-}
-
-# N bytes of a string, again and again.
-bytes() { yes "$2" | tr -d '\n' | head -c "$1"; }
-
-# N bytes of a format, each time with another short name for %.
-names() {
-	awk -v n="$1" -v format="$2" 'BEGIN {
-		digits = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
-		parts = split(format, part, "%")
-		for (i = 53; n > 0; i++) {
-			name = ""
-			for (v = i; v > 0; v = int(v / 53))
-				name = name substr(digits, v % 53 + 1, 1)
-			s = part[1]
-			for (j = 2; j <= parts; j++)
-				s = s name part[j]
-			printf "%s", s
-			n -= length(s)
-		}
-	}'
-}
-
-# The proxy uses less than so many KiB of memory.
-fits_in() {
-	case ${CFLAGS-}${WRAPPER-} in *sanitize* | *valgrind* | *qemu*) return 0 ;; esac
-	rss=$(awk '/VmRSS/ { print $2 }' "/proc/$proxypid/status")
-	peak=$(awk '/VmHWM/ { print $2 }' "/proc/$proxypid/status")
-	echo "$rss KiB, $peak at most"
-	[ "$rss" -lt "$1" ] && [ "$peak" -lt 20480 ]
-}
-
-# The stream goes on: a request passes.
-goes_on() {
-	deliver iq get u@h/r proxy.localhost "id='$1'/"
-	hear srv "<iq type='get' .*id='$1'"
-	fits_in 8192
-}
-
-# The stream ends with this error, and comes back by itself.
-ends_with() {
-	hear srv "<stream:error><$1 xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>"
-	logged "disconnected: "
-	fits_in 8192
-	serve
-	: >"$log"
-	welcome
-	online a
-	logged "joined: service@localhost/a"
-	fits_in 8192
-}
-
-# The last byte of a stanza arrives alone, and no other after it.
-split_anywhere() {
-	scripted
-	s="<iq type='get' id='s' from='u@h/r' to='proxy.localhost'><a b='c'>d</a></iq>"
-	i=1
-	while [ $i -lt ${#s} ]; do
-		n=$((${#s} - i))
-		tell srv "$(printf %s "$s" | head -c $i)"
-		sleep 0.01
-		tell srv "$(printf %s "$s" | tail -c $n)"
-		hear srv "<iq type='get' id='s'" "d</a></iq>"
-		i=$((i + 1))
-	done
-	# an expat that defers would look again at twice as many bytes only
-	tell srv "<iq type='get' id='d' from='u@h/r' to='proxy.localhost'><a b='$(bytes 200 x)"
-	sleep 0.1
-	tell srv ">"
-	sleep 0.1
-	tell srv "'/></iq>"
-	hear srv "<iq type='get' id='d'"
-}
-
-# How often the kernel has let the proxy run.
-switches() { awk '/ctxt_switches/ { n += $2 } END { print n }' "/proc/$proxypid/status"; }
-
-# Stanzas as large and as odd as a client may send them, on one of the servers.
-ugly_stanzas() {
-	$1
-	login a a service
-	tell a "<presence/>"
-	proxy
-	hear a "type='subscribe'"
-	tell a "<presence type='subscribed' to='proxy.localhost'/>"
-	logged joined
-	login user x
-	ugly a "<q a=\"$(bytes 100000 "'")\"/>"
-	ugly a "<q a='$(bytes 100000 "&#13;")'/>"
-	ugly a "<q$(names 100000 " %=''")/>"
-	ugly a "<q>$(bytes 250000 ">")</q>"
-	ugly user "<q><![CDATA[$(bytes 250000 "<")]]></q>"
-	ugly a "<q>$(names 250000 "<%/>")</q>"
-	ugly a "<q>$(names 250000 "<%:a xmlns:%='u'/>")</q>"
-	ugly a "<q>$(bytes 250000 "<a/>")</q>"
-	# ejabberd itself falls over this, wherever it is sent
-	[ "$1" = ejabberd ] ||
-		ugly a "$(bytes 105000 "<a>")$(bytes 140000 "</a>")"
-	# an error has a large tag, too
-	tell user "<iq type='get' id='$(bytes 200000 i)' to='proxy.localhost/x'/>"
-	tell user "$(bytes 200000 " ")"
-	ask user last
-	await grep -q "id='last'" "$dir/a.out"
-	unlogged disconnected
-	fits_in 8192
-}
-
-# Who gets it, or its refusal, and the next one too: the content.
-ugly() {
-	uglies=${uglies-}1
-	tell user "<iq type='set' id='u$uglies' to='proxy.localhost'>$2</iq>"
-	# with some expats the server would wait for more after a large tag
-	tell user "$(bytes 150000 " ")"
-	ask user "after$uglies"
-	await grep -q "id='after$uglies'" "$dir/a.out"
-	await grep -q "id='u$uglies'" "$dir/$1.out"
-}
-
-# ---- tests: on a real Prosody ----
-
-# The exchange of mod_client_proxy's documentation, to the letter.
-exchange() {
-	prosody
-	proxy
-	services a b
-	login user abc
-	tell user "<iq type='get' id='1234' to='proxy.localhost'><query xmlns='test'/></iq>"
-	r=a
-	sleep 0.2
-	find_stanza a "<iq" || { r=b; hear b "<iq"; }
-	echo "$heard" | grep -q " type='get'"
-	echo "$heard" | grep -q " id='1234'"
-	echo "$heard" | grep -q " to='service@localhost/$r'"
-	echo "$heard" | grep -q " from='proxy.localhost/user@localhost/abc'"
-	tell $r "<iq type='result' id='1234' to='proxy.localhost/user@localhost/abc'/>"
-	hear user "<iq" " type='result'" " id='1234'" " to='user@localhost/abc'" \
-	    " from='proxy.localhost'"
-}
-
-each_resource_gets_its_share() {
-	prosody
-	proxy
-	services a
-	for r in b c; do
-		peer worker "$c2s" service localhost $r
-		logged "joined: service@localhost/$r:"
-	done
-	tell a "<presence type='unavailable'/>"
-	logged "left: service@localhost/a: 2 online"
-	"$peer" asker "$c2s" user x proxy.localhost 400 >"$dir/counts"
-	cat "$dir/counts"
-	# 200 each; less than 140 has a chance of one in a billion
-	awk '$3 != 400 { exit 1 }
-	{ exit !($7 == "b" && $8 > 140 && $9 == "c" && $10 > 140) }' "$dir/counts"
-}
-
-resources_join_leave_and_are_cut_off() {
-	prosody
-	proxy
-	services a b c
-	tell a "<presence type='unavailable'/>"
-	logged "left: service@localhost/a: 2 online"
-	cut_off b
-	logged "left: service@localhost/b: 1 online"
-	login user x
-	for i in 1 2 3 4 5 6; do
-		ask user $i
-		hear c "<iq" "id='$i'"
-		answer c
-		hear user "<iq" "type='result'" "id='$i'"
-	done
-	tell a "<presence/>"
-	logged "joined: service@localhost/a: 2 online"
-	tell a "<presence><show>away</show></presence>"
-	tell c "</stream:stream>"
-	logged "left: service@localhost/c: 1 online"
-	ask user 7
-	hear a "<iq" "id='7'"
-}
-
-nobody_online() {
-	prosody
-	proxy
-	login user x
-	ask user 1
-	hear user "<iq" "type='error'" "id='1'" "from='proxy.localhost'" \
-	    "<error type='cancel'><service-unavailable"
-	services a
-	cut_off a
-	logged "left: service@localhost/a: 0 online"
-	ask user 2
-	hear user "<iq" "type='error'" "id='2'" "<service-unavailable"
-}
-
-subscription_is_approved_late_refused_revoked() {
-	prosody
-	proxy
-	logged online
-	sleep 1
-	service a
-	hear a "<presence" "type='subscribe'" "from='proxy.localhost'"
-	tell a "<presence type='unsubscribed' to='proxy.localhost'/>"
-	logged "not subscribed"
-	unlogged joined
-	stop
-	proxy
-	hear a "<presence" "type='subscribe'" "from='proxy.localhost'"
-	sleep 1
-	unlogged joined
-	tell a "<presence type='subscribed' to='proxy.localhost'/>"
-	logged "joined: service@localhost/a: 1 online"
-	login user x
-	tell a "<presence type='unsubscribed' to='proxy.localhost'/>"
-	logged "left: service@localhost.*: 0 online"
-	ask user 1
-	hear user "type='error'" "id='1'" "<service-unavailable"
-}
-
-subscription_is_approved_already() {
-	prosody
-	proxy
-	services a
-	stop
-	: >"$log"
-	proxy
-	logged "joined: service@localhost/a: 1 online"
-	hush a "subscribe"
-}
-
-# A host that is not there answers with an error; asked again, it is there.
-subscription_is_asked_for_again() {
-	prosody
-	proxy askmin=1 target='"service@other.localhost"'
-	logged "not subscribed: service@other.localhost: not-allowed"
-	end "$serverpids"
-	hosts="$hosts
-	VirtualHost 'other.localhost'"
-	prosody
-	login a a service other.localhost
-	tell a "<presence/>"
-	hear a "<presence" "type='subscribe'" "from='proxy.localhost'"
-	tell a "<presence type='subscribed' to='proxy.localhost'/>"
-	logged "joined: service@other.localhost/a: 1 online"
-}
-
-the_target_subscribes_too() {
-	prosody
-	proxy
-	services a
-	tell a "<presence type='subscribe' to='proxy.localhost'/>"
-	roster a "subscription='both'"
-	hear a "<presence [^>]*/>" "from='proxy.localhost'" "to='service@localhost'"
-	service b
-	hear b "<presence [^>]*/>" "from='proxy.localhost'"
-}
-
-odd_requesters_are_answered() {
-	prosody
-	proxy
-	services a
-	long=$(printf '%0900d' 0)
-	i=0
-	for r in 'שלום' 'مرحبا abc' '🙂' 'with space' "o&apos;clock" '100%' '%41' \
-	    'UPPER' '&quot;&lt;&amp;&gt;' 'a/b@c' "$long"; do
-		i=$((i + 1))
-		login "user$i" "$r"
-		ask "user$i" $i
-		hear a "<iq" "id='$i'"
-		answer a
-		hear "user$i" "<iq" "type='result'" "id='$i'"
-		hear_to "$jid"
-	done
-	longest=$(printf '%01023d' 0)
-	login userx "$longest"
-	ask userx x
-	hear userx "<iq" "type='error'" "id='x'" "type='modify'><not-acceptable"
-}
-
-a_node_answers_as_itself() {
-	prosody
-	proxy
-	services a
-	login user x
-	ask user 1 room@proxy.localhost
-	hear a "<iq" "id='1'" "from='room@proxy.localhost/user@localhost/x'"
-	answer a
-	hear user "<iq" "type='result'" "id='1'" "from='room@proxy.localhost'"
-	ask user 2 proxy.localhost/there
-	hear user "<iq" "type='error'" "id='2'" "from='proxy.localhost/there'" \
-	    "type='cancel'><service-unavailable"
-	ask user 3 room@proxy.localhost/there
-	hear user "<iq" "type='error'" "id='3'" "from='room@proxy.localhost/there'" \
-	    "<service-unavailable"
-}
-
-messages_and_the_targets_requests_are_refused() {
-	prosody
-	proxy
-	services a
-	login user x
-	tell user "<message type='chat' id='m' to='proxy.localhost'><body>hi</body></message>"
-	hear user "<message" "type='error'" "id='m'" "type='cancel'><feature-not-implemented"
-	ask a 1
-	hear a "<iq" "type='error'" "id='1'" "type='cancel'><feature-not-implemented"
-	ask a 2 proxy.localhost/user@localhost/x
-	hear a "<iq" "type='error'" "id='2'" "<feature-not-implemented"
-	hush user "id='2'"
-	tell user "<presence type='subscribe' to='proxy.localhost'/>"
-	roster user "<item( (jid|subscription)='[^']*')*/>"
-	tell user "<presence to='proxy.localhost'/>"
-	tell user "<iq type='result' id='3' to='proxy.localhost/x@localhost/y'/>"
-	logged "dropped: iq result from user@localhost/x"
-	unlogged "user@localhost/x: . online"
-}
-
-# An answer whose request came before a restart is led back all the same.
-the_proxy_restarts() {
-	prosody
-	proxy
-	services a
-	login user x
-	ask user 1
-	hear a "<iq" "id='1'"
-	stop
-	proxy
-	await sh -c "[ \$(grep -c 'joined: .*: 1 online' '$log') = 2 ]"
-	answer a
-	hear user "<iq" "type='result'" "id='1'"
-	kill -9 "$proxypid"
-	proxy
-	await sh -c "[ \$(grep -c 'joined: .*: 1 online' '$log') = 3 ]"
-	ask user 2
-	hear a "<iq" "id='2'"
-}
-
-the_server_restarts() {
-	prosody
-	proxy
-	services a
-	kill "$serverpids"
-	logged "left: .*: 0 online"
-	logged disconnected
-	await gone "$serverpids"
-	logged "Connection refused"
-	prosody
-	rm -f "$dir/a".*
-	service a
-	await sh -c "[ \$(grep -c 'joined: .*: 1 online' '$log') = 2 ]"
-	end "$serverpids" 9
-	prosody
-	rm -f "$dir/a".*
-	service a
-	await sh -c "[ \$(grep -c 'joined: .*: 1 online' '$log') = 3 ]"
-	login user x
-	ask user 1
-	hear a "<iq" "id='1'"
-}
-
-wrong_secret() {
-	prosody
-	proxy secret='"wrong"'
-	logged "disconnected: not-authorized"
-	logged waiting
-	unlogged wrong
-	stop
-	proxy domain='"nobody.localhost"'
-	logged "disconnected: host-unknown"
-}
-
-# A name and its password are the same person twice: the second is refused.
-conflict() {
-	prosody
-	proxy
-	logged online
-	first=$proxypid
-	proxy
-	logged "disconnected: conflict"
-	stop
-	gone "$first" && return 1
-	proxypid=$first
-	stop
-}
-
-# Jitsi Meet's conference focus; somebody else has logged in to its account.
-jitsi_meet() {
-	hosts='VirtualHost "meet.example"
-		authentication = "anonymous"
-	VirtualHost "auth.meet.example"
-	Component "focus.meet.example"
-		component_secret = "secret"'
-	prosody
-	proxy domain='"focus.meet.example"' target='"focus@auth.meet.example"' \
-	    prefix='"focus"'
-	login focus focus focus auth.meet.example
-	tell focus "<presence/>"
-	hear focus "type='subscribe'"
-	tell focus "<presence type='subscribed' to='focus.meet.example'/>"
-	logged "joined: focus@auth.meet.example/focus: 1 online"
-	login other other focus auth.meet.example
-	tell other "<presence/>"
-	hear focus "<presence" "from='focus@auth.meet.example/other'"
-	login guest '' '' meet.example
-	for i in 1 2 3 4 5 6; do
-		tell guest "<iq type='set' id='$i' to='focus.meet.example'>
-			<conference xmlns='http://jitsi.org/protocol/focus' room='r@x'/></iq>"
-		hear focus "<iq" "type='set'" "id='$i'" \
-		    "<conference [^>]*xmlns='http://jitsi.org/protocol/focus'"
-		case $heard in
-		*" from='focus.meet.example/$jid'"*) ;;
-		*) echo "$heard"; return 1 ;;
-		esac
-		tell focus "<iq type='result' id='$i' to='focus.meet.example/$jid'>
-			<conference xmlns='http://jitsi.org/protocol/focus' ready='true'/></iq>"
-		hear guest "<iq" "type='result'" "id='$i'" "from='focus.meet.example'" \
-		    "ready='true'"
-	done
-	unlogged "focus@auth.meet.example/other"
-	hush other "<iq.*conference"
-}
-
-# ---- tests: on each of the servers ----
-
-a_week_on_prosody() {
-	need prosody prosody
-	week prosody
-}
-
-a_week_on_ejabberd() {
-	need ejabberdctl ejabberd
-	week ejabberd
-}
-
-a_week_on_jabberd2() {
-	need jabberd2-router jabberd2
-	week jabberd2
-}
-
-# While workers are killed, and start again, exactly one stanza comes back for
-# each request.
-every_request_gets_one_answer() {
-	prosody
-	proxy
-	services a
-	build_peer
-	for r in b c d e; do
-		peer worker "$c2s" service localhost $r 1
-		eval "pid_$r=$pid"
-		logged "joined: service@localhost/$r:"
-	done
-	tell a "<presence type='unavailable'/>"
-	logged "left: service@localhost/a: 4 online"
-	askers=
-	for u in x y z; do
-		"$peer" asker "$c2s" user $u proxy.localhost 2000 >"$dir/asked.$u" &
-		askers="$! $askers"
-	done
-	for r in b c d e b c d; do
-		sleep "0.$(od -An -N1 -tu1 /dev/urandom | tr -d ' ')"
-		eval "end \$pid_$r 9"
-		peer worker "$c2s" service localhost $r 1
-		eval "pid_$r=$pid"
-	done
-	# shellcheck disable=SC2086 # several
-	wait $askers || :
-	kill -USR1 "$proxypid"
-	logged counted
-	cat "$dir"/asked.? "$log"
-	[ "$(grep -c "^2000 sent, .* 0 twice$" "$dir"/asked.? | grep -c ':1$')" = 3 ]
-	awk '{ n += $1; a += $3 + $5 } END { exit !(n == 6000 && a == n) }' "$dir"/asked.?
-	logged "failed: [0-9]* requests"
-	logged " [0-9]* late.* 0 open"
-}
-
-# Workers of real libraries, on servers with stream management: who dies is found, and
-# none that answers is ever set aside, be it that it answers no pings.
-workers_die_on_prosody() {
-	need python3 python3
-	python3 -c "import slixmpp, twisted" || need - "python3-slixmpp or python3-twisted"
-	workers_die prosody
-}
-
-workers_die_on_ejabberd() {
-	python3 -c "import slixmpp, twisted" || need - "python3-slixmpp or python3-twisted"
-	workers_die ejabberd
-}
-
-a_crash_storm() {
-	storm prosody 30
-}
-
-# One of three workers hangs with sets, for longer than the table of requests lasts:
-# nobody is refused, and only what it has waits.
-one_hangs_with_sets() {
-	build_peer
-	prosody
-	proxy MAXREQUESTS=64 stall=1
-	services a
-	for r in b c d; do
-		peer worker "$c2s" service localhost $r
-		logged "joined: service@localhost/$r:"
-	done
-	tell a "<presence type='unavailable'/>"
-	logged "left: service@localhost/a: 3 online"
-	kill -STOP "$pid"
-	askers=
-	for u in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-		"$peer" steady "$c2s" u$u x proxy.localhost 100 20 set >"$dir/asked.$u" &
-		askers="$! $askers"
-	done
-	# shellcheck disable=SC2086 # several
-	wait $askers || :
-	cat "$dir"/asked.*
-	kill -USR1 "$proxypid"
-	logged "counted: 2000 requests, .* 0 resource-constraint"
-	logged "stalled: service@localhost/d"
-	open=$(sed -n 's,.*resource: service@localhost/d: \([0-9]*\) open.*stalled$,\1,p' "$log")
-	awk -v open="$open" '{ a += $3; e += $5 } END { print a, e, open; exit !(open > 0 && open < 40 && a == 2000 - open && e == 0) }' "$dir"/asked.*
-}
-
-# One of three hangs, and when it goes on it answers all that it had been asked: others
-# have done so, and nobody hears it twice; but it is used again.
-one_wakes_up_again() {
-	build_peer
-	prosody
-	proxy stall=1
-	services a
-	for r in b c d; do
-		peer worker "$c2s" service localhost $r
-		logged "joined: service@localhost/$r:"
-	done
-	cut_off a
-	logged "left: service@localhost/a: 3 online"
-	"$peer" steady "$c2s" user x proxy.localhost 700 100 >"$dir/asked" &
-	asker=$!
-	sleep 1
-	kill -STOP "$pid"
-	logged "stalled: service@localhost/d: silent for [23] s, [0-9]* open"
-	kill -CONT "$pid"
-	logged "recovered: service@localhost/d"
-	wait $asker || :
-	cat "$dir/asked"
-	grep "^700 sent, 700 answered, 0 errors; .* 0 twice$" "$dir/asked"
-	kill -USR1 "$proxypid"
-	logged "counted: 700 requests, 0 untracked, 700 answers, [1-9][0-9]* late.* 0 open"
-	logged_times 1 stalled
-}
-
-# A command of three steps (XEP-0050) stays with the resource that began it.
-steps_of_a_command_stay_together() {
-	prosody
-	proxy choice=STICKY
-	services a b c
-	met=
-	for who in q r s t u v w x; do
-		login user $who
-		first=
-		for step in execute next complete; do
-			tell user "<iq type='set' id='$who$step' to='proxy.localhost'>
-				<command xmlns='http://jabber.org/protocol/commands' node='setup'
-				action='$step'/></iq>"
-			await grep -l "id='$who$step'" "$dir/a.out" "$dir/b.out" "$dir/c.out"
-			r=$(cd "$dir" && grep -l "id='$who$step'" a.out b.out c.out)
-			[ "${first:=$r}" = "$r" ]
-			r=${r%.out}
-			hear "$r" "id='$who$step'"
-			tell "$r" "<iq type='result' id='$who$step' to='proxy.localhost/user@localhost/$who'>
-				<command xmlns='http://jabber.org/protocol/commands' node='setup'
-				sessionid='1' status='executing'/></iq>"
-			hear user "id='$who$step'" "type='result'"
-		done
-		met="$met$first "
-		cut_off user
-	done
-	# all at the same one: a chance of one in 2187
-	[ "$(echo "$met" | tr ' ' '\n' | grep . | sort -u | wc -l)" -gt 1 ]
-}
-
-# A slow worker gets what it can answer, not its share.
-least_busy_spares_the_slow() {
-	prosody
-	proxy choice=LEASTBUSY
-	services a
-	build_peer
-	peer worker "$c2s" service localhost b 1
-	peer worker "$c2s" service localhost c 1
-	peer worker "$c2s" service localhost s 20
-	await sh -c "[ \$(grep -c joined '$log') = 4 ]"
-	tell a "<presence type='unavailable'/>"
-	logged "left: service@localhost/a: 3 online"
-	begun=$(date +%s%N)
-	"$peer" asker "$c2s" user x proxy.localhost 1000 9 >"$dir/least"
-	took=$(($(date +%s%N) - begun))
-	stop
-	log=$dir/random.log
-	: >"$log"
-	proxy
-	log=$dir/proxy.log
-	await sh -c "[ \$(grep -c joined '$log') = 7 ]"
-	begun=$(date +%s%N)
-	"$peer" asker "$c2s" user x proxy.localhost 1000 9 >"$dir/random"
-	random=$(($(date +%s%N) - begun))
-	cat "$dir/least" "$dir/random"
-	echo "least busy took $((took * 100 / random)) % of the time of random"
-	awk '$3 != 1000 { exit 1 } NR == 1 { least = $12 + 0 } NR == 2 { random = $12 + 0 }
-	END { exit !(least * 2 < random && least < 200) }' "$dir/least" "$dir/random"
-}
-
-chat_on_prosody() {
-	chat prosody
-}
-
-chat_on_ejabberd() {
-	chat ejabberd
-}
-
-# An in-band bytestream (XEP-0047) goes both ways over one session.
-a_bytestream_goes_both_ways() {
-	talk bytestream
-}
-
-# A worker learns a requester's version (XEP-0092) and features (XEP-0030).
-workers_ask_questions() {
-	talk questions
-}
-
-# Text, thread, receipts (XEP-0184) and chat states (XEP-0085) pass both ways.
-chat_with_receipts_and_states() {
-	talk chat
-}
-
-# Two workers use equal ids towards one requester.
-two_workers_ask_at_once() {
-	talk equal_ids
-}
-
-# The worker of the man page, as it stands there, but for who and where it is.
-the_worker_of_the_man_page_answers() {
-	need python3 python3
-	python3 -c "import slixmpp" || need - python3-slixmpp
-	prosody
-	proxy
-	sed -n '/^import slixmpp/,/^\.Ed/p' client_proxy.1 | sed '$d' >"$dir/worker.py"
-	[ "$(wc -l <"$dir/worker.py")" -eq 15 ]
-	background python3 -c "
-import slixmpp
-class Here(slixmpp.ClientXMPP):
-    def __init__(self, jid, password):
-        super().__init__('service@localhost/a', 'pw', sasl_mech='PLAIN')
-        self['feature_mechanisms'].unencrypted_plain = True
-    def connect(self):
-        super().connect(('127.0.0.1', $c2s), force_starttls=False, disable_starttls=True)
-slixmpp.ClientXMPP = Here
-exec(open('$dir/worker.py').read())" >"$dir/python" 2>&1
-	logged "joined: service@localhost/a:"
-	login user x
-	tell user "<iq type='get' id='1' to='proxy.localhost'><hello xmlns='urn:example'/></iq>"
-	hear user "<iq" "id='1'" "type='result'" ">Hello user@localhost/x</hello>"
-}
-
-# Where mod_client_proxy was: the subscription in the roster of the target is kept
-# as Jitsi's installation made it, so nobody has to do anything; what a requester
-# and the client see is as it was.
-from_mod_client_proxy() {
-	cat >"$dir/mod_subscribe.lua" <<-\E
-	local rostermanager = require "core.rostermanager";
-	local proxy, user, host = "focus.meet.example", "focus", module.host;
-	rostermanager.set_contact_pending_in(user, host, proxy);
-	rostermanager.subscribed(user, host, proxy);
-	E
-	hosts='VirtualHost "meet.example"
-		authentication = "anonymous"
-	VirtualHost "auth.meet.example"
-		modules_enabled = { "subscribe" }
-	Component "focus.meet.example"
-		component_secret = "secret"'
-	prosody
-	login focus focus focus auth.meet.example
-	tell focus "<presence/>"
-	proxy domain='"focus.meet.example"' target='"focus@auth.meet.example"' prefix='"focus"'
-	logged "subscribed: focus@auth.meet.example"
-	logged "joined: focus@auth.meet.example/focus: 1 online"
-	login guest '' '' meet.example
-	tell guest "<iq type='set' id='1' to='focus.meet.example'>
-		<conference xmlns='http://jitsi.org/protocol/focus' room='r@x'/></iq>"
-	hear focus "<iq" "type='set'" "id='1'" "from='focus.meet.example/$jid'" \
-	    "to='focus@auth.meet.example/focus'" "room='r@x'"
-	tell focus "<iq type='result' id='1' to='focus.meet.example/$jid'>
-		<conference xmlns='http://jitsi.org/protocol/focus' ready='true'/></iq>"
-	hear guest "<iq" "type='result'" "id='1'" "from='focus.meet.example'" "ready='true'"
-	hush focus "type='subscribe'"
-	tell focus "<iq type='get' id='r'><query xmlns='jabber:iq:roster'/></iq>"
-	hear focus "id='r'" "jid='focus.meet.example'"
-}
-
-# Two copies: the second waits and takes over when the first dies.
-a_second_copy_stands_by() {
-	prosody
-	proxy backoffmax=2
-	services a
-	build_peer
-	peer worker "$c2s" service localhost b
-	logged "joined.*/b: 2 online"
-	tell a "<presence type='unavailable'/>"
-	first=$proxypid
-	mv "$log" "$log.first"
-	proxy backoffmax=2
-	logged "disconnected: conflict"
-	login user x
-	ask user before
-	hear user "type='result'" "id='before'"
-	end "$first" 9
-	logged "online: "
-	logged "joined: service@localhost/b: 1 online"
-	ask user after
-	hear user "type='result'" "id='after'"
-	# and back again
-	second=$proxypid
-	mv "$log" "$log.second"
-	proxy backoffmax=2
-	logged "disconnected: conflict"
-	third=$proxypid
-	proxypid=$second
-	stop
-	proxypid=$third
-	logged "joined: service@localhost/b: 1 online"
-	ask user again
-	hear user "type='result'" "id='again'"
-}
-
-# The component on one node of a cluster, resources and requesters on both; then
-# the other node dies.
-a_cluster_of_two_nodes() {
-	build_peer
-	ERL_EPMD_PORT=$(freeport) ERL_EPMD_ADDRESS=127.0.0.1
-	export ERL_EPMD_PORT ERL_EPMD_ADDRESS
-	background epmd
-	await listening "$ERL_EPMD_PORT"
-	ejabberd one
-	one=$c2s
-	died=$serverpids
-	c2s=$(freeport) cport=$(freeport)
-	ejabberd two one
-	proxy patience=2
-	services a
-	peer worker "$one" service localhost b
-	logged "joined: service@localhost/b"
-	peer worker "$c2s" service localhost c
-	logged "joined: service@localhost/c"
-	tell a "<presence type='unavailable'/>"
-	logged "left: service@localhost/a: 2 online"
-	"$peer" asker "$one" user x proxy.localhost 500 >"$dir/asked" &
-	asker=$!
-	"$peer" asker "$c2s" other y proxy.localhost 500 >"$dir/asked.two"
-	wait $asker
-	cat "$dir/asked" "$dir/asked.two"
-	grep -c " 500 answered.* b [1-9].* c [1-9]" "$dir/asked"
-	grep -c " 500 answered.* b [1-9].* c [1-9]" "$dir/asked.two"
-	# nobody tells us of the resource that dies with its node
-	end "$died" 9
-	"$peer" asker "$c2s" other z proxy.localhost 500 >"$dir/died" || :
-	cat "$dir/died"
-	grep " 0 twice" "$dir/died"
-	logged "left: service@localhost/b: 1 online"
-	"$peer" asker "$c2s" other z proxy.localhost 500 >"$dir/after"
-	cat "$dir/after"
-	grep " 500 answered" "$dir/after"
-}
-
-# The run scripts of the man page, as they are there. The account to which they
-# change, which only root could do, is the one that runs the test.
-runit_runs_it() {
-	need runsv runit
-	configure
-	mkdir -p "$dir/bin" "$dir/service/log" "$dir/var"
-	cp "$bin" "$dir/bin"
-	cat >"$dir/bin/chpst" <<-\E
-	#!/bin/sh
-	[ "$1 $2" = "-u _client_proxy" ] || exit 1
-	shift 2
-	exec "$@"
-	E
-	chmod +x "$dir/bin/chpst"
-	for n in 1 2; do
-		awk -v n=$n '/^#!\/bin\/sh/ { k++ } /^\.Ed/ { on = 0 } /^#!/ { on = k == n } on' \
-		    client_proxy.1 | sed "s|/var/log/client_proxy|$dir/var|" >"$dir/run$n"
-	done
-	cat "$dir/run1" "$dir/run2"
-	mv "$dir/run1" "$dir/service/run"
-	mv "$dir/run2" "$dir/service/log/run"
-	printf '#!/bin/sh\necho "%s" >>%s/ended\n' \$1 "$dir" >"$dir/service/finish"
-	chmod +x "$dir/service/run" "$dir/service/log/run" "$dir/service/finish"
-	echo s2000 >"$dir/var/config"
-	serve
-	PATH=$dir/bin:$PATH background runsv "$dir/service"
-	log=$dir/var/current
-	welcome
-	logged "client_proxy: online"
-	[ "$(stat -c %u "/proc/$(cat "$dir/service/supervise/pid")")" != 0 ]
-	kill -9 "$(cat "$dir/service/supervise/pid")"
-	cut_off srv
-	serve
-	welcome
-	await sh -c "[ \$(grep -c 'client_proxy: online' '$log') = 2 ]"
-	i=0
-	while [ $i -lt 60 ]; do
-		deliver iq result nobody@h/r proxy.localhost "id='$i'/"
-		i=$((i + 1))
-	done
-	await sh -c "ls '$dir/var' | grep '^@'"
-	sv -v -w 5 down "$dir/service"
-	sv status "$dir/service" | grep "^down"
-	# killed by a signal at first, then it ended well
-	[ "$(tr '\n' ' ' <"$dir/ended")" = "-1 0 " ]
-	cat "$dir"/var/@* "$log" | grep "stopping: signal"
-	sv exit "$dir/service"
-	await gone "$pid"
-}
-
-# ---- tests: over TLS ----
-
-a_week_on_ejabberd_with_tls() {
-	TLS=own
-	week ejabberd
-}
-
-tls_with_each_kind_of_key() {
-	TLS=front
-	for kind in "rsa:2048" "ec -pkeyopt ec_paramgen_curve:P-256" "ec -pkeyopt ec_paramgen_curve:P-384"; do
-		rm -f "$dir"/server.* "$dir/front.log"
-		certificate server "$kind"
-		scripted
-		logged "online: proxy.localhost at 127.0.0.1 port $tport with TLS"
-		deliver iq get u@h/r proxy.localhost
-		hear srv "to='service@localhost/a'"
-		stop
-		hear srv "</stream:stream>"
-		end "$frontpid"
-	done
-}
-
-tls_with_a_pin_of_any_spelling() {
-	TLS=front
-	certificate server
-	lower=$(echo "$pin" | tr A-F a-f | tr -d :)
-	other=$(echo "$pin" | tr 0-9A-F 1-9A-F0)
-	for p in "$lower" "$other,$pin" "$lower $other" ",$other , $lower,"; do
-		serve
-		proxy tlspin="\"$p\""
-		welcome
-		stop
-	done
-	unlogged disconnected
-}
-
-# A new certificate is announced before it is used.
-tls_renewal() {
-	TLS=front
-	certificate new
-	new=$pin
-	certificate server
-	scripted tlspin="\"$pin $new\"" backoffmax=1
-	end "$frontpid"
-	cut_off srv
-	logged "disconnected: "
-	serve
-	front new
-	welcome
-	[ "$(grep -c "online: .* with TLS" "$log")" = 2 ]
-}
-
-# What is wrong, and what one reads then. Nothing of the stream goes out.
-tls_refused() {
-	TLS=front
-	certificate other
-	other=$pin
-	certificate server
-	serve
-	proxy tlspin="\"$other\"" backoffmax=1 patience=1
-	logged "disconnected: the server's certificate is not in tlspin, it is $pin$"
-	[ "$(wc -c <"$dir/srv.out")" = 0 ]
-	end "$frontpid"
-	# a port without TLS: one that answers, one that does not
-	cat >"$dir/plain" <<-\E
-	#!/bin/sh
-	echo "<?xml version='1.0'?><stream:stream id='1'><stream:error>"
-	head -c 20 >/dev/null
-	E
-	chmod +x "$dir/plain"
-	background socat "TCP-LISTEN:$tport,bind=127.0.0.1,reuseaddr,fork" "EXEC:$dir/plain"
-	logged "disconnected: the server does not speak TLS 1.2"
-	end "$pid"
-	background socat -u "TCP-LISTEN:$tport,bind=127.0.0.1,reuseaddr,fork" "OPEN:$dir/silent,creat,append"
-	logged "disconnected: the server does not answer the handshake in time"
-	LC_ALL=C grep -c "stream" "$dir/silent" && return 1
-	end "$pid"
-	background socat "TCP-LISTEN:$tport,bind=127.0.0.1,reuseaddr,fork" \
-	    "SYSTEM:head -c 9 >/dev/null"
-	logged "disconnected: the connection was cut, TLS did not end"
-	end "$pid"
-	front server ",openssl-min-proto-version=TLS1.3"
-	grep -v "does not speak TLS" "$log" >"$log.new"
-	cat "$log.new" >"$log"
-	logged "disconnected: the server does not speak TLS 1.2"
-	end "$frontpid"
-	front server ",cipher=AES128-SHA"
-	logged "disconnected: TLS failed: error $((256 + 40)) of BearSSL"
-	end "$frontpid"
-	unlogged online
-}
-
-# The connection is cut, or changed on its way, once all is well.
-tls_cut() {
-	TLS=front
-	build_peer
-	scripted backoffmax=1
-	kill -9 "$(tr -d ' ' <"/proc/$frontpid/task/$frontpid/children")"
-	logged "disconnected: the connection was cut, TLS did not end"
-	end "$frontpid"
-	cut_off srv
-	stop
-	# a port between us and the server's
-	serve
-	near=$(freeport)
-	background "$peer" tamper "$near" "$tport"
-	tamper=$pid
-	front server
-	proxy port="\"$near\"" backoffmax=1
-	welcome
-	online b
-	logged "joined: service@localhost/b"
-	kill -USR1 "$tamper"
-	deliver iq get u@h/r proxy.localhost
-	logged "disconnected: TLS failed: error 7 of BearSSL"
-	await gone "$tamper"
-}
-
-tls_name() {
-	TLS=front
-	serve
-	end "$(cat "$dir/srv.pid")"
-	background socat -u "TCP-LISTEN:$tport,bind=127.0.0.1,reuseaddr,fork" "OPEN:$dir/hello,creat,append"
-	touch "$dir/front.log"
-	proxy host='"localhost"' patience=1
-	await grep -c localhost "$dir/hello"
-	stop
-	rm "$dir/hello"
-	proxy patience=1
-	await [ -s "$dir/hello" ]
-	grep 127.0.0.1 "$dir/hello" && return 1
-	return 0
-}
-
-tls_under_load() {
-	TLS=front
-	thousands_at_once
-	# half a megabyte there and back
-	{
-		printf %s "<iq type='set' id='big' from='u@h/r' to='proxy.localhost'><q>"
-		bytes 524000 x
-		printf %s "</q></iq><iq type='get' id='last' from='u@h/r' to='proxy.localhost'/>"
-	} >"$dir/srv.in"
-	await grep -q "id='last'" "$dir/srv.out"
-	[ "$(tr -cd x <"$dir/srv.out" | wc -c)" -ge 524000 ]
-	unlogged disconnected
-}
-
-# ---- tests: on a scripted server ----
-
-nothing_else_is_rewritten() {
-	scripted
-	kept "" "/>"
-	kept " xml:lang='de' x:y='1' xmlns:x='urn:x' z=''" "/>"
-	kept "" "><a xmlns='urn:a' b='c'><d xmlns=''/>text<e/>more</a> <b/></iq>"
-	kept "" "><p:a xmlns:p='urn:p' p:b='1'><p:c/></p:a></iq>"
-	kept "" "><a></a></iq>" "><a/></iq>"
-	kept "" "><a>  &amp; &lt; > ]]&gt; &#13; ' \"
-	</a></iq>"
-	kept "" "><a b='&amp;&lt;>&#13;&#10;&#9; '/></iq>"
-	kept "" "><a b='\"\"'/></iq>"
-	kept "" "><a b=\"&quot;'&quot;\"/></iq>" "><a b='\"&apos;\"'/></iq>"
-	kept "" "><a b=\"'''&quot;\"/></iq>"
-	kept "" "><a b=\"&quot;&quot;'\"/></iq>" "><a b='\"\"&apos;'/></iq>"
-	kept "" ">></iq>"
-	kept "" "><a b='&apos;&apos;'/></iq>" "><a b=\"''\"/></iq>"
-	kept "" "><a>&gt;&apos;&quot;&#x20AC;</a></iq>" "><a>>'\"€</a></iq>"
-	kept "" "><a><![CDATA[<b>]]]]><![CDATA[>]]></a></iq>" "><a>&lt;b>]]&gt;</a></iq>"
-	kept "" "><a b='€🙂ß'>€🙂ß</a></iq>"
-	deep=$(printf '<a>%.0s' $(seq 2000))$(printf '</a>%.0s' $(seq 2000))
-	kept "" ">$deep</iq>" ">$(echo "$deep" | sed 's|<a></a>|<a/>|')</iq>"
-	wide=$(printf '<a b="c"/>%.0s' $(seq 2000) | tr '"' "'")
-	kept "" ">$wide</iq>"
-	# jabberd2's
-	tell srv "<iq xmlns='jabber:client' type='get' id='j' from='u@h/r'
-		to='proxy.localhost'><q xmlns='jabber:client'/></iq>"
-	hear srv "<iq type='get' id='j' .*><q xmlns='jabber:client'/></iq>"
-	(cat "$dir/srv.out" && echo "</stream:stream>") | xmlwf | grep . && return 1
-	unlogged dropped
-	# prefixes that the server's header declares, but not the stanza itself
-	stop
-	decl="xmlns:s='urn:from-the-stream' xmlns:t='urn:t'"
-	scripted
-	kept "" "><s:a/></iq>" " $decl><s:a/></iq>"
-	own="xmlns:s='urn:own'><s:a t:b=''/></iq>"
-	kept "" " $own" " xmlns:t='urn:t' $own"
-}
-
-resources_of_any_spelling() {
-	scripted
-	tell srv "<presence type='unavailable' from='service@localhost/a' to='proxy.localhost'/>"
-	long=$(printf '%01023d' 0)
-	for r in "it&apos;s" '&quot;x&quot;' '&amp;&lt;&gt;' 'a b' '€🙂' '/' 'x/y@z' "$long"; do
-		online "$r"
-		logged "joined: .*: 1 online"
-		deliver iq get u@h/r proxy.localhost
-		want=$(echo "$r" | sed "s/&quot;/\"/g;s/&gt;/>/g")
-		case $r in
-		*apos*) want="to=\"service@localhost/it's\"" ;;
-		*) want="to='service@localhost/$want'" ;;
-		esac
-		await has_written "<iq type='get' id='1' from='proxy.localhost/u@h/r' $want/>"
-		deliver iq result "service@localhost/$r" proxy.localhost/u@h/r
-		hear srv "<iq type='result' id='1' from='proxy.localhost' to='u@h/r'/>"
-		tell srv "<presence type='unavailable' from='service@localhost/$r' to='proxy.localhost'/>"
-		await sh -c "tail -n 1 '$log' | grep -q 'left: .*: 0 online'"
-	done
-	online "1$long" a
-	logged "ignored: "
-	logged "joined: service@localhost/a: 1 online"
-}
-
-byte_by_byte() {
-	build_peer
-	serve
-	proxy
-	welcome
-	{
-		echo "<presence from='service@localhost/a' to='proxy.localhost'/>"
-		i=0
-		while [ $i -lt 20 ]; do
-			i=$((i + 1))
-			printf %s "<iq type='get' id='b$i' from='u&amp;&apos;@h/ü' to='proxy.localhost'>
-				<a b='&lt;ü>'>]]&gt;ü<![CDATA[<]]></a></iq>"
-		done
-	} | "$peer" drip >"$dir/srv.in"
-	hear srv "<iq type='get' id='b20' from=\"proxy.localhost/u&amp;'@h/%C3%BC\".*<a b='&lt;ü>'>]]&gt;ü&lt;</a></iq>"
-	[ "$(stanzas <"$dir/srv.out" | grep -c "<iq type='get'")" = 20 ]
-}
-
-# Each line of the tables, without and with a node; nothing else comes out.
-relayed_as_the_table_says() {
-	scripted relay=1
-	for at in proxy.localhost room@proxy.localhost; do
-		news
-		a=service@localhost/a
-		deliver message chat u@h/r $at "id='1'><body>x</body></message"
-		deliver message "" u@h $at "id='2'/"
-		deliver message error u@h/r $at "id='3'/"
-		deliver message chat $a $at/u@h/r "id='4'/"
-		deliver message error $a $at/u@h/%C3%A9 "id='5'/"
-		deliver iq get $a $at/u@h/r "id='6'/"
-		deliver iq result u@h/r $at "id='a/6'/"
-		deliver iq set $a $at/u@h/é "id='7'/"
-		deliver iq error u@h/é $at "id='a/7'/"
-		deliver iq get u@h/r $at "id='8'/"
-		deliver iq result $a $at/u@h/r "id='8'/"
-		hear srv "id='8' from='$at' to='u@h/r'"
-		news
-		[ "$news" = "<message type='chat' id='1' from='$at/u@h/r' to='$a'><body>x</body></message>
-<message id='2' from='$at/u@h' to='$a'/>
-<message type='error' id='3' from='$at/u@h/r' to='$a'/>
-<message type='chat' id='4' from='$at' to='u@h/r'/>
-<message type='error' id='5' from='$at' to='u@h/é'/>
-<iq type='get' id='a/6' from='$at' to='u@h/r'/>
-<iq type='result' id='6' from='$at/u@h/r' to='$a'/>
-<iq type='set' id='a/7' from='$at' to='u@h/é'/>
-<iq type='error' id='7' from='$at/u@h/%C3%A9' to='$a'/>
-<iq type='get' id='8' from='$at/u@h/r' to='$a'/>
-<iq type='result' id='8' from='$at' to='u@h/r'/>" ]
-	done
-	unlogged dropped
-	kill -USR1 "$proxypid"
-	logged "counted: 6 requests, 0 untracked, 6 answers, 0 late, 10 messages.* 0 open"
-}
-
-# What comes from our own address others may have made up, as servers fold the case of
-# domains: it is a ping of ours only by its id.
-pings_to_ourselves_have_ids_of_chance() {
-	scripted answertime=60
-	goes_to a 1
-	for i in due99999999999999999999 due9223372036854775 due0 due00000000 ask00000000 ping ''; do
-		deliver iq result proxy.localhost proxy.localhost "id='$i'/"
-		deliver message "" proxy.localhost room@proxy.localhost "id='$i'/"
-	done
-	passes a 1
-}
-
-# Strangers reach nobody but the target, and only as the table says; the target's
-# client reaches neither itself nor us.
-no_way_around_the_table() {
-	scripted relay=1
-	for y in victim@h/r victim@h service@localhost service@localhost/ service@localhostx/a \
-	    service@localhost.evil/a xservice@localhost/a proxy.localhost/victim@h \
-	    proxy.localhost/service@localhost/a %zz victim@h%2Fr victim@h%00/r; do
-		for from in u@h/r service@localhostx/a service@localhost.evil/a xservice@localhost/a localhost; do
-			deliver message chat $from "proxy.localhost/$y"
-			deliver message error $from "proxy.localhost/$y"
-			deliver message groupchat $from "proxy.localhost/$y"
-			for type in get set; do
-				deliver iq $type $from "proxy.localhost/$y"
-			done
-			for type in result error; do
-				deliver iq $type $from "proxy.localhost/$y" "id='a/1'/"
-			done
-			deliver presence "" $from "proxy.localhost/$y" /
-		done
-	done
-	for type in get set; do
-		deliver iq $type u@h/r proxy.localhost/service@localhost/a
-	done
-	deliver message chat u@h/r proxy.localhost/service@localhost/a
-	for y in service@localhost/a service@localhost/b service@localhost proxy.localhost \
-	    room@proxy.localhost/victim@h %zz; do
-		deliver message chat service@localhost/a "proxy.localhost/$y"
-		deliver message error service@localhost/a "proxy.localhost/$y"
-		deliver iq get service@localhost/a "proxy.localhost/$y"
-		deliver iq result service@localhost/a "proxy.localhost/$y" "id='1'/"
-		deliver presence "" service@localhost/a "proxy.localhost/$y" /
-	done
-	deliver message chat service@localhost/a proxy.localhost
-	deliver iq get service@localhost/a proxy.localhost
-	deliver iq result service@localhost/a proxy.localhost "id='a/1'/"
-	deliver iq error service@localhost proxy.localhost "id='a/1'/"
-	deliver iq get service@localhost proxy.localhost/victim@h
-	deliver iq get u@h/r proxy.localhost "id='end'/"
-	hear srv "id='end'.*to='service@localhost/a'"
-	news
-	# all that came out are errors to the sender
-	echo "$news" | sed '1,/type=.subscribe/d;$d' >"$dir/bounced"
-	wc -l <"$dir/bounced"
-	[ "$(wc -l <"$dir/bounced")" = $((12 * 5 * 4 + 3 + 6 * 2 + 3)) ]
-	! grep -v "<\(iq\|message\) type='error' id='1' from='proxy.localhost[^']*' to='\(u@h/r\|service@localhostx/a\|service@localhost.evil/a\|xservice@localhost/a\|localhost\|service@localhost/a\|service@localhost\)'><error type='cancel'><\(service-unavailable\|feature-not-implemented\) " "$dir/bounced"
-}
-
-messages_for_nobody() {
-	scripted relay=1
-	tell srv "<presence type='unavailable' from='service@localhost/a' to='proxy.localhost'/>"
-	logged "0 online"
-	news
-	b="<body>hi</body>"
-	state="<composing xmlns='http://jabber.org/protocol/chatstates'/>"
-	receipt="<received xmlns='urn:xmpp:receipts' id='7'/>"
-	marker="<displayed id='7' xmlns='urn:xmpp:chat-markers:0'/>"
-	for quiet in "$state" "$receipt" "$marker" "<thread>t</thread>$state$marker"; do
-		deliver message chat u@h/r proxy.localhost "id='q'>$quiet</message"
-	done
-	deliver message headline u@h/r proxy.localhost "id='q'>$b</message"
-	deliver message headline u@h/r proxy.localhost/x "id='q'>$b</message"
-	deliver message headline service@localhost/a proxy.localhost "id='q'>$b</message"
-	deliver message error u@h/r proxy.localhost "id='q'>$b</message"
-	news
-	[ -z "$news" ]
-	for loud in "$b" "$b$state" "<x xmlns='jabber:x:conference'/>" "" "<received xmlns='x'/>"; do
-		deliver message chat u@h/r room@proxy.localhost "id='l'>$loud</message"
-		news
-		[ "$news" = "<message type='error' id='l' from='room@proxy.localhost' to='u@h/r'><error type='wait'><recipient-unavailable xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></message>" ]
-	done
-	online a
-	logged "joined.*1 online"
-	for copy in sent received; do
-		copy="<$copy xmlns='urn:xmpp:carbons:2'><forwarded xmlns='urn:xmpp:forward:0'/></$copy>"
-		deliver message chat service@localhost proxy.localhost/u@h/r "id='c'>$copy</message"
-		deliver message chat u@h/r proxy.localhost "id='c'>$copy</message"
-	done
-	hush srv "id='c'"
-	deliver message chat u@h/r proxy.localhost "id='d'>$receipt</message"
-	hear srv "id='d'.*to='service@localhost/a'"
-	# too long an address, too large a message
-	deliver message chat "u@h/$(bytes 1023 x)" proxy.localhost "id='e'/"
-	hear srv "<message type='error' id='e'.*<not-acceptable"
-	deliver message error "u@h/$(bytes 1023 x)" proxy.localhost "id='f'/"
-	{
-		printf %s "<message id='g' from='u@h/r' to='proxy.localhost'><body>"
-		bytes 600000 x
-		printf %s "</body></message>"
-	} >"$dir/srv.in"
-	hear srv "<message type='error' id='g'.*<policy-violation"
-	hush srv "id='f'"
-}
-
-# The client's requests are answered, too, and do not depend on others' presence.
-the_clients_requests_get_an_answer() {
-	scripted relay=1 answertime=2
-	deliver iq get service@localhost/a proxy.localhost/u@h/r "id='1'/"
-	hear srv "<iq type='get' id='a/1' from='proxy.localhost' to='u@h/r'/>"
-	online b
-	tell srv "<presence type='unavailable' from='service@localhost/b' to='proxy.localhost'/>"
-	tell srv "<presence type='unavailable' from='service@localhost' to='proxy.localhost'/>"
-	logged ": 0 online"
-	is_due
-	hear srv "<iq type='error' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'><error type='wait'><remote-server-timeout"
-	logged "timed out: request of service@localhost/a to proxy.localhost/u@h/r, and"
-	joins a
-	deliver iq result u@h/r proxy.localhost "id='a/1'/"
-	hush srv "<iq type='result'"
-	kill -USR1 "$proxypid"
-	logged " 1 late.* 0 open"
-}
-
-# An answer reaches nobody unless its id begins with the name of a resource that is
-# online and a slash. It is counted.
-answers_to_nobody_known_are_dropped() {
-	scripted relay=1 prefix='"a"'
-	online b
-	joins ab
-	leaves ab
-	news
-	long=$(bytes 10240 x)
-	n=1
-	deliver iq result u@h/r proxy.localhost /
-	for i in "" a / // % %2 %2F %2f a%2F1 a%2f1 a% a%/1 a%2/1 a%zz/1 a%00/1 a%0A/1 a%FF/1 \
-	    %00/1 %C3/1 /1 /a/1 //a/1 %2Fa/1 %/a/1 A/1 %41/1 b/1 ab/1 aa/1 'a /1' ' a/1' é/1 \
-	    a%C3%A9/1 "a&apos;/1" '&quot;a&quot;/1' service@localhost/a/1 "$long" "$long/1" "a$long/1"; do
-		deliver iq result u@h/r proxy.localhost "id='$i'/"
-		deliver iq error u@h/r room@proxy.localhost "id='$i'/"
-		n=$((n + 2))
-	done
-	news
-	[ -z "$news" ]
-	kill -USR1 "$proxypid"
-	logged "counted: 0 requests.* 0 answers, 0 late.* $n dropped"
-}
-
-# What follows the first slash is the worker's own id, whatever is in it.
-own_ids_of_every_shape() {
-	scripted relay=1
-	for i in 1 / % %2F %2f b/1 /a/1 "it&apos;s" '&quot;x&quot;' '&lt;&amp;' é🙂 'a b' "$(bytes 10240 x)"; do
-		news
-		deliver iq get service@localhost/a proxy.localhost/u@h/r "id='$i'/"
-		deliver iq result u@h/r proxy.localhost "id='a/$i'/"
-		news
-		i=$(echo "$i" | sed "s/&apos;/'/;s/&quot;/\"/g")
-		q=\'
-		[ "$i" != "it's" ] || q=\"
-		[ "$news" = "<iq type='get' id=${q}a/$i$q from='proxy.localhost' to='u@h/r'/>
-<iq type='result' id=$q$i$q from='proxy.localhost/u@h/r' to='service@localhost/a'/>" ]
-	done
-	kill -USR1 "$proxypid"
-	logged "counted: 13 requests, 1 untracked, 13 answers.* 0 dropped.* 0 open"
-}
-
-# A request without an id, or with an empty one, gets one answer, too.
-own_ids_that_are_empty() {
-	scripted relay=1
-	for i in / "id=''/"; do
-		deliver iq get service@localhost/a proxy.localhost/u@h/r "$i"
-		hear srv "<iq type='get' id='a/' from='proxy.localhost' to='u@h/r'/>"
-		deliver iq result u@h/r proxy.localhost "id='a/'/"
-		hear srv "<iq type='result'.* from='proxy.localhost/u@h/r' to='service@localhost/a'/>"
-	done
-	kill -USR1 "$proxypid"
-	logged "counted: 2 requests.* 2 answers.* 0 open"
-}
-
-# What a resource has asked is forgotten when it leaves: under the same name it begins anew.
-who_comes_back_asks_anew() {
-	scripted relay=1 answertime=2
-	deliver iq get service@localhost/a proxy.localhost/u@h/r "id='1'/"
-	hear srv "id='a/1'"
-	leaves a
-	kill -USR1 "$proxypid"
-	logged "counted: 1 requests.* 0 open"
-	joins a
-	deliver iq get service@localhost/a proxy.localhost/u@h/r "id='1'/"
-	hear srv "id='a/1'"
-	deliver iq result u@h/r proxy.localhost "id='a/1'/"
-	hear srv "^<iq type='result' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>$"
-	kill -USR1 "$proxypid"
-	logged "counted: 2 requests.* 1 answers.* 0 open"
-}
-
-# A resource of any name asks and gets its answer.
-names_of_any_spelling_ask() {
-	scripted relay=1
-	for r in / % %2F x/y%2Fz 100% é🙂 'a b' "it&apos;s" '&amp;&lt;&quot;' "$(bytes 1023 /)" "$(bytes 1023 %)"; do
-		news
-		online "$r"
-		deliver iq set "service@localhost/$r" proxy.localhost/u@h/r
-		name=$(echo "$r" | sed 's/%/%25/g;s|/|%2F|g')
-		deliver iq result u@h/r proxy.localhost "id='$name/1'/"
-		deliver iq error u@h/r proxy.localhost "id='$(echo "$name" | sed 's/%2F/%2f/g')/2'/"
-		news
-		r=$(echo "$r" | sed "s/&apos;/'/;s/&quot;/\"/")
-		name=$(echo "$name" | sed "s/&apos;/'/;s/&quot;/\"/")
-		q=\'
-		[ "$r" != "it's" ] || q=\"
-		[ "$news" = "<iq type='set' id=$q$name/1$q from='proxy.localhost' to='u@h/r'/>
-<iq type='result' id='1' from='proxy.localhost/u@h/r' to=${q}service@localhost/$r$q/>
-<iq type='error' id='2' from='proxy.localhost/u@h/r' to=${q}service@localhost/$r$q/>" ]
-	done
-	unlogged dropped
-}
-
-# An answer comes from who has sent it, at the address that he has sent it to. Only
-# that of who was asked ends the request, and no other's.
-answers_of_others_end_nothing() {
-	scripted relay=1
-	goes_to a 1
-	deliver iq get service@localhost/a proxy.localhost/u@h/r
-	hear srv "id='a/1'" "to='u@h/r'"
-	for f in u@h u@h/other u@h/r/ U@h/r v@h/r h; do
-		deliver iq result $f proxy.localhost "id='a/1'/"
-		hear srv "^<iq type='result' id='1' from='proxy.localhost/$f' to='service@localhost/a'/>$"
-	done
-	deliver iq error u@h/r room@proxy.localhost "id='a/1'/"
-	hear srv "^<iq type='error' id='1' from='room@proxy.localhost/u@h/r' to='service@localhost/a'/>$"
-	kill -USR1 "$proxypid"
-	logged "counted.* 2 open"
-	deliver iq error u@h/r proxy.localhost "id='a/1'/"
-	hear srv "^<iq type='error' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>$"
-	kill -USR1 "$proxypid"
-	logged "counted.* 1 open"
-	passes a 1
-}
-
-# Two workers ask one user with the same id: each gets its own answer.
-equal_ids_meet_their_own_answers() {
-	scripted relay=1
-	joins b
-	for r in a b; do
-		deliver iq get service@localhost/$r proxy.localhost/u@h/r
-		hear srv "^<iq type='get' id='$r/1' from='proxy.localhost' to='u@h/r'/>$"
-	done
-	for r in b a; do
-		deliver iq result u@h/r proxy.localhost "id='$r/1'><for-$r xmlns='test'/></iq"
-		hear srv "^<iq type='result' id='1' from='proxy.localhost/u@h/r' to='service@localhost/$r'><for-$r "
-	done
-	kill -USR1 "$proxypid"
-	logged "counted: 2 requests.* 2 answers.* 0 open"
-}
-
-# What a user says once more after his answer passes, as it would unasked; but not
-# after the error for a request that he has not answered in time.
-the_users_second_answers() {
-	scripted relay=1 answertime=2
-	for i in 1 2; do
-		deliver iq get service@localhost/a proxy.localhost/u@h/r "id='$i'/"
-		hear srv "id='a/$i'"
-	done
-	for type in result error; do
-		deliver iq $type u@h/r proxy.localhost "id='a/1'/"
-		hear srv "^<iq type='$type' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>$"
-	done
-	is_due
-	hear srv "^<iq type='error' id='2' from='proxy.localhost/u@h/r' to='service@localhost/a'>.*<remote-server-timeout"
-	news
-	for type in result error; do
-		deliver iq $type u@h/r proxy.localhost "id='a/2'/"
-	done
-	news
-	[ -z "$news" ]
-	kill -USR1 "$proxypid"
-	logged "counted.* 2 answers, 2 late.* 0 open"
-}
-
-# Who is not online for us, or has left, asks nobody.
-who_is_not_online_asks_nobody() {
-	scripted relay=1 prefix='"a"'
-	online b
-	joins ab
-	leaves ab
-	news
-	for r in "" / /b /ab /A /a/; do
-		deliver iq get "service@localhost$r" proxy.localhost/u@h/r
-		hear srv "^<iq type='error' id='1' from='proxy.localhost/u@h/r' to='service@localhost$r'><error type='cancel'><service-unavailable "
-		deliver message chat "service@localhost$r" proxy.localhost/u@h/r "id='m'/"
-		hear srv "^<message type='chat' id='m' from='proxy.localhost' to='u@h/r'/>$"
-	done
-	unsent "<iq .*to='u@h/r'"
-}
-
-# A user who does not answer what workers ask holds half of the places at most. For what
-# is too large, in each direction, they get an error.
-the_clients_requests_have_limits() {
-	scripted relay=1 MAXREQUESTS=64
-	for i in $(seq 40); do
-		deliver iq get service@localhost/a proxy.localhost/u@h/r "id='$i'/"
-	done
-	news
-	[ "$(echo "$news" | grep -c "type='get' id='a/")" = 32 ]
-	[ "$(echo "$news" | grep -c "^<iq type='error' id='[34].' from='proxy.localhost/u@h/r' to='service@localhost/a'>.*<resource-constraint")" = 8 ]
-	logged "busy: 32 requests are open, 32 of u@h/r: refusing more"
-	deliver iq get service@localhost/a proxy.localhost/v@h/r "id='1'/"
-	hear srv "<iq type='get' id='a/1' from='proxy.localhost' to='v@h/r'/>"
-	goes_to a 1 get w@h/r
-	{
-		printf %s "<iq type='result' id='a/1' from='u@h/r' to='proxy.localhost'>"
-		bytes 524288 x
-		printf %s "</iq><iq type='set' id='big' from='service@localhost/a' to='proxy.localhost/v@h/r'>"
-		bytes 524288 x
-		printf %s "</iq>"
-	} >"$dir/srv.in"
-	for i in u@h/r:1 v@h/r:big; do
-		hear srv "<iq type='error' id='${i#*:}' from='proxy.localhost/${i%:*}' to='service@localhost/a'>.*<policy-violation"
-	done
-	kill -USR1 "$proxypid"
-	logged "counted.* 33 open"
-}
-
-requests_of_who_leaves_are_answered() {
-	scripted retry=0 choice=LEASTBUSY
-	for i in 1 2 3; do
-		deliver iq get u@h/r proxy.localhost "id='$i'/"
-		hear srv "id='$i'"
-	done
-	deliver iq get u@h/r room@proxy.localhost "id='it&apos;s &amp; 4'/"
-	hear srv "from='room@proxy.localhost/u@h/r'"
-	online b
-	logged "2 online"
-	# an update, and the departure of others, are none
-	tell srv "<presence from='service@localhost/a' to='proxy.localhost'><show>away</show></presence>"
-	tell srv "<presence type='unavailable' from='service@localhost/b' to='proxy.localhost'/>"
-	online b c
-	deliver iq result service@localhost/a proxy.localhost/u@h/r "id='2'/"
-	hear srv "<iq type='result' id='2'"
-	news
-	tell srv "<presence type='unavailable' from='service@localhost/a' to='proxy.localhost'/>"
-	logged "failed: 3 requests"
-	news
-	[ "$news" = "$(failed_with recipient-unavailable 1 proxy.localhost
-		failed_with recipient-unavailable 3 proxy.localhost
-		failed_with recipient-unavailable 4 room@proxy.localhost |
-		    sed "s/id='4'/id=\"it's \&amp; 4\"/")" ]
-	# what its server or itself says after that would be a second answer
-	deliver iq error service@localhost/a proxy.localhost/u@h/r "id='1'/"
-	deliver iq result service@localhost/a proxy.localhost/u@h/r "id='3'/"
-	# nothing is known of this one, so it passes
-	deliver iq result service@localhost/a proxy.localhost/u@h/r "id='5'/"
-	news
-	[ "$news" = "<iq type='result' id='5' from='proxy.localhost' to='u@h/r'/>" ]
-	# the last resource in the table has moved to the place of one that left, with its own
-	for i in 6 7 8 9; do
-		deliver iq get u@h/r proxy.localhost "id='$i'/"
-	done
-	news
-	[ "$(echo "$news" | grep -c "localhost/b")" = 2 ]
-	for r in b c; do
-		tell srv "<presence type='unavailable' from='service@localhost/$r' to='proxy.localhost'/>"
-		news
-		[ "$(echo "$news" | grep -c recipient-unavailable)" = 2 ]
-	done
-	for how in error unsubscribed; do
-		online a
-		deliver iq get u@h/r proxy.localhost "id='$how'/"
-		hear srv "id='$how'"
-		news
-		deliver presence $how service@localhost proxy.localhost "id='$(last_ask)'/"
-		news
-		[ "$(echo "$news" | head -n 1)" = "$(failed_with recipient-unavailable $how proxy.localhost)" ]
-	done
-	kill -USR1 "$proxypid"
-	logged "2 late.* 9 recipient-unavailable.* 0 online, 0 open"
-}
-
-requests_wait_only_so_long() {
-	scripted answertime=1
-	deliver iq get u@h/r proxy.localhost "id='1'/"
-	hear srv "id='1'"
-	deliver iq get u@h/r proxy.localhost "id='2'/"
-	deliver iq result service@localhost/a proxy.localhost/u@h/r "id='2'/"
-	hear srv "<iq type='result' id='2'"
-	is_due
-	hear srv "$(failed_with remote-server-timeout 1 proxy.localhost)"
-	news
-	logged "timed out: request of u@h/r to proxy.localhost at a, and"
-	deliver iq result service@localhost/a proxy.localhost/u@h/r "id='1'/"
-	news
-	[ -z "$news" ]
-	stop
-	scripted answertime=0
-	deliver iq get u@h/r proxy.localhost "id='1'/"
-	sleep 1.5
-	hush srv timeout
-}
-
-alike_requests_get_an_answer_each() {
-	scripted
-	online b
-	logged "2 online"
-	while ! { grep -q "to='service@localhost/a'" "$dir/srv.out" &&
-	    grep -q "to='service@localhost/b'" "$dir/srv.out"; }; do
-		deliver iq get u@h/r proxy.localhost
-		news
-	done
-	n=$(grep -o "type='get' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'" "$dir/srv.out" | wc -l)
-	m=$(grep -o "type='get' id='1' from='proxy.localhost/u@h/r' to='service@localhost/b'" "$dir/srv.out" | wc -l)
-	kill -USR1 "$proxypid"
-	logged "resource: service@localhost/a: $n open"
-	deliver iq result service@localhost/b proxy.localhost/u@h/r
-	hear srv "<iq type='result' id='1'"
-	kill -USR1 "$proxypid"
-	logged "resource: service@localhost/b: $((m - 1)) open"
-	deliver iq result service@localhost/a proxy.localhost/u@h/r
-	hear srv "<iq type='result' id='1'"
-	kill -USR1 "$proxypid"
-	logged "resource: service@localhost/a: $((n - 1)) open"
-	news
-	tell srv "<presence type='unavailable' from='service@localhost' to='proxy.localhost'/>"
-	news
-	[ "$(echo "$news" | grep -c recipient-unavailable)" = $((n + m - 2)) ]
-}
-
-a_full_table_sheds_load() {
-	scripted REQUESTSIZE=100
-	fill a
-	for i in 1 2; do
-		deliver iq get v@h/r proxy.localhost "id='$i'/"
-		has_failed resource-constraint $i
-	done
-	passes a a1-1 result u1@h/r
-	goes_to a 3 get v@h/r
-	deliver iq get v@h/r proxy.localhost "id='4'/"
-	has_failed resource-constraint 4
-	passes a 3 result v@h/r
-	logged_times 1 "busy: 4096 requests are open, 0 of v@h/r: refusing more"
-	# room again: a new episode, after most have been answered
-	sed -i 1d "$dir/a"
-	answer_all a
-	fill b
-	deliver iq get v@h/r proxy.localhost "id='5'/"
-	has_failed resource-constraint 5
-	logged_times 2 "busy: 4096 requests are open"
-	# what has been answered with an error makes room at once
-	leaves a
-	joins b
-	fill c
-	answer_all c
-	# what cannot be kept in mind counts, too
-	x=$(bytes 100 x)
-	fill "$x"
-	deliver iq get v@h/r proxy.localhost "id='${x}5'/"
-	has_failed resource-constraint "${x}5"
-	passes b "${x}1-1" result u1@h/r
-	logged_times 1 "untracked: "
-	news
-	leaves b
-	news
-	[ -z "$news" ]
-	kill -USR1 "$proxypid"
-	logged " 4096 untracked,.* 5 resource-constraint, 4096 recipient-unavailable"
-}
-
-# Errors that the out buffer has no room for wait their turn.
-many_fail_at_once() {
-	scripted OUTSIZE=550000
-	x=$(bytes 400 x)
-	awk -v x="$x" 'BEGIN {
-		for (i = 0; i < 4000; i++)
-			printf "<iq type=\"set\" id=\"%d\" from=\"u%d@h/%s\" to=\"proxy.localhost\"/>", i, i % 1000, x
-		print "<presence type=\"unavailable\" from=\"service@localhost\" to=\"proxy.localhost\"/>"
-		print "<presence from=\"service@localhost/b\" to=\"proxy.localhost\"/>"
-		for (i = 4000; i < 6000; i++)
-			printf "<iq type=\"set\" id=\"%d\" from=\"u%d@h/%s\" to=\"proxy.localhost\"/>", i, i % 1000, x
-		printf "<iq type=\"get\" id=\"last\" from=\"u@h/r\" to=\"proxy.localhost\"/>"
-	}' >"$dir/srv.in"
-	await grep -q "'last'" "$dir/srv.out"
-	await sh -c "[ \$(grep -o '<recipient-unavailable' '$dir/srv.out' | wc -l) -ge 4000 ]"
-	sed 's/<iq/\n&/g' "$dir/srv.out" | sed -n "s/<iq type='error' id='\([0-9]*\)'.*recipient-unavailable.*/\1/p" |
-	    sort -n >"$dir/failed"
-	seq 0 3999 | cmp - "$dir/failed"
-	unlogged disconnected
-}
-
-# They cannot be answered any more; what is answered later passes as ever.
-requests_do_not_survive_the_connection() {
-	scripted
-	deliver iq get u@h/r proxy.localhost
-	hear srv "<iq type='get'"
-	cut_off srv
-	logged disconnected
-	serve
-	welcome
-	online b
-	logged "joined: service@localhost/b: 1 online"
-	tell srv "<presence type='unavailable' from='service@localhost/a' to='proxy.localhost'/>"
-	hush srv recipient
-	deliver iq result service@localhost/a proxy.localhost/u@h/r
-	hear srv "<iq type='result' id='1' from='proxy.localhost' to='u@h/r'/>"
-	kill -USR1 "$proxypid"
-	logged "0 late.*0 open"
-}
-
-only_who_must_moves() {
-	scripted choice=STICKY sticktime=0 MAXREQUESTS=100000
-	online b c d e f g h i j
-	logged "joined: .*: 10 online"
-	ask_for_many ten
-	ask_for_many again
-	cmp "$dir/ten" "$dir/again"
-	# about a thousand each
-	cut -d' ' -f2 "$dir/ten" | sort | uniq -c |
-	    awk '{ print } $1 < 850 || $1 > 1150 { bad = 1 } END { exit bad || NR != 10 }'
-	tell srv "<presence type='unavailable' from='service@localhost/c' to='proxy.localhost'/>"
-	logged "left: service@localhost/c"
-	ask_for_many nine
-	join "$dir/ten" "$dir/nine" | awk '$2 != $3 { moved++ }
-	    ($2 != $3) != ($2 == "service@localhost/c") { bad = 1 }
-	    END { print moved " moved"; exit bad || !moved }'
-	online c
-	logged "joined: service@localhost/c: 10 online"
-	ask_for_many back
-	cmp "$dir/ten" "$dir/back"
-	online k
-	logged "joined: service@localhost/k"
-	ask_for_many eleven
-	join "$dir/ten" "$dir/eleven" | awk '$2 != $3 { moved++ }
-	    $2 != $3 && $3 != "service@localhost/k" { bad = 1 }
-	    END { print moved " moved"; exit bad || moved < 750 || moved > 1070 }'
-	# nor does a restart move anybody
-	stop
-	scripted choice=STICKY sticktime=0 MAXREQUESTS=100000
-	online k j i h g f e d c b
-	logged "joined: .*: 11 online"
-	ask_for_many restarted
-	cmp "$dir/eleven" "$dir/restarted"
-}
-
-thousands_at_once() {
-	scripted MAXREQUESTS=12000
-	seq 5000 | sed "s|.*|<iq type='get' id='n&' from='u@h/r' to='proxy.localhost'><q/></iq>|" \
-	    >"$dir/many"
-	cat "$dir/many" >"$dir/srv.in"
-	await grep -q "id='n5000'" "$dir/srv.out"
-	stanzas <"$dir/srv.out" | sed -n "s/.*id='n\\([0-9]*\\)'.*/\\1/p" >"$dir/ids"
-	seq 5000 | cmp - "$dir/ids"
-}
-
-strangers_presence() {
-	scripted
-	deliver presence subscribe x@localhost proxy.localhost /
-	hear srv "<presence type='unsubscribed' from='proxy.localhost' to='x@localhost'/>"
-	deliver presence probe x@localhost room@proxy.localhost /
-	hear srv "<presence type='unsubscribed' from='room@proxy.localhost' to='x@localhost'/>"
-	for f in x@localhost/a service@localhostx/a xservice@localhost/b \
-	    service@localhos/c service@other/d service/e localhost/f; do
-		for t in '' unavailable subscribed unsubscribed unsubscribe error; do
-			deliver presence "$t" "$f" proxy.localhost /
-		done
-	done
-	deliver iq get u@h/r proxy.localhost
-	hear srv "<iq type='get' .*to='service@localhost/a'"
-	hush srv "<presence"
-	[ "$(grep -c -e joined: -e left: "$log")" = 1 ]
-}
-
-the_targets_presence() {
-	scripted
-	hush srv "type='probe'"
-	probed
-	online a b c a b c
-	logged "joined: service@localhost/c: 3 online"
-	deliver presence unavailable service@localhost/nobody proxy.localhost /
-	deliver presence unavailable service@localhost/a proxy.localhost /
-	logged "left: service@localhost/a: 2 online"
-	deliver presence unavailable service@localhost proxy.localhost /
-	logged "left: service@localhost, all.*: 0 online"
-	for f in service@localhost service@localhost/x; do
-		: >"$log"
-		online a b
-		logged "joined: service@localhost/b: 2 online"
-		deliver presence unsubscribed $f proxy.localhost /
-		logged "not subscribed: service@localhost: it refuses"
-		logged "left: service@localhost, all.*: 0 online"
-	done
-	deliver presence subscribe service@localhost proxy.localhost /
-	hear srv "<presence type='subscribed' from='proxy.localhost' to='service@localhost'/>"
-	hear srv "<presence from='proxy.localhost' to='service@localhost'/>"
-	deliver presence probe service@localhost/a proxy.localhost /
-	hear srv "<presence from='proxy.localhost' to='service@localhost/a'/>"
-}
-
-# Servers send errors when a session dies, too: only the answer to what was asked
-# last denies, and an unreachable server does not.
-presence_errors() {
-	scripted refresh=2 patience=1
-	probed
-	online b
-	logged "joined.*: 2 online"
-	for c in "item-not-found cancel" "remote-server-not-found cancel" \
-	    "remote-server-timeout wait" "resource-constraint wait"; do
-		error="><error type='${c#* }'><${c% *} xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></presence"
-		# from one session, or about something else
-		deliver presence error service@localhost/a proxy.localhost "id='$(last_ask)'$error"
-		deliver presence error service@localhost proxy.localhost "id='other'$error"
-		deliver presence error service@localhost proxy.localhost "$error"
-	done
-	deliver iq get u@h/r proxy.localhost "id='1'/"
-	hear srv "<iq type='get' id='1'"
-	for c in "remote-server-not-found cancel" "resource-constraint wait"; do
-		hear srv "<presence type='probe'"
-		error="><error type='${c#* }'><${c% *} xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></presence"
-		deliver presence error service@localhost proxy.localhost "id='$(last_ask)'$error"
-		logged "unreachable: service@localhost: ${c% *}"
-	done
-	unlogged "left: "
-	hear srv "<presence type='probe'"
-	deliver presence error service@localhost proxy.localhost "id='$(last_ask)'><error
-		type='cancel'><gone xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></presence"
-	logged "not subscribed: service@localhost: gone"
-	logged "left: service@localhost, all.*: 0 online"
-}
-
-# When a probe brings nothing, the roster may have lost us.
-a_lost_subscription_is_asked_for_again() {
-	scripted patience=1
-	probed
-	probe_is_over
-	logged "unanswered: "
-	hear srv "<presence type='subscribe' id='$(last_ask)'"
-	# nobody is thrown out by that
-	deliver iq get u@h/r proxy.localhost
-	hear srv "<iq type='get' id='1' .*to='service@localhost/a'"
-	probed
-	online a
-	probe_is_over
-	hush srv "<presence type='probe'"
-	[ "$(grep -c unanswered "$log")" = 1 ]
-	unlogged "left: "
-}
-
-# A fresh installation's target may know us only after our first request.
-the_target_subscribes_and_is_asked_again() {
-	scripted
-	deliver presence unsubscribed service@localhost proxy.localhost /
-	logged "not subscribed"
-	deliver presence subscribe service@localhost proxy.localhost /
-	hear srv "<presence type='subscribe' id='[^']*' from='proxy.localhost' to='service@localhost'/>"
-}
-
-# Presence that was lost: who does not answer two probes while others do has left.
-silent_departures_are_found() {
-	scripted patience=1
-	online b c
-	logged "joined.*: 3 online"
-	probed
-	online b
-	probe_is_over
-	# those who were silent may only be late: they are asked once more
-	probe_is_read
-	unlogged "left: "
-	online b c
-	probe_is_over
-	logged "left: service@localhost/a: 2 online"
-	unlogged "left: service@localhost/[bc]"
-}
-
-# Does the client not know the namespace, or has it left without a word? Its
-# server would use the same word.
-service_unavailable_leads_to_one_probe() {
-	scripted patience=1
-	probed
-	online a b
-	logged "joined.*: 2 online"
-	probe_is_over
-	deliver iq error service@localhost/a proxy.localhost/u@h/r "id='1'><error type='cancel'>
-		<item-not-found xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq"
-	hush srv "<presence type='probe'"
-	for r in a b; do
-		for i in 1 2 3; do
-			deliver iq error service@localhost/$r proxy.localhost/u@h/r "id='$r$i'><error type='cancel'>
-				<service-unavailable xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq"
-			hear srv "<iq type='error' id='$r$i'"
-		done
-		probe_is_read
-		online a b
-		probe_is_over
-		hush srv "<presence type='probe'"
-	done
-	unlogged "left: "
-}
-
-# What waits to be read is no silence, nor is what could not be written yet.
-nothing_is_judged_unread() {
-	scripted answertime=2 patience=1
-	probed
-	deliver iq get u@h/r proxy.localhost "id='1'/"
-	hear srv "<iq type='get' id='1'"
-	kill -STOP "$proxypid"
-	online a
-	deliver iq result service@localhost/a proxy.localhost/u@h/r "id='1'/"
-	sleep 3
-	kill -CONT "$proxypid"
-	hear srv "<iq type='result' id='1'"
-	unlogged "timed out"
-	unlogged "left: "
-	unlogged "disconnected"
-	stop
-	# nor is who has said something before our own ping is back
-	scripted stall=1
-	goes_to a 1 set
-	hear srv "^<iq type='get' id='due"
-	due=$heard
-	deliver iq result service@localhost/a proxy.localhost/u@h/r "id='other'/"
-	tell srv "$due"
-	news
-	unsent "id='stall'"
-}
-
-# Nobody reads the log: nothing waits for it, and what is missing is told once
-# somebody does; it ends as ever, too.
-a_log_that_nobody_reads() {
-	configure
-	for reader in late none; do
-		serve
-		mkfifo "$dir/pipe.$reader"
-		exec 3<>"$dir/pipe.$reader"
-		# shellcheck disable=SC2086 # a command and its options, or nothing
-		background ${WRAPPER-} "$bin" 2>"$dir/pipe.$reader" 3>&-
-		proxypid=$pid
-		welcome
-		# more lines than a pipe holds
-		seq 2000 | sed "s|.*|<presence from='service@localhost/&' to='proxy.localhost'/><presence type='unavailable' from='service@localhost/&' to='proxy.localhost'/>|" >"$dir/srv.in"
-		online a
-		deliver iq get u@h/r proxy.localhost "id='last'/"
-		hear srv "<iq type='get' id='last'"
-		[ $reader = none ] || {
-			cat <&3 >"$dir/read" 3>&- &
-			echo $! >>"$dir/pids"
-			await grep "log: [0-9]* lines left out" "$dir/read"
-		}
-		stop
-		hear srv "</stream:stream>"
-	done
-}
-
-# A line for each stanza of a stranger would fill the disk.
-strangers_do_not_fill_the_log() {
-	scripted
-	before=$(wc -l <"$log")
-	awk -v x="$(bytes 3000 x)" 'BEGIN {
-		for (i = 0; i < 5000; i++) {
-			printf "<iq type=\"result\" id=\"1\" from=\"u@h/%s\" to=\"proxy.localhost/%s\"/>", x, x
-			printf "<presence from=\"u@h/%s\" to=\"proxy.localhost\"/>", x
-		}
-	}' >"$dir/srv.in"
-	deliver iq get u@h/r proxy.localhost "id='last'/"
-	hear srv "<iq type='get' id='last'"
-	logged "log: [0-9]* lines left out"
-	[ $(($(wc -l <"$log") - before)) -lt 1500 ]
-	awk '{ n += length($0) > 511 } END { exit n }' "$log"
-	logged "ignored: presence (no type) of u@h/xxx.*: the target is service@localhost"
-}
-
-asking_again() {
-	scripted askmin=1 askmax=2 refresh=2 patience=1
-	hear srv "type='subscribe'"
-	hear srv "type='subscribe'"
-	deliver presence subscribed service@localhost proxy.localhost /
-	hear srv "type='probe'"
-	hear srv "type='probe'"
-	hear srv "type='probe'"
-	hush srv "type='subscribe'"
-	deliver presence unsubscribed service@localhost proxy.localhost /
-	hear srv "type='subscribe'"
-}
-
-stray_answers_and_undecodable_addresses() {
-	scripted
-	deliver iq result x@localhost/a proxy.localhost/u@h/r
-	logged "dropped: iq result from x@localhost/a"
-	deliver iq result service@localhost proxy.localhost/u@h/r
-	logged "dropped: iq result from service@localhost to"
-	deliver iq error x@localhost/a proxy.localhost
-	logged "dropped: iq error from x@localhost/a"
-	for a in '' / /% /%4 /%zz /%00 /%0A /%01 /%FF /%C0%AF /%ED%A0%80 \
-	    /%EF%BF%BE /%F4%90%80%80 /%C3 /a%E2%82 /%7; do
-		: >"$log"
-		deliver iq result service@localhost/a "proxy.localhost$a"
-		logged "dropped: iq result from service@localhost/a to proxy.localhost$a:"
-	done
-	deliver message error u@h/r proxy.localhost
-	deliver message headline u@h/r proxy.localhost
-	hush srv "<iq"
-	hush srv "<message"
-	deliver iq result service@localhost/a "proxy.localhost/u@h/%25%41%D7%A9%f0%9f%99%82"
-	hear srv "<iq type='result' id='1' from='proxy.localhost' to='u@h/%Aש🙂'/>"
-	deliver iq error service@localhost/gone "r@proxy.localhost/u@h/r" \
-	    "id='1'><error type='cancel'/></iq>"
-	hear srv "<iq type='error' id='1' from='r@proxy.localhost' to='u@h/r'><error"
-}
-
-# RFC 6120 8.2.3; an id that is empty is one, too.
-iqs_of_no_known_type() {
-	scripted
-	news
-	bad="<error type='modify'><bad-request xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq>"
-	deliver iq bogus u@h/r proxy.localhost "id='1'/"
-	deliver iq '' u@h/r room@proxy.localhost/x "id=''/"
-	deliver iq GET service@localhost/a proxy.localhost /
-	news
-	[ "$news" = "<iq type='error' id='1' from='proxy.localhost' to='u@h/r'>$bad
-<iq type='error' id='' from='room@proxy.localhost/x' to='u@h/r'>$bad
-<iq type='error' from='proxy.localhost' to='service@localhost/a'>$bad" ]
-}
-
-ids_that_are_empty_or_missing() {
-	scripted answertime=1
-	news
-	tell srv "<iq type='get' id='' from='u@h/r' to='proxy.localhost'/><iq type='get' from='u@h/r' to='proxy.localhost'/>"
-	is_due
-	await sh -c "[ \$(grep -o remote-server-timeout '$dir/srv.out' | wc -l) = 2 ]"
-	news
-	echo "$news" | grep "^<iq type='error' id='' from='proxy.localhost' to='u@h/r'>"
-	echo "$news" | grep "^<iq type='error' from='proxy.localhost' to='u@h/r'>"
-}
-
-every_printable_character_survives() {
-	scripted
-	all=$(awk 'BEGIN { for (i = 32; i < 127; i++) printf "%c", i }')
-	quoted=$(printf %s "$all" | sed "s/&/\\&amp;/g;s/</\\&lt;/g;s/'/\\&apos;/g")
-	deliver iq get "u@h/$quoted" proxy.localhost
-	enc=$(printf %s "$quoted" | sed 's/%/%25/g;s/.apos;/\&apos;/')
-	plain=$(printf %s "$enc" | sed "s/&apos;/'/g;s/\"/\\&quot;/g")
-	await has_written "from='proxy.localhost/u@h/$enc'" ||
-		await has_written "from=\"proxy.localhost/u@h/$plain\""
-	deliver iq result service@localhost/a "proxy.localhost/u@h/$enc"
-	await has_written "to='u@h/$quoted'" ||
-		await has_written "to=\"u@h/$(printf %s "$quoted" |
-		    sed "s/&apos;/'/g;s/\"/\\&quot;/g")\""
-}
-
-not_for_us() {
-	scripted
-	for t in proxy.localhostx xproxy.localhost other.localhost a@b@proxy.localhost \
-	    @proxy.localhost room@other.localhost/x proxy.localhost/ ''; do
-		: >"$log"
-		deliver iq get u@h/r "$t"
-		logged "dropped: iq get from u@h/r to $t:"
-	done
-	tell srv "<iq type='get' id='1' from='u@h/r'/>"
-	logged "dropped: iq get from u@h/r to (nobody)"
-	tell srv "<iq type='get' id='1' to='proxy.localhost'/>"
-	logged "dropped: iq get from (nobody)"
-	tell srv "<iq xmlns='urn:x' type='get' id='1' from='u@h/r' to='proxy.localhost'/>"
-	logged "not a stanza"
-	tell srv "<iq xmlns='jabber:server' type='get' id='server' from='u@h/r' to='proxy.localhost'/>"
-	hear srv "<iq type='get' id='server' from='proxy.localhost/u@h/r' to='service@localhost/a'/>"
-	tell srv "<other from='u@h/r' to='proxy.localhost'/>"
-	logged "dropped: other"
-	hush srv "<iq"
-	deliver iq get u@h/r proxy.localhost
-	hear srv "<iq type='get' .*to='service@localhost/a'"
-}
-
-full_table() {
-	scripted MAXRESOURCES=3
-	online b c d e
-	logged "joined: service@localhost/c: 3 online"
-	logged "ignored: service@localhost/d"
-	for i in 1 2 3 4 5 6 7 8 9; do
-		deliver iq get u@h/r proxy.localhost "id='$i'/"
-		hear srv "id='$i' *" "to='service@localhost/[abc]'"
-	done
-	[ "$(grep -c ignored "$log")" = 1 ]
-	deliver presence unavailable service@localhost/b proxy.localhost /
-	online e f
-	logged "joined: service@localhost/e: 3 online"
-	logged "ignored: service@localhost/f"
-}
-
-# Those who have left without a word do not keep the table full: who has no place in it
-# says, too, that a probe is answered.
-the_dead_do_not_fill_the_table() {
-	scripted MAXRESOURCES=2 patience=1
-	online b c
-	logged "ignored: service@localhost/c"
-	probed
-	online c
-	probe_is_over
-	probe_is_read
-	online c
-	probe_is_over
-	logged "left: service@localhost/b: 1 online"
-	logged "left: service@localhost/a: 0 online"
-	online c
-	logged "joined: service@localhost/c: 1 online"
-}
-
-# More than is written, of any kind: an error each, and the next stanza passes.
-too_large() {
-	scripted
-	x=$(printf '%01000d' 0)
-	i=0
-	for part in "$x" "<$(printf %.100s "$x" | tr 0 a)/>" "&lt;&lt;&lt;&lt;&lt;" "<a/>"; do
-		i=$((i + 1))
-		{
-			printf %s "<iq type='set' id='l$i' from='u@h/r' to='proxy.localhost'><q>"
-			yes "$part" | head -c 700000 | tr -d '\n' | sed 's/<[^>]*$//;s/&[^;]*$//'
-			printf %s "</q></iq>"
-		} >"$dir/srv.in"
-		hear srv "<iq type='error' id='l$i' from='proxy.localhost' to='u@h/r'><error type='modify'><policy-violation"
-		deliver iq get u@h/r proxy.localhost "id='n$i'/"
-		hear srv "<iq type='get' .*id='n$i'"
-	done
-	{
-		printf %s "<iq type='result' from='service@localhost/a' to='proxy.localhost/u@h/r' id='r'>"
-		yes "$x" | head -c 600000
-		printf %s "</iq>"
-	} >"$dir/srv.in"
-	hear srv "<iq type='error' id='r' from='proxy.localhost' to='u@h/r'><error type='modify'><policy-violation"
-	{
-		printf %s "<iq from='u@h/r' big='"
-		yes "$x" | head -c 600000
-		printf %s "' type='get' id='t' to='proxy.localhost'/>"
-	} >"$dir/srv.in"
-	hear srv "<iq type='error' id='t' .*<policy-violation"
-	{
-		printf %s "<iq type='set' id='fits' from='u@h/r' to='proxy.localhost'><q>"
-		yes "$x" | head -c 524000
-		printf %s "</q></iq>"
-	} >"$dir/srv.in"
-	hear srv "<iq type='set' id='fits' .*to='service@localhost/a'"
-	unlogged disconnected
-}
-
-# What a client may send arrives up to six times as long, and passes.
-escapes_are_few() {
-	scripted
-	for c in apos gt quot; do
-		{
-			printf %s "<iq type='set' id='a$c' from='u@h/r' to='proxy.localhost'><q a='"
-			bytes $((262144 * (${#c} + 2))) "&$c;"
-			printf %s "'>"
-			printf %s "</q></iq><iq type='set' id='t$c' from='u@h/r' to='proxy.localhost'><q>"
-			bytes $((262144 * (${#c} + 2))) "&$c;"
-			printf %s "</q></iq>"
-		} >"$dir/srv.in"
-		# forwarded, not refused
-		await grep -q "id='a$c' from='proxy.localhost/u@h/r'" "$dir/srv.out"
-		await grep -q "id='t$c' from='proxy.localhost/u@h/r'" "$dir/srv.out"
-	done
-	fits_in 8192
-	unlogged disconnected
-	[ "$(tr -cd "'" <"$dir/srv.out" | wc -c)" -ge 524288 ]
-	[ "$(tr -cd '>' <"$dir/srv.out" | wc -c)" -ge 524288 ]
-	[ "$(tr -cd '"' <"$dir/srv.out" | wc -c)" -ge 524288 ]
-}
-
-handshake_with_any_id() {
-	ID="a&amp;b&lt;&quot;é🙂 "
-	serve
-	proxy
-	hear srv "<stream:stream"
-	tell srv "<?xml version='1.0'?><stream:stream id='$ID'
-		xmlns='jabber:component:accept' xmlns:stream='http://etherx.jabber.org/streams'>
-		<stream:features/>"
-	hear srv "<handshake>$(sha1 'a&b<"é🙂 secret')</handshake>"
-	tell srv "<handshake/>"
-	logged online
-}
-
-refusals_are_logged() {
-	serve
-	proxy
-	hear srv "<stream:stream"
-	tell srv "<stream:stream id='x' xmlns='jabber:component:accept'
-		xmlns:stream='http://etherx.jabber.org/streams'>
-		<stream:error><not-authorized xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>
-		<text a='&gt;' xmlns='urn:ietf:params:xml:ns:xmpp-streams'>Not
-		today€</text></stream:error></stream:stream>"
-	logged "^client_proxy: disconnected: not-authorized: Not%0A.*today%E2%82%AC$"
-	serve
-	hear srv "<stream:stream"
-	tell srv "<stream:stream id='x' xmlns='jabber:server'
-		xmlns:stream='http://etherx.jabber.org/streams'>"
-	hear srv "<invalid-namespace"
-	logged "disconnected: this is no component port"
-	unlogged "$(sha1 xsecret)"
-}
-
-# While nobody is there it tries each second, however long that lasts, and says
-# so a few times only.
-a_server_that_comes_back_is_seen_at_once() {
-	proxy
-	logged waiting
-	sleep 12
-	[ "$(wc -l <"$log")" -le 5 ]
-	begun=$(date +%s%N)
-	serve
-	hear srv "<stream:stream"
-	took=$((($(date +%s%N) - begun) / 1000000))
-	echo "$took ms after the port was open"
-	tries=$(grep -c "connect: " "$log")
-	[ "$tries" = 1 ]
-}
-
-# A server that is there and refuses is left alone for longer each time, up to
-# backoffmax; so is one that accepts and then throws us out.
-backing_off() {
-	for how in refuses accepts; do
-		rm -f "$dir/proxy.log"
-		[ $how = accepts ] || ID=x
-		proxy backoffmax=4
-		for i in 1 2 3 4 5; do
-			serve
-			[ $how = accepts ] || hear srv "<stream:stream"
-			[ $how = refuses ] || welcome
-			[ $how = accepts ] || tell srv "<stream:stream id='x' xmlns='jabber:component:accept'
-				xmlns:stream='http://etherx.jabber.org/streams'>"
-			tell srv "<stream:error><conflict xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>
-				</stream:error></stream:stream>"
-			await sh -c "[ \$(grep -c 'disconnected: conflict' '$log') = $i ]"
-			end "$(cat "$dir/srv.pid")"
-		done
-		await sh -c "[ \$(grep -c waiting '$log') -ge 5 ]"
-		grep -A 1 "disconnected: conflict" "$log" | awk '/waiting/ { t[++n] = $3 }
-		END { exit !(t[1] < 1 && t[2] >= 1 && t[2] < 2 && t[3] >= 2 && t[3] < 4 && t[4] >= 2 && t[5] >= 2 && t[5] < 4) }'
-		stop
-	done
-}
-
-# A name with several addresses, as the C library's test tool makes them up.
-all_addresses_of_a_host() {
-	printf '%s many.test\n' 127.0.0.9 ::1 127.0.0.1 >"$dir/hosts"
-	wrapped() {
-		ASAN_OPTIONS=verify_asan_link_order=0 NSS_WRAPPER_HOSTS=$dir/hosts \
-		    LD_PRELOAD=libnss_wrapper.so proxy "$@"
-	}
-	wrapped host='"many.test"'
-	logged waiting
-	for a in 127.0.0.9 ::1 127.0.0.1; do
-		logged "connect: $a port $cport: "
-	done
-	serve
-	welcome
-	# nor does one that has served before keep the others from being tried
-	cut_off srv
-	connect srv "TCP6-LISTEN:$cport,bind=[::1],reuseaddr"
-	await listening_only "$cport"
-	welcome
-	stop
-	rm -f "$dir/srv".*
-	connect srv "TCP6-LISTEN:$cport,bind=[::1],reuseaddr"
-	await listening_only "$cport"
-	wrapped host='"many.test"'
-	welcome
-	stop
-	proxy host='"no.such.host.invalid"'
-	logged "resolve: no.such.host.invalid"
-	logged waiting
-}
-
-# Ends within a second with status 0, whatever state it is in.
-signals() {
-	proxy
-	logged waiting
-	stop
-	connect srv "TCP-LISTEN:$cport,bind=127.0.0.1,reuseaddr"
-	await listening_only "$cport"
-	proxy
-	hear srv "<stream:stream"
-	stop
-	hear srv "</stream:stream>"
-	scripted
-	deliver iq get u@h/r proxy.localhost
-	hear srv "<iq"
-	stop
-	hear srv "</stream:stream>"
-	serve
-	proxy
-	welcome
-	kill -INT "$proxypid"
-	await gone "$proxypid"
-	hear srv "</stream:stream>"
-	for sig in HUP QUIT; do
-		serve
-		proxy
-		welcome
-		kill "-$sig" "$proxypid"
-		await gone "$proxypid"
-		wait "$proxypid"
-		hear srv "</stream:stream>"
-	done
-	# a server that takes nothing
-	serve
-	proxy
-	welcome
-	kill -STOP "$(cat "$dir/srv.pid")"
-	stop
-}
-
-configurations_that_cannot_work() {
-	for c in target='"service"' target='"service@localhost/x"' target='"@localhost"' \
-	    target='"a@b@c"' target='"service@"' target='"service@proxy.localhost"' \
-	    target='"Service@localhost"' target='""' domain='""' domain='"a/b"' \
-	    domain='"a b"' domain='"a@b"' domain='"A.localhost"' secret='""' \
-	    domain='"proxy.localhost."' target='"service@localhost."' refresh=4294967295 \
-	    keepalive=2592001 host='""' port='""' backoffmax=0 choice=4 \
-	    choice=-1 stall=2592001 retry=10 sticktime=2592001 tlspin='" "' tlspin='"12:34"' \
-	    tlspin="\"$(bytes 63 a)\"" tlspin="\"$(bytes 65 a)\"" tlspin="\"$(bytes 64 g)\"" \
-	    tlspin="\"$(bytes 576 a)\"" tlspin="\"sha256 Fingerprint=$(bytes 64 a)\""; do
-		configure "$c"
-		brief
-		echo "$c: $rc"
-		cat "$dir/err"
-		[ $rc = 1 ]
-		grep -q "^client_proxy: [a-z]*: " "$dir/err"
-		[ "$(wc -l <"$dir/err")" = 1 ]
-	done
-}
-
-options() {
-	configure
-	brief -v
-	[ $rc = 0 ]
-	[ "$(cat "$dir/out")" = "client_proxy-$(sed -n 's/^VERSION = //p' Makefile)" ]
-	for o in -h x '-v -v' '-x y'; do
-		# shellcheck disable=SC2086 # words
-		brief $o
-		[ $rc = 1 ]
-		grep -q "^usage: " "$dir/err"
-	done
-}
-
-small_in_memory() {
-	case ${CFLAGS-} in *sanitize*) echo "of no use with sanitizers"; exit 77 ;; esac
-	scripted
-	awk '/VmRSS/ { exit !($2 < 4096) }' "/proc/$proxypid/status"
-	strip -o "$dir/stripped" "$bin"
-	[ "$(wc -c <"$dir/stripped")" -lt 65536 ]
-}
-
-# What has been read goes out before anything else is waited for.
-a_request_takes_one_turn() {
-	need strace strace
-	case ${CFLAGS-} in *sanitize*) echo "of no use with sanitizers"; exit 77 ;; esac
-	one_request
-	cat "$dir/turn"
-	[ "$(sed 's/(.*//' "$dir/turn" | tr '\n' ' ')" = "poll read write poll " ]
-	grep -q "^read.*<iq type='get' from='u@h/r'.*id='last'" "$dir/turn"
-	grep -q "^write.*<iq type='get' id='last'.*</iq>" "$dir/turn"
-}
-
-# Nothing else in the tests would see the program become slower.
-costs_little_more_than_parsing() {
-	need valgrind valgrind
-	case ${CFLAGS-} in *sanitize*) echo "of no use with sanitizers"; exit 77 ;; esac
-	configure
-	build_load
-	for p in exchanges=140 answers=140 texts=120 elements=140 unwell=140; do
-		count_instructions "${p%=*}"
-		[ $((cost * 100)) -lt $((floor * ${p#*=})) ]
-	done
-}
-
-# ---- tests: faults and hostile input ----
-
-memory_stays_bounded() {
-	scripted
-	from="type='error' from='u@h/r' to='proxy.localhost'"
-	awk -v from="$from" 'BEGIN {
-		for (i = 0; i < 1000000; i++)
-			printf "<message %s><e%d a%d=\"\" xmlns:p%d=\"u\"/></message>", from, i, i, i
-	}' >"$dir/srv.in"
-	goes_on names
-	{ echo "<message $from>"; bytes 6000000 "text "; echo "</message>"; } >"$dir/srv.in"
-	goes_on text
-	{ echo "<message $from>"; bytes 4000000 "<a/>"; echo "</message>"; } >"$dir/srv.in"
-	goes_on elements
-	awk 'BEGIN {
-		for (i = 0; i < 5000; i++)
-			printf "<presence from=\"service@localhost/%01000d\" to=\"proxy.localhost\"/>", i
-	}' >"$dir/srv.in"
-	goes_on resources
-	logged "1024 online is the limit"
-	{ printf "<message a='"; bytes 40000000 xxxxxxxxxxxxxxxx; } >"$dir/srv.in" 2>"$dir/err" || :
-	ends_with policy-violation
-	{ printf "<m"; bytes 20000000 xxxxxxxxxxxxxxxx; } >"$dir/srv.in" 2>"$dir/err" || :
-	ends_with policy-violation
-	{ echo "<message $from>"; bytes 300000 "<a>"; } >"$dir/srv.in" 2>"$dir/err" || :
-	ends_with policy-violation
-	{ echo "<message $from>"; names 8000000 "<%/>"; } >"$dir/srv.in" 2>"$dir/err" || :
-	ends_with policy-violation
-	{ echo "<message"; names 8000000 " %=''"; } >"$dir/srv.in" 2>"$dir/err" || :
-	ends_with policy-violation
-}
-
-# A fresh parser takes over in the middle of a read: nothing lost or reordered.
-a_fresh_parser_loses_nothing() {
-	scripted PARSERSOFT=100000 MAXREQUESTS=50000
-	awk 'BEGIN {
-		for (i = 0; i < 20000; i++)
-			printf "<iq type=\"get\" id=\"n%d\" from=\"u@h/r\" to=\"proxy.localhost\"><e%d a=\"b\">t</e%d></iq>", i, i, i
-	}' >"$dir/many"
-	cat "$dir/many" >"$dir/srv.in"
-	await grep -q "id='n19999'" "$dir/srv.out"
-	stanzas <"$dir/srv.out" | sed -n "s|.*id='n\([0-9]*\)'.*><e\([0-9]*\) a='b'>t</e\2></iq>|\1 \2|p" >"$dir/ids"
-	awk 'BEGIN { for (i = 0; i < 20000; i++) print i, i }' | cmp - "$dir/ids"
-	unlogged disconnected
-}
-
-# With the expat that is installed and with the others of the distribution.
-split_anywhere_on_each_expat() {
-	split_anywhere
-	need apt-get apt
-	cd "$dir"
-	for v in $(apt-cache madison libexpat1 | awk '{ print $3 }'); do
-		apt-get download "libexpat1=$v" || continue
-		dpkg -x "libexpat1_$v"_*.deb "expat.$v" || continue
-		lib=$(find "$dir/expat.$v" -name 'libexpat.so.1' -printf %h)
-		cd "$TESTDIR/src"
-		stop
-		LD_LIBRARY_PATH=$lib split_anywhere
-		grep "$lib" "/proc/$proxypid/maps" >"$dir/maps"
-		cd "$dir"
-		echo "$v" >>versions
-	done
-	cd "$TESTDIR/src"
-	[ "$(sort -u "$dir/versions" | wc -l)" -gt 1 ] || echo "only one version"
-}
-
-# A large attribute costs about the same in however many pieces it arrives: the
-# processor's instructions, as valgrind counts them.
-pieces_cost_little() {
-	need valgrind valgrind
-	case ${CFLAGS-} in *sanitize*) echo "of no use with sanitizers"; exit 77 ;; esac
-	configure
-	build_load
-	{
-		printf %s "<iq type='get' id='1' from='u@h/r' to='proxy.localhost'><q a='"
-		bytes 500000 x
-		printf %s "'/></iq>"
-	} >"$dir/large"
-	for size in 64 100000; do
-		cc -shared -fPIC -o "$dir/short.$size.so" -x c - -ldl <<-E
-		#define _GNU_SOURCE
-		#include <dlfcn.h>
-		#include <unistd.h>
-		ssize_t
-		read(int fd, void *b, size_t n)
-		{
-			static ssize_t (*real)(int, void *, size_t);
-
-			if (!real)
-				real = (ssize_t (*)(int, void *, size_t))dlsym(RTLD_NEXT, "read");
-			return real(fd, b, n < $size ? n : $size);
-		}
-		E
-		"$load" serve "$dir/large" 1 1 1 "$cport" env LD_PRELOAD="$dir/short.$size.so" \
-		    valgrind -q --tool=callgrind --callgrind-out-file="$dir/cost.$size" "$bin" \
-		    2>"$dir/log" >"$dir/lost"
-		grep -q " 0$" "$dir/lost"
-	done
-	small=$(sed -n 's/^summary: //p' "$dir/cost.64")
-	large=$(sed -n 's/^summary: //p' "$dir/cost.100000")
-	echo "$small instructions in pieces of 64 bytes, $large in large ones"
-	[ "$small" -lt $((20 * large)) ]
-}
-
-# A server that does not read makes us wait, not lose, and not spin.
-back_pressure() {
-	build_peer
-	"$peer" stall "$cport" 20000 >"$dir/stall" &
-	server=$!
-	echo $server >>"$dir/pids"
-	await listening_only "$cport"
-	proxy MAXREQUESTS=50000 keepalive=0
-	await grep stuck "$dir/stall"
-	before=$(switches)
-	sleep 1
-	[ $(($(switches) - before)) -lt 20 ]
-	fits_in 12288
-	wait $server
-	cat "$dir/stall"
-	grep "20000 of 20000 in order" "$dir/stall"
-}
-
-liveness() {
-	scripted keepalive=1
-	hear srv "<iq type='get' id='ping' from='proxy.localhost' to='proxy.localhost'><ping xmlns='urn:xmpp:ping'/></iq>"
-	tell srv "$heard"
-	hear srv "<iq type='get' id='ping'"
-	deliver iq error proxy.localhost proxy.localhost "id='ping'/"
-	hear srv "<iq type='get' id='ping'"
-	tell srv " "
-	hear srv "<iq type='get' id='ping'"
-	deliver iq get u@h/r proxy.localhost "id='ping'/"
-	hear srv "<iq type='get' id='ping' .*to='service@localhost/a'"
-	unlogged disconnected
-	unlogged dropped
-	logged "disconnected: the server is silent"
-	logged waiting
-}
-
-time_limits() {
-	build_peer
-	background "$peer" deaf "$cport"
-	await listening_only "$cport"
-	sleep 0.5
-	proxy patience=1
-	logged "connect: 127.0.0.1 port $cport: \\(Connection\\|Operation\\) timed out"
-	logged waiting
-	stop
-	cleanup
-	set -e
-	serve
-	proxy patience=1
-	logged "disconnected: the server does not answer the handshake in time"
-	hear srv "</stream:stream>"
-}
-
-forbidden_xml() {
-	for bad in '<!-- no -->' '<?no no?>' '<a><!--x--></a>' '<a><?x y?></a>' '<?a?>' '<!DOCTYPE a>' \
-	    '<a><!DOCTYPE a [<!ENTITY b "c">]></a>'; do
-		[ -n "$proxypid" ] || scripted backoffmax=1
-		tell srv "$bad"
-		ends_with restricted-xml
-	done
-	for bad in '<?xml version="1.0"?>' '<!ELEMENT a>' '</a>' '<iq' '<a b=c/>' '<a>&nbsp;</a>' '<a b="1" b="2"/>' '<a>&#0;</a>' '<a>&#xFFFE;</a>' \
-	    '<a><b></a>' "$(printf '<a>\300\257</a>')" "$(printf '<a>\377</a>')" "$(printf '<a>\355\240\200</a>')" '<a b="<"/>'; do
-		tell srv "$bad<x>"
-		ends_with not-well-formed
-	done
-}
-
-wrong_streams() {
-	ns="xmlns='jabber:component:accept' xmlns:stream='http://etherx.jabber.org/streams'"
-	for c in "bad-format <stream:stream $ns>" "bad-format <stream $ns id='1'>" \
-	    "bad-format <html id='1'>" \
-	    "invalid-namespace <stream:stream id='1' xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'>" \
-	    "invalid-namespace <stream:stream id='1' xmlns='jabber:component:accept' xmlns:stream='urn:x'>" \
-	    "invalid-namespace <stream:stream id='1'>" \
-	    "bad-format <stream:stream $ns id='1'><iq/>" \
-	    "bad-format <stream:stream $ns id='1'><presence from='a@b/c' to='proxy.localhost'/>" \
-	    "restricted-xml <!DOCTYPE stream:stream><stream:stream $ns>" \
-	    "restricted-xml <?xml-stylesheet href='x'?><stream:stream $ns>" \
-	    "not-well-formed HTTP/1.1 400 Bad Request <>" \
-	    "policy-violation <stream:stream $ns id='1' $(names 2000 " xmlns:%='u'")>"; do
-		serve
-		[ -n "$proxypid" ] || proxy backoffmax=1
-		hear srv "<stream:stream"
-		tell srv "${c#* }"
-		hear srv "<${c%% *} xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>"
-	done
-	logged "disconnected: "
-}
-
-descriptors_and_reports() {
-	serve
-	configure
-	log=$dir/proxy.log
-	: >"$log"
-	# shellcheck disable=SC2086 # a command and its options, or nothing
-	${WRAPPER-} "$bin" <&- >&- 2>&- &
-	pid=$!
-	echo $pid >>"$dir/pids"
-	proxypid=$pid
-	welcome
-	await [ -L "/proc/$proxypid/fd/2" ]
-	for fd in 0 1 2; do
-		[ "$(readlink "/proc/$proxypid/fd/$fd")" = /dev/null ]
-	done
-	grep "^Max core file size *0 " "/proc/$proxypid/limits"
-	stop
-	# nobody reads what it says
-	serve
-	mkfifo "$dir/pipe"
-	head -n 1 <"$dir/pipe" >"$dir/head" &
-	# shellcheck disable=SC2086
-	background ${WRAPPER-} "$bin" 2>"$dir/pipe"
-	proxypid=$pid
-	welcome
-	online a b c
-	deliver iq get u@h/r proxy.localhost
-	hear srv "to='service@localhost/[abc]'"
-	stop
-	scripted
-	deliver iq get u@h/r proxy.localhost
-	hear srv "to='service@localhost/a'"
-	deliver iq result service@localhost/a proxy.localhost/u@h/r
-	deliver iq get u@h/r proxy.localhost/x
-	deliver iq get service@localhost/a proxy.localhost
-	deliver iq get "u@h/$(bytes 1023 x)" proxy.localhost
-	deliver iq result nobody@h/r proxy.localhost/u@h/r
-	hear srv "<not-acceptable"
-	kill -USR1 "$proxypid"
-	deliver iq get u@h/r proxy.localhost
-	deliver iq get u@h/r proxy.localhost
-	hear srv "to='service@localhost/a'"
-	hear srv "to='service@localhost/a'"
-	kill -USR1 "$proxypid"
-	logged "counted: 1 requests, 0 untracked, 1 answers, 0 late, 0 messages, 1 service-unavailable, 1 feature-not-implemented, 1 not-acceptable, 0 policy-violation, 0 resource-constraint, 0 recipient-unavailable, 0 remote-server-timeout, 0 bad-request, 1 dropped, 1 connections, 1 online, 0 open, [0-9]* bytes in, [0-9]* bytes out"
-	logged "resource: service@localhost/a: 0 open, 1 handed out, 1 answered, "
-	logged "counted: 3 requests, .* 1 online, 2 open"
-	logged "resource: service@localhost/a: 2 open"
-}
-
-# The connection is reset, cut in the middle of a stanza, half closed.
-cut_connections() {
-	scripted backoffmax=1
-	tell srv "<iq type='get' from='u@h/r' to='proxy.loc"
-	sleep 0.1
-	end "$(cat "$dir/srv.pid")" 9
-	logged "disconnected: "
-	serve
-	welcome
-	tell srv "</stream:stream>"
-	logged "disconnected: the server has closed the stream"
-	hear srv "</stream:stream>"
-	for i in 1 2 3 4 5; do
-		serve
-		welcome
-		cat "$dir/srv.out" >"$dir/kept.$i"
-		thousands=$(bytes 200000 "<iq type='get' id='x' from='u@h/r' to='proxy.localhost'/>")
-		tell srv "$thousands"
-		end "$(cat "$dir/srv.pid")" 9
-	done
-	serve
-	welcome
-}
-
-# No stanza that a client may send ends our stream.
-ugly_stanzas_on_prosody() {
-	need prosody prosody
-	ugly_stanzas prosody
-}
-
-ugly_stanzas_on_ejabberd() {
-	need ejabberdctl ejabberd
-	ugly_stanzas ejabberd
-}
-
-# ---- tests: workers that hang, drain or leave, on a scripted server ----
-
-# Who has a request and is silent for `stall' seconds is pinged; after as many again
-# he is set aside, and while there are others they are chosen.
-who_hangs_is_set_aside() {
-	scripted stall=1
-	goes_to a 1 set
-	joins b
-	is_pinged a
-	unlogged stalled
-	is_pinged a
-	logged "stalled: service@localhost/a: silent for [23] s, 1 open$"
-	for i in 2 3 4 5 6 7; do
-		goes_to b $i
-		passes b $i
-	done
-	is_pinged a
-	goes_to b 8
-	passes b 8
-	logged_times 1 stalled
-	stop
-	scripted stall=0
-	goes_to a 1
-	sleep 1.5
-	news
-	unsent "id='\(stall\|due\)"
-}
-
-# To those who say anything within `stall' nothing is sent, be a request never
-# answered; nor to those who have none.
-nobody_is_pinged_who_talks() {
-	scripted stall=2
-	goes_to a slow set
-	joins b
-	for i in 1 2 3 4 5 6 7 8; do
-		deliver iq result service@localhost/a proxy.localhost/x@h/r "id='$i'/"
-		sleep 0.5
-		! find_stanza srv "^<iq type='get' id='due" || tell srv "$heard"
-	done
-	grep -q "id='due" "$dir/srv.out"
-	unsent "id='stall'"
-	unlogged stalled
-}
-
-# Who answers pings but not his requests stays.
-who_answers_pings_stays() {
-	scripted stall=1
-	goes_to a 1 set
-	for i in 1 2 3 4; do
-		is_pinged a
-		deliver iq error service@localhost/a proxy.localhost "id='stall'/"
-	done
-	unlogged "stalled\|dropped"
-	fares a "1 open, 1 handed out, 0 answered, 0 retried away, 0 timed out, 0 ms, up"
-}
-
-# Who is set aside is pinged each `stall' seconds, and tried at every third time: with
-# the next get, which others get as well if he is silent still; or with any request,
-# if no get comes soon. Some answer requests, but no pings.
-who_was_set_aside_is_tried() {
-	scripted stall=1
-	goes_to a 1 set
-	joins b
-	is_set_aside a
-	is_pinged a
-	is_pinged a
-	goes_to b 2
-	passes b 2
-	is_pinged a
-	goes_to b 3 set
-	passes b 3
-	goes_to a 4
-	goes_to b 5
-	passes b 5
-	is_pinged a
-	is_handed_to b 4
-	passes b 4
-	for i in 1 2 3 4; do
-		goes_to b "6$i" set
-		passes b "6$i"
-		is_pinged a
-	done
-	goes_to b 7 set
-	passes b 7
-	is_pinged a
-	goes_to a 8 set
-	unlogged recovered
-	passes a 8
-	logged "recovered: service@localhost/a$"
-	fares a "1 open, 3 handed out, 1 answered, 1 retried away, 0 timed out, [0-9]* ms, up"
-}
-
-# Any stanza from him brings him back, but no presence while a probe is out, which
-# may be only his server's.
-any_stanza_brings_back() {
-	scripted stall=1
-	goes_to a 1 set
-	n=0
-	for how in result error ping message presence; do
-		is_set_aside a
-		case $how in
-		result | error) deliver iq $how service@localhost/a proxy.localhost/u@h/r "id='other'/" ;;
-		ping) deliver iq result service@localhost/a proxy.localhost "id='stall'/" ;;
-		message) deliver message chat service@localhost/a proxy.localhost ;;
-		presence) shows a away ;;
-		esac
-		n=$((n + 1))
-		logged_times $n "recovered: service@localhost/a$"
-	done
-	is_set_aside a
-	probed
-	shows a away
-	news
-	logged_times $n recovered
-	fares a "1 open, .*, stalled"
-	deliver iq get service@localhost/a proxy.localhost
-	logged_times $((n + 1)) recovered
-}
-
-# If all are stalled they are used as if none were; who joins then gets what others
-# had, if it is gets.
-all_are_stalled() {
-	scripted stall=1
-	goes_to a 1 get
-	goes_to a 2 set
-	is_set_aside a
-	goes_to a 3
-	goes_to a 4 set
-	is_pinged a
-	unsent "<iq type='error' id='[1234]'"
-	joins b
-	goes_to b 5
-	passes b 5
-	is_pinged a
-	is_handed_to b 1
-	is_handed_to b 3
-	passes b 1
-	passes b 3
-	unsent "id='[24]'.*localhost/b'"
-	# two of them
-	goes_to b 6 set
-	is_set_aside b
-	each_gets_a_set a b
-}
-
-# A get whose resource leaves is handed to another, with the same from, id and content,
-# instead of being answered with an error.
-gets_are_handed_on() {
-	scripted
-	content=" xml:lang='de' x:y='&amp;' xmlns:x='urn:x'><q xmlns='test' a='\"&apos;'>t &lt; ü<e/></q> </iq>"
-	for id in " id=\"it's &amp; 1\"" " id=''" ""; do
-		joins a
-		from="from='room@proxy.localhost/u@h/%C3%BC%25'"
-		tell srv "<iq type='get'$id from='u@h/ü%' to='room@proxy.localhost'$content"
-		await has_written "<iq type='get'$id $from to='service@localhost/a'$content"
-		joins b
-		leaves a
-		await has_written "<iq type='get'$id $from to='service@localhost/b'$content"
-		tell srv "<iq type='result'$id from='service@localhost/b' to='room@proxy.localhost/u@h/ü%25'/>"
-		await has_written "<iq type='result'$id from='room@proxy.localhost' to='u@h/ü%'/>"
-		leaves b
-	done
-	unsent "type='error'.*unavailable"
-	logged_times 3 "failed: 1 requests held by resources that left"
-}
-
-# They all are, however many, and however little room there is.
-many_are_handed_on_at_once() {
-	scripted OUTSIZE=550000
-	awk -v x="$(bytes 400 x)" 'BEGIN {
-		for (i = 0; i < 4000; i++)
-			printf "<iq type=\"get\" id=\"%d\" from=\"u%d@h/r\" to=\"proxy.localhost\">%s</iq>", i, i % 1000, x
-		print "<presence from=\"service@localhost/b\" to=\"proxy.localhost\"/>"
-		print "<presence type=\"unavailable\" from=\"service@localhost/a\" to=\"proxy.localhost\"/>"
-	}' >"$dir/srv.in"
-	logged "failed: 4000 requests"
-	await sh -c "[ \$(grep -o \"to='service@localhost/b'\" '$dir/srv.out' | wc -l) -ge 4000 ]"
-	news
-	sed "s|.*<iq type='get' id='\([0-9]*\)' from='proxy.localhost/u[0-9]*@h/r' to='service@localhost/b'>x\{400\}</iq>|\1|" "$dir/old" |
-	    grep '^[0-9]*$' | sort -n >"$dir/handed"
-	seq 0 3999 | cmp - "$dir/handed"
-	unsent recipient-unavailable
-}
-
-# So is one whose resource has left without a word.
-gets_of_the_swept_are_handed_on() {
-	scripted patience=1
-	goes_to a 1
-	goes_to a 2 set
-	joins b
-	probed
-	online b
-	probe_is_over
-	probe_is_read
-	online b
-	probe_is_over
-	logged "left: service@localhost/a: 1 online"
-	is_handed_to b 1
-	has_failed recipient-unavailable 2
-	passes b 1
-}
-
-# The first answer counts, a second never passes, from whomever; and an error only
-# if it comes from the last that was given the request.
-the_first_answer_counts() {
-	scripted stall=1
-	for i in 1 2 3 4 5; do
-		goes_to a $i
-	done
-	joins b
-	is_set_aside a
-	for i in 1 2 3 4 5; do
-		is_handed_to b $i
-	done
-	fares a "0 open, 5 handed out, 0 answered, 5 retried away, 0 timed out, 0 ms, stalled"
-	passes a 1
-	is_late b 1
-	is_late b 1 error
-	passes b 2
-	is_late a 2
-	is_late b 2
-	is_late a 3 error
-	passes b 3
-	is_late a 4 error
-	passes b 4 error
-	is_late a 4
-	is_late a 5 error
-	leaves a
-	is_late a 5 error
-	passes b 5
-	kill -USR1 "$proxypid"
-	logged "counted: 5 requests, 0 untracked, 5 answers, 9 late, .* 0 open"
-}
-
-# What its server says of who has left comes after it was handed on.
-a_late_bounce_is_dropped() {
-	scripted
-	goes_to a 1
-	joins b
-	leaves a
-	is_handed_to b 1
-	news
-	deliver iq error service@localhost/a proxy.localhost/u@h/r "id='1'><error type='cancel'>
-		<service-unavailable xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq"
-	news
-	[ -z "$news" ]
-	passes b 1
-}
-
-# That it is not there its server may say before its presence does: another is asked.
-a_bounce_asks_another() {
-	scripted
-	goes_to a 1
-	goes_to a 2 set
-	joins b
-	for i in 1 2; do
-		deliver iq error service@localhost/a proxy.localhost/u@h/r "id='$i'><error type='cancel'>
-			<recipient-unavailable xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq"
-	done
-	is_handed_to b 1
-	hear srv "<iq type='error' id='2' from='proxy.localhost' to='u@h/r'>"
-	passes b 1
-}
-
-# It may have said so itself: nothing else changes for it, and where one is in charge the
-# others are not asked.
-who_bounces_is_not_set_aside() {
-	scripted choice=STANDBY
-	goes_to a 1
-	joins b
-	deliver iq error service@localhost/a proxy.localhost/u@h/r "id='1'><error type='cancel'>
-		<recipient-unavailable xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq"
-	hear srv "<iq type='error' id='1' from='proxy.localhost' to='u@h/r'>"
-	goes_to a 2
-	unlogged stalled
-	unlogged "in charge: service@localhost/b"
-}
-
-# A set is never repeated: whose resource leaves gets the error, whose is stalled waits.
-a_set_is_never_repeated() {
-	scripted stall=1
-	goes_to a 1 set
-	goes_to a 2 set
-	joins b
-	is_set_aside a
-	is_pinged a
-	passes a 2
-	leaves a
-	has_failed recipient-unavailable 1
-	is_late a 1
-	goes_to b 3
-	unsent "id='[12]'.*service@localhost/b"
-}
-
-# Its content must fit, with its addresses and id.
-what_is_too_large_is_not_handed_on() {
-	scripted REQUESTSIZE=200
-	small=$(bytes 160 x)
-	large=$(bytes 180 x)
-	deliver iq get u@h/r proxy.localhost "id='1'>$small</iq"
-	deliver iq get u@h/r proxy.localhost "id='2'>$large</iq"
-	hear srv "id='2'" "to='service@localhost/a'>x*</iq>"
-	joins b
-	leaves a
-	hear srv "id='1'" "to='service@localhost/b'>$small</iq>"
-	has_failed recipient-unavailable 2
-	unsent "id='2'.*localhost/b'"
-}
-
-# As often as `retry' says.
-so_often_it_is_handed_on() {
-	for n in 0 1 3; do
-		scripted retry=$n
-		goes_to a 1
-		has=a
-		for r in $(echo b c d e | cut -c "1-$((2 * n))"); do
-			joins "$r"
-			leaves "$has"
-			is_handed_to "$r" 1
-			has=$r
-		done
-		joins f
-		leaves "$has"
-		has_failed recipient-unavailable 1
-		stop
-	done
-	# nobody else is online: the error at once
-	scripted
-	goes_to a 1
-	leaves a
-	has_failed recipient-unavailable 1
-	joins b
-	goes_to b 2
-	unsent "id='1'.*localhost/b'"
-}
-
-# Who has it next has only what is left of its time.
-the_first_time_counts() {
-	scripted answertime=3
-	goes_to a 1
-	news
-	sleep 1
-	joins b
-	leaves a
-	is_handed_to b 1
-	goes_to b 2
-	is_due
-	has_failed remote-server-timeout 1
-	passes b 2
-	logged "timed out: request of u@h/r to proxy.localhost at b, and"
-	is_late b 1
-	is_late a 1
-	fares b "0 open, 2 handed out, 1 answered, 0 retried away, 1 timed out, [0-9]* ms, up"
-}
-
-# Who shows dnd gets nothing new while another is online, and keeps what he has; any
-# other show, and priorities, mean nothing. If all drain, all are used.
-who_shows_dnd_drains() {
-	scripted
-	goes_to a 1
-	goes_to a 2 set
-	joins b
-	shows a dnd
-	logged "draining: service@localhost/a$"
-	for i in 3 4 5 6 7 8; do
-		goes_to b $i
-	done
-	tell srv "<presence from='service@localhost/a' to='proxy.localhost'><status>soon</status><show>dnd</show><priority>9</priority></presence>"
-	fares a "2 open, 2 handed out, 0 answered, .*, draining"
-	passes a 1
-	passes a 2
-	fares a "0 open, 2 handed out, 2 answered, .*, draining"
-	# a show of somebody else's says nothing
-	tell srv "<presence from='service@localhost/a' to='proxy.localhost'><show xmlns='x'>chat</show><show>dnd</show></presence>"
-	tell srv "<presence from='service@localhost/b' to='proxy.localhost'><show xmlns='x'>dnd</show></presence>"
-	goes_to b 9
-	unlogged "draining: service@localhost/b"
-	unlogged "back: service@localhost/a"
-	passes b 9
-	leaves b
-	for i in 3 4 5 6 7 8; do
-		is_handed_to a $i
-		passes a $i
-	done
-	goes_to a 9 set
-	# who comes draining, too
-	shows c dnd
-	logged "joined: service@localhost/c: 2 online"
-	logged "draining: service@localhost/c"
-	each_gets_a_set a c
-	shows c chat
-	logged "back: service@localhost/c$"
-	goes_to c 10
-	passes c 10
-	for show in away xa chat; do
-		shows c $show
-		goes_to c $show
-		passes c $show
-	done
-	tell srv "<presence from='service@localhost/c' to='proxy.localhost'><priority>-9</priority></presence>"
-	goes_to c 11
-	leaves a
-	logged_times 2 "draining: "
-	logged_times 1 "back: "
-}
-
-# Those that drain are used before those that are stalled.
-draining_is_better_than_stalled() {
-	scripted stall=1
-	goes_to a 1 set
-	joins b
-	is_set_aside a
-	shows b dnd
-	logged "draining: service@localhost/b"
-	for i in 2 3 4 5 6; do
-		goes_to b $i
-		passes b $i
-	done
-}
-
-# It speaks against a resource that it drains or is stalled, whatever else the choice
-# looks at: who was served there, or how few requests it has.
-it_speaks_against_every_choice() {
-	for choice in STICKY LEASTBUSY; do
-		scripted choice=$choice stall=1
-		goes_to a 1
-		passes a 1
-		joins b
-		shows a dnd
-		goes_to b 2 set
-		goes_to b 3 set
-		shows a chat
-		goes_to "$(echo $choice | tr SL ba | cut -c1)" 4 set
-		shows b chat
-		is_set_aside b
-		deliver iq result service@localhost/a proxy.localhost/x@h/r "id='alive'/"
-		goes_to a 5
-		stop
-	done
-}
-
-# What drains is not tried either.
-what_drains_is_not_tried() {
-	scripted stall=1
-	goes_to a 1 set
-	joins b
-	shows a dnd
-	is_set_aside a
-	for i in 2 3 4 5 6 7 8; do
-		is_pinged a
-		goes_to b $i
-		passes b $i
-		goes_to b $i$i set
-		passes b $i$i
-	done
-}
-
-# With relay those who talk to it still do; others begin with another.
-conversations_stay_while_it_drains() {
-	scripted relay=1 stall=1
-	hi="><body>hi</body></message"
-	deliver message chat u@h/r proxy.localhost "id='1'$hi"
-	hear srv "id='1'" "to='service@localhost/a'"
-	joins b
-	shows a dnd
-	logged "draining: service@localhost/a"
-	for i in 2 3 4 5; do
-		deliver message chat u@h/other proxy.localhost "id='$i'$hi"
-		hear srv "id='$i'" "to='service@localhost/a'"
-		deliver message chat v$i@h/r proxy.localhost "id='v$i'$hi"
-		hear srv "id='v$i'" "to='service@localhost/b'"
-	done
-	goes_to a 6 set
-	# but not with one that hangs
-	is_set_aside a
-	deliver message chat u@h/r proxy.localhost "id='7'$hi"
-	hear srv "id='7'" "to='service@localhost/b'"
-	goes_to b 8
-	passes b 8
-}
-
-# One who floods leaves half of the places to others, and is refused; none of five
-# hundred others is. However long his ids are, and from how many resources he comes.
-who_floods_leaves_half() {
-	for n in 0 1000; do
-		scripted stall=0
-		x=$(bytes $n x)
-		flood 1 3000 "${x}f"
-		await grep -q "f1-3000'" "$dir/srv.out"
-		logged "busy: 2048 requests are open, 2048 of x*\\(f1@h/r2049\\)\\?: refusing more"
-		# answered, they are his again
-		for i in 1 2 3; do
-			passes a "${x}f1-$i" result "${x}f1@h/r$i"
-		done
-		goes_to a again set "${x}f1@h/r"
-		flood 50 40 o # few, so that none of them shares both places with g
-		flood 1 3000 "${x}g"
-		await grep -q "g1-3000'" "$dir/srv.out"
-		news
-		for id in f o g; do
-			echo "$id: $(grep -c "set' id='x*${id}[0-9]*-.*localhost/a'" "$dir/old")" \
-			    "$(grep -c "error' id='x*$id.*resource-constraint" "$dir/old")"
-		done | tee "$dir/counts"
-		# 50 places are left when the others have theirs
-		[ "$(tr '\n' ' ' <"$dir/counts")" = "f: 2048 952 o: 2000 0 g: 25 2975 " ]
-		leaves a
-		joins a
-		flood 1 3000 "${x}f"
-		news
-		kill -USR1 "$proxypid"
-		logged "counted: .* 2048 open"
-		stop
-		rm "$dir/old" "$log"
-	done
-}
-
-# A resource that answers nothing gets half of the places at most.
-a_resource_has_its_share() {
-	scripted MAXREQUESTS=64 stall=0
-	joins b
-	news
-	for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
-		flood 10 1 "$i."
-		await grep -q "id='$i\.10-1'" "$dir/srv.out"
-		news
-		echo "$news" | grep "id='$i\..*/b'" |
-		    sed "s/.* id='\([^']*\)' from='\([^']*\)' to='\([^']*\)'.*/<iq type='result' id='\1' from='\3' to='\2'\/>/" >"$dir/answers"
-		cat "$dir/answers" >"$dir/srv.in"
-		news
-	done
-	unsent resource-constraint
-	kill -USR1 "$proxypid"
-	logged "resource: service@localhost/a: \(2[5-9]\|3[012]\) open"
-	[ "$(grep -c "/a'" "$dir/old")" -le 33 ]
-}
-
-# With STICKY, who was served lately stays where he is, also when others join, for
-# sticktime; then all that are online decide.
-who_was_served_stays() {
-	scripted choice=STICKY sticktime=2
-	goes_to a 1
-	joins b c d e f g h i
-	for i in 2 3 4 5 6 7 8; do
-		sleep 0.4
-		goes_to a $i
-	done
-	# a chance of one in nine to the seventh; and with the next one, too
-	leaves a
-	deliver iq get u@h/r proxy.localhost "id='9'/"
-	hear srv "id='9' from='proxy.localhost/u@h/r'"
-	r=${heard#* to=\'service@localhost/}
-	r=${r%%\'*}
-	joins a j k l m n o
-	goes_to "$r" 10
-	stop
-	scripted choice=STICKY MAXREQUESTS=100000
-	online b c d e f g h i
-	logged "joined: .*: 9 online"
-	ask_for_many nine
-	joins j
-	ask_for_many ten
-	# only some of those who share a place; else it would be a thousand
-	join "$dir/nine" "$dir/ten" | awk '$2 != $3 { moved++ }
-	    END { print moved + 0 " moved"; exit moved > 300 }'
-	stop
-	scripted choice=STICKY MAXREQUESTS=100000 sticktime=1
-	online b c d e f g h i
-	logged "joined: .*: 9 online"
-	ask_for_many nine
-	sleep 1.2
-	joins j
-	ask_for_many ten
-	join "$dir/nine" "$dir/ten" | awk '$2 != $3 { moved++ }
-	    END { print moved + 0 " moved"; exit moved < 750 || moved > 1250 }'
-}
-
-# With relay, messages, their errors and requests of one bare JID meet the same resource.
-messages_and_requests_meet() {
-	scripted relay=1
-	online b c d e f
-	logged "joined: .*: 6 online"
-	for u in 1 2 3 4 5 6 7 8; do
-		deliver message chat u$u@h/x proxy.localhost "id='m$u'><body>hi</body></message"
-		hear srv "id='m$u'"
-		r=${heard#* to=\'service@localhost/}
-		r=${r%%\'*}
-		echo "$r" >>"$dir/met"
-		goes_to "$r" "g$u" get u$u@h/y
-		goes_to "$r" "s$u" set u$u@h
-		deliver message "" u$u@h/y room@proxy.localhost "id='n$u'><body>hi</body></message"
-		hear srv "id='n$u'" "to='service@localhost/$r'"
-		deliver message error u$u@h/z proxy.localhost "id='e$u'/"
-		hear srv "id='e$u' from='proxy.localhost/u$u@h/z' to='service@localhost/$r'"
-	done
-	# all at one: a chance of one in 6 to the seventh
-	[ "$(sort -u "$dir/met" | wc -l)" -gt 1 ]
-}
-
-# With STANDBY all goes to one, until it leaves, drains or is stalled; who joins or
-# comes back changes nothing. Then the first by name of the others takes over.
-one_is_in_charge() {
-	scripted choice=STANDBY stall=1
-	logged "in charge: service@localhost/a$"
-	leaves a
-	joins m
-	logged_times 1 "in charge: service@localhost/m$"
-	joins z b c a
-	for i in 1 2 3 4; do
-		goes_to m $i get "u$i@h/r"
-		passes m $i result "u$i@h/r"
-	done
-	goes_to m 5
-	leaves m
-	logged_times 2 "in charge: service@localhost/a$"
-	is_handed_to a 5
-	passes a 5
-	joins m
-	goes_to a 6
-	passes a 6
-	shows a dnd
-	logged_times 1 "in charge: service@localhost/b$"
-	goes_to b 7
-	passes b 7
-	shows a chat
-	goes_to b 8
-	goes_to b 9 set
-	is_set_aside b
-	logged_times 3 "in charge: service@localhost/a$"
-	is_handed_to a 8
-	passes a 8
-	# nor is it tried
-	for i in 11 12 13 14 15; do
-		is_pinged b
-		goes_to a $i
-		passes a $i
-	done
-	passes b 9
-	logged "recovered: service@localhost/b"
-	goes_to a 16
-	logged_times 5 "in charge: "
-}
-
-# So do conversations.
-conversations_are_in_one_place() {
-	scripted choice=STANDBY relay=1
-	joins b c
-	hi="><body>hi</body></message"
-	for u in 1 2 3 4 5 6; do
-		deliver message chat u$u@h/r proxy.localhost "id='m$u'$hi"
-		hear srv "id='m$u'" "to='service@localhost/a'"
-		goes_to a "g$u" get u$u@h/r
-	done
-	shows a dnd
-	for u in 1 2 3 4 5 6; do
-		deliver message chat u$u@h/r proxy.localhost "id='n$u'$hi"
-		hear srv "id='n$u'" "to='service@localhost/b'"
-	done
-}
-
-# SIGUSR1 tells how each resource fares, and the mean time of its answers.
-how_each_resource_fares() {
-	scripted
-	goes_to a 1
-	sleep 1
-	passes a 1
-	fares a "0 open, 1 handed out, 1 answered, 0 retried away, 0 timed out, [1-9][0-9]\{3\} ms, up$"
-	for i in 2 3 4 5; do
-		goes_to a $i set
-		passes a $i error
-	done
-	goes_to a 6
-	shows a dnd
-	logged "draining: service@localhost/a"
-	fares a "1 open, 6 handed out, 5 answered, 0 retried away, 0 timed out, [2-9][0-9][0-9] ms, draining$"
-	joins b
-	fares b "0 open, 0 handed out, 0 answered, 0 retried away, 0 timed out, 0 ms, up$"
-}
-
-# ---- tests: the files ----
-
-compiles_without_a_warning() {
-	for c in gcc clang; do
-		for o in -O0 -O2; do
-			configure
-			(cd "$build" && make clean && make CC=$c CFLAGS="$o -Werror")
-		done
-	done
-}
-
-documents_and_scripts_are_clean() {
-	mandoc -Tlint client_proxy.1 | tee "$dir/lint"
-	[ ! -s "$dir/lint" ]
-	shellcheck -s sh test.sh
-	# every setting is in the man page
-	sed -n 's/^static const [^=]* \([a-z][a-z]*\)[][]* *=.*/\1/p;s/^	\([A-Z]*\) *=.*/\1/p' \
-	    config.def.h >"$dir/settings"
-	[ "$(wc -l <"$dir/settings")" -gt 10 ]
-	while read -r s; do
-		grep -q "^\\.It [A-Z][a-z] $s" client_proxy.1 || { echo "no $s"; return 1; }
-	done <"$dir/settings"
-}
-
-install_uninstall_dist() {
-	cp -R . "$dir/src"
-	cd "$dir/src"
-	make install DESTDIR="$dir/root" PREFIX=/usr
-	[ "$(stat -c %a "$dir/root/usr/bin/client_proxy")" = 711 ]
-	[ "$(stat -c %a "$dir/root/usr/share/man/man1/client_proxy.1")" = 644 ]
-	"$dir/root/usr/bin/client_proxy" -v
-	make uninstall DESTDIR="$dir/root" PREFIX=/usr
-	[ -z "$(find "$dir/root" -type f)" ]
-	echo "/* mine */" >>config.h
-	make clean
-	grep -q mine config.h
-	make dist
-	mkdir "$dir/dist"
-	cd "$dir/dist"
-	tar -xzf "$dir/src/client_proxy-"*.tar.gz
-	cd client_proxy-*
-	[ "$(printf '%s ' *)" = \
-	    "LICENSE Makefile README client_proxy.1 client_proxy.c config.def.h test.sh " ]
-	make
-	./client_proxy -v
-	cd "$TESTDIR/src"
-}
-
-# ---- the demo ----
-
-# Print a stanza as it passes, and what it is.
-show() {
-	printf '\n%s\n    %s\n' "$1" "$2"
-}
-
-demo() {
-	place demo
-	guard
-	build_peer >"$dir/peer.log"
-	echo "Prosody starts, then client_proxy with the settings of config.def.h,"
-	echo "but for the port. service@localhost logs in twice and accepts it."
-	prosody
-	proxy
-	services a b
-	sed 's/^/    /' "$log"
-	login user abc
-	ask user 1234
-	show "1. user@localhost/abc asks proxy.localhost:" "$asked"
-	r=a
-	until find_stanza "$r" "<iq" "id='1234'"; do
-		[ $r = a ] && r=b || r=a
-	done
-	show "2. one of the target's resources, $r, gets the request, and from whom:" \
-	    "$heard"
-	answer "$r"
-	show "3. it answers to that address:" "$answer"
-	hear user "<iq" "id='1234'"
-	show "4. the user gets the answer, from the address asked:" "$heard"
-	tell a "<presence type='unavailable'/>"
-	tell b "<presence type='unavailable'/>"
-	logged "left.*: 0 online"
-	peer worker "$c2s" service localhost a
-	peer worker "$c2s" service localhost b
-	await sh -c "[ \$(grep -c 'joined.*: 2 online' '$log') = 2 ]"
-	printf '\nA dozen more, and how many each resource has answered:\n    '
-	"$peer" asker "$c2s" user more proxy.localhost 12
-	stop
-}
-
-# ---- running ----
-
-tests() {
-	sed -n '/^# ---- tests/,/^# ---- the demo/s/^\([a-z0-9_]*\)() {$/\1/p' test.sh
-}
-
-# The body of a test, in a process of its own. What still runs at its end must
-# end well.
-inside() {
-	guard
-	proxypid=
-	"$1"
-	[ -z "$proxypid" ] || gone "$proxypid" || stop
-}
-
-# Run one test in a directory and on ports of its own.
-run() {
-	place "run.$1"
-	timeout --foreground -k 30 300 sh ./test.sh inside "$1" >"$dir/output" 2>&1 </dev/null
-	rc=$?
-	grep -q -e "runtime error" -e Sanitizer -e "^==" "$dir"/*.log 2>/dev/null && rc=1
-	case $rc in
-	0)
-		echo "ok - $1$2"
-		passed=$((passed + 1))
-		;;
-	77)
-		echo "ok - $1$2 # skipped: $(tail -n 1 "$dir/output")"
-		skipped=$((skipped + 1))
-		;;
-	*)
-		echo "not ok - $1$2"
-		failed=$((failed + 1))
-		tail -n 20 "$dir/output" "$dir/proxy.log" 2>/dev/null | cut -c1-2000 |
-		    sed 's/^/# /'
-		;;
-	esac
-}
+# ---- simulate, fuzz, soak, storm ----
 
 # Let the simulated world run for so many seconds, from a seed on, in each of its
 # three sizes at the same time; with 0 seconds that seed only, and tell it all.
@@ -10646,18 +10343,11 @@ fuzz() {
 soak() {
 	place soak
 	guard
-	build_peer
 	prosody
 	proxy
-	service approver
-	hear approver "type='subscribe'"
-	tell approver "<presence type='subscribed' to='proxy.localhost'/>"
-	logged "joined: service@localhost/approver"
-	tell approver "<presence type='unavailable'/>"
-	logged "left: service@localhost/approver"
+	workers
 	printf '%-22s %9s %9s %9s %9s\n' "while" sent answered errors lost
 	until=$(($(date +%s) + $1))
-	: >"$dir/table"
 	while [ "$(date +%s)" -lt $until ]; do
 		for event in nothing leave kill proxy server; do
 			soak_round $event 5000
@@ -10682,7 +10372,7 @@ soak() {
 			print kinds[k], "times", k
 		exit bad > 0
 	}' "$dir/table"
-	grep -c . "$log" | sed 's/$/ lines of log/'
+	cat "$dir"/proxy.*.log | grep -c . | sed 's/$/ lines of log/'
 	awk '/VmHWM/ { print "at most " $2 " KiB resident since its last start" }' "/proc/$proxypid/status"
 	stop
 }
@@ -10690,24 +10380,18 @@ soak() {
 # Four workers, three requesters, and in the middle of it: nothing; a worker
 # leaves; one is killed; the proxy is; the server is.
 soak_round() {
-	before=$(grep -c "joined" "$log")
-	workers=
 	for r in a b c d; do
-		peer worker "$c2s" service localhost $r
-		workers="$pid $workers"
+		worker $r
 	done
-	await sh -c "[ \$(grep -c joined '$log') -ge $((before + 4)) ]"
-	askers=
 	for r in x y z; do
-		"$peer" asker "$c2s" user "$r$1" proxy.localhost "$2" >"$dir/asked.$r" &
-		askers="$! $askers"
+		asker asker "$c2s" user "$r" proxy.localhost "$2"
 	done
 	sleep 1
 	case $1 in
-	leave) kill -USR1 "$pid" ;;
-	kill) end "$pid" 9 ;;
+	leave) kill -USR1 "$pid_a" ;;
+	kill) end "$pid_a" 9 ;;
 	proxy)
-		kill -9 "$proxypid"
+		end "$proxypid" 9
 		proxy
 		;;
 	server)
@@ -10715,15 +10399,37 @@ soak_round() {
 		prosody
 		;;
 	esac
-	# shellcheck disable=SC2086 # several
-	wait $askers || :
-	for p in $workers; do
+	askers_are_done >"$dir/done"
+	sed "s/^/$1 /" "$dir/done" >>"$dir/table"
+	for p in $pid_a $pid_b $pid_c $pid_d; do
 		end "$p" || :
 	done 2>>"$dir/ended"
-	for r in x y z; do
-		sed "s/^/$1 /" "$dir/asked.$r"
-	done >>"$dir/table"
+	await sh -c "tail -n 1 '$log' | grep ': 0 online\|disconnected\|waiting'" || :
 }
+
+# On this server, for so many seconds: ten workers that have something in hand, of
+# which one is killed and started again each second, and 500 gets a second. Each has
+# an answer, and only one.
+storm() {
+	"$1"
+	proxy
+	workers 10 b c d e f g h i j k
+	asker steady "$c2s" user x proxy.localhost $(($2 * 500)) 500
+	i=0
+	while [ $i -lt "$2" ]; do
+		r=$(echo bcdefghijk | cut -c $((i % 10 + 1)))
+		eval "end \$pid_$r 9"
+		worker "$r" 10
+		sleep 0.8
+		i=$((i + 1))
+	done
+	askers_are_done
+	logged "failed: [0-9]* requests"
+	grep "^$(($2 * 500)) sent, $(($2 * 500)) answered, 0 errors; .* 0 twice$" "$dir/asked.x"
+	counted ".* 0 open"
+}
+
+# ---- bench ----
 
 # The stanzas of a profile: so many requests, a hundred at a time, each time
 # followed by their answers; or answers only, which nobody has waited for.
@@ -10764,7 +10470,7 @@ count_instructions() {
 		resources=1000u
 		configure stall=1
 		# shellcheck disable=SC2086
-		"$load" serve /dev/null 1 0 $resources "$cport" $valgrind "$bin" >"$dir/lost"
+		serve_load /dev/null 1 0 $resources "$cport" $valgrind "$bin" >"$dir/lost"
 		known=$(sed -n 's/^summary: //p' "$dir/cost")
 		# shellcheck disable=SC2086
 		$valgrind "$load" parse /dev/null 1 131072 >"$dir/lost"
@@ -10776,7 +10482,7 @@ count_instructions() {
 	$valgrind "$load" parse "$dir/in" 1 131072 >"$dir/lost"
 	floor=$(($(sed -n 's/^summary: //p' "$dir/cost") - begun))
 	# shellcheck disable=SC2086
-	"$load" serve "$dir/in" 1 "$n" $resources "$cport" $valgrind "$bin" >"$dir/lost"
+	serve_load "$dir/in" 1 "$n" $resources "$cport" $valgrind "$bin" >"$dir/lost"
 	cost=$(($(sed -n 's/^summary: //p' "$dir/cost") - known))
 	[ "$1" != unwell ] || configure
 	echo "$1: $(grep -o '[0-9]*$' "$dir/lost") of $n stanzas lost," \
@@ -10785,14 +10491,10 @@ count_instructions() {
 }
 
 # Lines of user and system time: the mean of their sum.
-mean() {
-	awk '{ n += $1 + $2 } END { printf "%d", n / NR }' "$1"
-}
+mean() { awk '{ n += $1 + $2 } END { printf "%d", n / NR }' "$1"; }
 
 # Clock ticks of CPU time that a process and the children it waited for have used.
-ticks() {
-	awk '{ print $14 + $15 + $16 + $17 }' "/proc/$1/stat"
-}
+ticks() { awk '{ print $14 + $15 + $16 + $17 }' "/proc/$1/stat"; }
 
 # How much of the work the server has: so many requests from a client through
 # the server, client_proxy, the server again, a worker, and back.
@@ -10802,19 +10504,16 @@ link() {
 		guard
 		"$1"
 		proxy
-		services a
-		peer worker "$c2s" service localhost b
-		logged "joined.*/b: 2 online"
-		tell a "<presence type='unavailable'/>"
-		logged "left: service@localhost/a: 1 online"
+		workers b
 		theirs=$(ticks "$serverpids")
 		ours=$(ticks "$proxypid")
-		begun=$(date +%s%N)
-		"$peer" asker "$c2s" user x proxy.localhost "$2" >"$dir/asked"
-		took=$((($(date +%s%N) - begun) / 1000000))
+		begun=$(milliseconds)
+		asker asker "$c2s" user x proxy.localhost "$2"
+		askers_are_done >"$dir/done"
+		took=$(($(milliseconds) - begun))
 		theirs=$(($(ticks "$serverpids") - theirs))
 		ours=$(($(ticks "$proxypid") - ours))
-		echo "$1: $(cut -d, -f2 "$dir/asked"), $(($2 * 1000 / took)) a second;" \
+		echo "$1: $(cut -d, -f2 "$dir/asked.x"), $(($2 * 1000 / took)) a second;" \
 		    "CPU time $theirs ticks, client_proxy's $ours"
 		stop
 	) || echo "$1 did not work"
@@ -10839,7 +10538,7 @@ bench() {
 	configure
 	cp "$with_tls" "$bin.tls"
 	: >"$dir/table"
-	for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
+	for i in $(seq "${RUNS:-15}"); do
 		while read -r name n times resources tls; do
 			[ -f "$dir/$name" ] || profile "$name" "$n" >"$dir/$name"
 			[ "$name" = answers ] || n=$((2 * n))
@@ -10847,10 +10546,10 @@ bench() {
 				printf '%s ' "$name/$resources$tls" $((n * times))
 				"$load" parse "$dir/$name" "$times" 131072
 				printf ' '
-				"$load" serve "$dir/$name" "$times" $((n * times)) -1 \
+				serve_load "$dir/$name" "$times" $((n * times)) -1 \
 				    "$cport" "$load" relay "$cport" 131072
 				printf ' '
-				"$load" serve "$dir/$name" "$times" $((n * times)) \
+				serve_load "$dir/$name" "$times" $((n * times)) \
 				    "$resources" "$cport" "$bin$tls" 2>"$dir/log"
 				echo
 			} >>"$dir/table"
@@ -10910,8 +10609,8 @@ bench() {
 		count_instructions $p 2>"$dir/log"
 	done
 	for i in 1 2 3 4 5 6 7 8 9 10; do
-		{ "$load" run "$bin" -v && echo; } >>"$dir/starts"
-		{ "$load" serve /dev/null 0 0 0 "$cport" "$bin" && echo; } >>"$dir/online"
+		{ /usr/bin/python3 "$TESTDIR/peer.py" run "$bin" -v && echo; } >>"$dir/starts"
+		{ serve_load /dev/null 0 0 0 "$cport" "$bin" && echo; } >>"$dir/online"
 	done 2>"$dir/log"
 	printf '\nfrom start to being online: %d microseconds, of which -v takes %d\n' \
 	    "$(mean "$dir/online")" "$(mean "$dir/starts")"
@@ -10924,6 +10623,8 @@ bench() {
 	link prosody 20000
 	link ejabberd 20000
 }
+
+# ---- portable ----
 
 # The sources of the two libraries, from where their packages come, for machines
 # that there are no packages for here.
@@ -10956,50 +10657,27 @@ library_sources() {
 
 # Compile them with $CC and $CFLAGS into $LIBS.
 libraries() {
-	objs=$TESTDIR/objs
-	mkdir "$objs"
-	touch "$objs/expat_config.h"
-	CPPFLAGS="-I$TOP/lib/expat/lib -I$TOP/lib/bearssl/inc"
+	objs=$TESTDIR/objs.$name
+	CPPFLAGS="-I$TESTDIR/lib/expat/lib -I$TESTDIR/lib/bearssl/inc"
 	export CPPFLAGS
-	(
+	[ -d "$objs" ] || (
+		mkdir "$objs"
 		cd "$objs" || exit
-		for f in "$TOP"/lib/expat/lib/xmlparse.c "$TOP"/lib/expat/lib/xmltok.c \
-		    "$TOP"/lib/expat/lib/xmlrole.c "$TOP"/lib/bearssl/src/*/*.c \
-		    "$TOP"/lib/bearssl/src/settings.c; do
+		touch expat_config.h
+		for f in "$TESTDIR"/lib/expat/lib/xmlparse.c "$TESTDIR"/lib/expat/lib/xmltok.c \
+		    "$TESTDIR"/lib/expat/lib/xmlrole.c "$TESTDIR"/lib/bearssl/src/*/*.c \
+		    "$TESTDIR"/lib/bearssl/src/settings.c; do
 			# shellcheck disable=SC2086 # words
 			$CC -O1 -w -DXML_DEV_URANDOM -DXML_NS -DXML_DTD -DXML_CONTEXT_BYTES=1024 \
-			    -I. -I"$TOP/lib/bearssl/src" $CPPFLAGS -c "$f" || exit
+			    -I. -I"$TESTDIR/lib/bearssl/src" $CPPFLAGS -c "$f" || exit
 		done
 	) || return
 	LIBS=$(echo "$objs"/*.o)
 	export LIBS
 }
 
-# A compiler and its flags; what runs the program if this machine cannot; `own' if
-# the libraries have to be compiled, too.
-variant() {
-	name=$1 CC=$2 CFLAGS=$3 LDFLAGS=$4 WRAPPER=$5
-	TOP=$TESTDIR
-	TESTDIR=$TESTDIR/v.$(echo "$name" | tr -c 'a-z0-9\n' .)
-	mkdir "$TESTDIR"
-	export CC CFLAGS LDFLAGS WRAPPER TESTDIR
-	if [ "$6" = own ] && [ ! -d "$TOP/lib/expat/lib" ]; then
-		echo "ok - $name # skipped: there are no sources of the libraries"
-		return
-	elif [ "$6" = own ]; then
-		libraries || { echo "not ok - the libraries, $name"; return; }
-	fi
-	[ "$name" != bmake ] || export MAKE=bmake
-	# all with a scripted server, but for those that look at the usual build
-	for t in ${only:-$(tests | sed -n '/^tls_/p;/^nothing_else/,/^cut_connections/p
-	    /^gets_are_h/p;/^many_are_h/p;/^the_first_answer/p;/^who_floods/p;/^how_each/p' | grep -v \
-	    -e small_in_memory -e one_turn -e cost -e on_each_expat -e all_addresses \
-	    -e comes_back -e backing_off)}; do
-		run "$t" ", $name"
-	done
-}
-
-# What they are: their names, then what variant takes.
+# What they are: their names; a compiler and its flags, and the linker's; what runs
+# the program if this machine cannot; `own' if the libraries have to be compiled, too.
 variants() {
 	cat <<-E
 	gcc-O0|gcc|-O0|||
@@ -11015,37 +10693,371 @@ variants() {
 	bmake|cc|-O2|||
 	musl|musl-gcc|-O2|-static||own
 	32-bit|i686-linux-gnu-gcc|-O2|-static||own
-	powerpc, big-endian|powerpc-linux-gnu-gcc|-O2|-static|qemu-ppc|own
+	powerpc|powerpc-linux-gnu-gcc|-O2|-static|qemu-ppc|own
 	aarch64|aarch64-linux-gnu-gcc|-O2|-static|qemu-aarch64|own
 	E
 }
 
+# The environment of one of them.
+build_as() {
+	IFS='|' read -r name CC CFLAGS LDFLAGS WRAPPER libs <<-E
+	$(variants | grep "^$1|")
+	E
+	export CC CFLAGS LDFLAGS WRAPPER
+	[ "$name" != bmake ] || export MAKE=bmake
+	[ "$libs" != own ] || libraries
+}
+
 # Other compilers, flags, C libraries and processors, or those whose name begins
-# so, three at once, as the tests mostly wait. Then the tests, if not all.
+# so, and these tests, if not all that are portable.
 portable() {
 	which=${1-}
 	[ $# = 0 ] || shift
-	only=$*
 	variants | grep -q "^$which" || { echo "no such variant: $which"; exit 1; }
 	command -v qemu-ppc >/dev/null || { echo "needs more packages: see README"; exit 1; }
 	library_sources || echo "the sources of the libraries cannot be had"
-	for i in 0 1 2; do
-		variants | grep "^$which" | awk -v i=$i 'NR % 3 == i' |
-			while IFS='|' read -r name cc cflags ldflags runner libs; do
-				(variant "$name" "$cc" "$cflags" "$ldflags" "$runner" "$libs") \
-				    >"$TESTDIR/out.$name" 2>&1 </dev/null
-			done &
+	for v in $(variants | sed -n "s/^\(${which}[^|]*\)|.*/\1/p"); do
+		# once, before tests need them side by side
+		if (build_as "$v") >"$TESTDIR/libraries" 2>&1; then
+			# shellcheck disable=SC2046,SC2048,SC2086 # words
+			jobs_as "$v" ${*:-$(portable_tests)}
+		else
+			echo "ok - $v # skipped: $(tail -n 1 "$TESTDIR/libraries")"
+		fi
 	done
-	wait
-	cat "$TESTDIR"/out.*
-	skipped=$(cat "$TESTDIR"/out.* | grep -c "# skipped") || :
-	passed=$(($(cat "$TESTDIR"/out.* | grep -c "^ok") - skipped))
-	failed=$(cat "$TESTDIR"/out.* | grep -c "^not ok") || :
+	work_side_by_side
 }
 
-passed=0 failed=0 skipped=0
+# Those with TLS or a scripted server that wait for no time-outs and look at nothing that
+# is this machine's; and some that do.
+portable_tests() {
+	sed -n '/^[a-z0-9_]*() {$/{s/() {//;h;}
+	    /^	scripted/{/stall=\|patience=\|answertime=/!{g;p;};}' test.sh | sort -u >"$TESTDIR/scripted"
+	tests | grep -x -f "$TESTDIR/scripted" | grep -v small_in_memory
+	tests | grep -e ^tls_ -e the_first_answer -e requests_wait -e silent_departures
+}
+
+# ---- demo ----
+
+# Print a stanza as it passes, and what it is.
+show() { printf '\n%s\n    %s\n' "$1" "$2"; }
+
+demo() {
+	place demo
+	guard
+	echo "Prosody starts, then client_proxy with the settings of config.def.h,"
+	echo "but for the port. service@localhost logs in twice and accepts it."
+	prosody
+	proxy
+	services a b
+	sed 's/^/    /' "$log"
+	login user abc
+	ask user 1234
+	show "1. user@localhost/abc asks proxy.localhost:" "$asked"
+	who_got "id='1234'"
+	hear "$r" "id='1234'"
+	show "2. one of the target's resources, $r, gets the request, and from whom:" "$heard"
+	answer "$r"
+	show "3. it answers to that address:" "$answer"
+	hear user "<iq" "id='1234'"
+	show "4. the user gets the answer, from the address asked:" "$heard"
+	printf '\nA dozen more, and who answers each:\n    '
+	for i in 1 2 3 4 5 6 7 8 9 10 11 12; do
+		ask user $i
+		who_got "id='$i'"
+		hear "$r" "id='$i'"
+		answer "$r"
+		hear user "id='$i'" "by='$r'"
+		printf '%s ' "$r"
+	done
+	echo
+	stop
+}
+
+# ---- newcomer ----
+
+# The lines of README, pasted into a bare system of each suite, which comes from
+# where apt has its own: the demo, some tests of each kind, and the benchmark, once.
+newcomer() {
+	[ "$(id -u)" = 0 ] || { echo "newcomer: only root can make a bare system"; exit 1; }
+	command -v debootstrap >/dev/null || { echo "newcomer: needs debootstrap"; exit 1; }
+	# shellcheck disable=SC2016 # for apt
+	mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' \
+	    'Origin: Debian' | grep -v security | head -n 1)
+	some="compiles_without_a_warning the_worker_of_the_man_page_answers \
+	    runit_runs_it jitsi_meet"
+	[ $# != 0 ] || set -- bookworm trixie
+	for suite; do
+		root=$TESTDIR/$suite
+		if ! debootstrap --variant=minbase "$suite" "$root" "$mirror" >"$TESTDIR/log" 2>&1; then
+			tail "$TESTDIR/log"
+			echo "not ok - a bare system, $suite"
+			continue
+		fi
+		# what is installed there does not start by itself
+		printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
+		chmod 755 "$root/usr/sbin/policy-rc.d"
+		cp -R "$TESTDIR/src" "$root/client_proxy"
+		pasted "make demo" "$(readme 'make demo')"
+		line=$(readme "make test")
+		pasted "some tests" "${line%make test}./test.sh $some"
+		pasted "make bench" "make bench"
+		pasted "man" "$(sed -n 's/.*: \(apt-get install -y man-db\)\.)$/\1/p' README) && man ./client_proxy.1 | cat"
+	done
+}
+
+# The line of README that ends so.
+readme() {
+	sed -n "s/^	\(apt-get install .* && $1\)\$/\1/p" README
+}
+
+# One of them: what it is, and the line, from which nothing is left running.
+pasted() {
+	printf 'apt-get update -q\ncd /client_proxy\n%s\n' "$2" >"$root/pasted"
+	# shellcheck disable=SC2016 # for the shell in there
+	if [ -n "$2" ] && unshare --mount --pid --fork sh -ec 'mount -t proc proc "$1/proc"
+		exec chroot "$1" env -i PATH="$PATH:/usr/sbin:/sbin" HOME=/root RUNS=1 \
+		    DEBIAN_FRONTEND=noninteractive sh -e /pasted' \
+	    sh "$root" >"$TESTDIR/log" 2>&1 </dev/null; then
+		echo "ok - $1, $suite"
+	else
+		tail -n 40 "$TESTDIR/log" | sed 's/^/# /'
+		echo "not ok - $1, $suite"
+	fi
+}
+
+# ---- coverage ----
+
+# The sentences of the man page, one a line, behind what they are about: the item
+# or the section. Of those that are the same in several places this is a part. One that
+# is not at its end before an example goes on behind it.
+sentences() {
+	awk '
+	function put(w) { text = text (text == "" || w ~ /^[.,;:)?]+$/ ? "" : " ") w }
+	function flush(to) {
+		if (text != "")
+			print about "\t" text
+		text = ""
+		about = to
+	}
+	BEGIN { hidden = 1 }
+	/^\.Sh DESCRIPTION|^\.Ed/ { hidden = 0 }
+	/^\.El/ { flush(section) }
+	/^\.Bd/ { hidden = shown = 1 }
+	/^\.(Pp|Bl)/ && !shown { flush(about) }
+	hidden || /^\.(Pp|Bl|Ed|El)/ { next }
+	{ gsub(/\\e/, "\\"); gsub(/\\&|"/, ""); gsub(/\\\(dq/, "\""); macro = "" }
+	/^\.Nm/ { $1 = "client_proxy" }
+	/^\.Fl/ { $1 = ""; $2 = "-" $2 }
+	/^\.[A-Z]/ { macro = $1; $1 = "" }
+	macro ~ /^\.(Sh|Ss|It)/ || (shown && (text ~ /:$/ || !/^ *[a-z]/)) { flush(about) }
+	{
+		shown = 0
+		for (i = 1; i <= NF; i++)
+			if ($i != "" && !(macro == ".It" && $i ~ /^(Va|Dv|Cm|Sy|Li|Pq|Ta)$/))
+				put($i)
+	}
+	macro == ".It" && / Ta / { flush(about) }
+	macro ~ /^\.(Sh|Ss|It)/ && text != "" { about = text; text = "" }
+	macro ~ /^\.(Sh|Ss)/ { section = about }
+	/[^.][.?]$/ { flush(about) }' client_proxy.1
+}
+
+# What stands in quotes above the tests, and in the list of what none can prove, one
+# a line.
+quotes() {
+	awk '/^# ---- the specification/, /^# ---- helpers/' test.sh | awk '
+	/^: <<.*untested/ { listed = 1; next }
+	/^END/ { print text; text = ""; listed = 0 }
+	listed && !/^\t/ { if (text != "") print text; text = $0 }
+	listed && /^\t/ { sub(/^\t/, " "); text = text $0 }
+	/^# "/ { text = ""; quoted = 1 }
+	quoted { sub(/^# "?/, ""); text = text (text == "" ? "" : " ") $0 }
+	quoted && /"$/ { print substr(text, 1, length(text) - 1); text = ""; quoted = 0 }'
+}
+
+# Sentences of the man page, or parts of them, that are quoted nowhere; quotes of what
+# neither the man page nor README says any more.
+coverage() {
+	sentences >"$TESTDIR/sentences"
+	quotes >"$TESTDIR/quotes"
+	awk -F '\t' '
+	# Is s this quote, in which ... stands for anything? If so, strike it out in rest.
+	function says(s, quote,  part, n, i, at) {
+		n = split(quote, part, / ?\.\.\.[,;:]? ?/)
+		if (n == 1 && s != quote)
+			return 0
+		rest = s
+		for (i = 1; i <= n; i++) {
+			at = index(s, part[i])
+			if (!at || (i == 1 && at > 1) || (i == n && part[i] != "" && \
+			    substr(s, length(s) - length(part[i]) + 1) != part[i] && n > 1))
+				return 0
+			s = substr(s, at + length(part[i]))
+		}
+		return 1
+	}
+	function strike(left, quote,  part, n, i, at) {
+		n = split(quote, part, / ?\.\.\.[,;:]? ?/)
+		for (i = 1; i <= n; i++)
+			if (part[i] != "" && (at = index(left, part[i])))
+				left = substr(left, 1, at - 1) "|" substr(left, at + length(part[i]))
+		return left
+	}
+	FILENAME ~ /sentences$/ { about[++n] = $1; text[n] = $2; times[$2]++; next }
+	FILENAME ~ /README$/ { gsub(/^[ \t]+/, ""); readme = readme " " $0; next }
+	FNR == 1 {
+		for (i = 1; i <= n; i++)
+			left[i] = text[i] = (times[text[i]] > 1 ? about[i] ": " : "") text[i]
+	}
+	{
+		found = 0
+		for (i = 1; i <= n; i++)
+			if (says(text[i], $0)) {
+				found = 1
+				left[i] = $0 == text[i] ? "" : strike(left[i], $0)
+			}
+		if (!found && !index(readme, $0))
+			stale[++nstale] = $0
+	}
+	END {
+		for (i = 1; i <= n; i++)
+			if (left[i] ~ /[a-z]/) {
+				print "without a test: " left[i]
+				missing++
+			}
+		for (i = 1; i <= nstale; i++)
+			print "not in the man page: " stale[i]
+		printf "%d sentences, %d without a test; %d quotes, %d of nothing\n", n, missing, FNR, nstale
+		exit missing + nstale > 0
+	}' "$TESTDIR/sentences" README "$TESTDIR/quotes"
+}
+
+# ---- running ----
+
+# The tests are the functions under a quote.
+tests() {
+	awk '/^# ---- the specification/, /^# ---- helpers/ {
+		if (/^# "/)
+			quoted = 1
+		else if (/^$/)
+			quoted = 0
+		else if (quoted && /^[a-z0-9_]*\(\) \{/)
+			print substr($1, 1, length($1) - 2)
+	}' test.sh
+}
+
+# The body of a test, in a process of its own, in a variant. What still runs at its
+# end must end well.
+inside() {
+	case $2 in
+	plain) ;;
+	sanitizers) limit=2400 CFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" ;;
+	own | front) TLS=$2 ;;
+	valgrind) limit=2400 WRAPPER="valgrind -q --leak-check=full --error-exitcode=9" ;;
+	*) build_as "$2" ;;
+	esac
+	guard
+	proxypid=
+	"$1"
+	[ -z "$proxypid" ] || gone "$proxypid" || stop
+}
+
+# Run one test in a directory and on ports of its own, in a variant.
+run() {
+	place "run.$2.$1"
+	timeout --foreground -k 30 300 sh ./test.sh inside "$1" "$2" >"$dir/output" 2>&1 </dev/null
+	rc=$?
+	grep -q -e "runtime error" -e Sanitizer -e "^==" "$dir"/proxy.*.log 2>/dev/null && rc=1
+	case $2 in
+	plain) as= ;;
+	sanitizers | valgrind) as=", with $2" ;;
+	own) as=", over TLS" ;;
+	front) as=", TLS before the server" ;;
+	*) as=", $2" ;;
+	esac
+	case $rc in
+	0) echo "ok - $1$as" ;;
+	77) echo "ok - $1$as # skipped: $(tail -n 1 "$dir/output")" ;;
+	*)
+		printf 'not ok - %s\n%s\n' "$1$as" "$(tail -n 20 "$dir/output" "$dir"/proxy.*.log 2>/dev/null |
+		    cut -c1-2000 | sed 's/^/# /')"
+		;;
+	esac
+	[ $rc != 0 ] || rm -rf "$dir"
+}
+
+# Add tests to the jobs: a variant, their names.
+jobs_as() {
+	v=$1
+	shift
+	printf '%s\n' "$@" | sed "s/^/$v /" >>"$TESTDIR/jobs"
+}
+
+# Run all jobs, each by the first of several workers that takes it.
+work_side_by_side() {
+	i=$((${JOBS:-$(($(getconf _NPROCESSORS_ONLN) * 2))}))
+	while [ $i -gt 0 ]; do
+		work &
+		i=$((i - 1))
+	done
+	wait
+	rm -rf "$TESTDIR/jobs" "$TESTDIR"/taken.*
+}
+
+work() {
+	while read -r v t; do
+		! mkdir "$TESTDIR/taken.$v.$t" 2>/dev/null || run "$t" "$v"
+	done <"$TESTDIR/jobs"
+}
+
+# Those that measure time.
+alone="a_crash_storm asking_again probes_have_pauses
+	a_server_that_comes_back_is_seen_at_once a_request_takes_one_turn"
+
+# What others may send that is hostile, and TLS.
+hostile="nothing_else_is_rewritten resources_of_any_spelling own_ids_of_every_shape
+	no_way_around_the_table answers_to_nobody_online_are_dropped
+	answers_from_or_to_nobody_are_dropped addresses_that_are_too_long
+	what_is_too_large_is_refused prefixes_of_the_stream_have_a_limit liveness
+	handshake_with_any_id forbidden_xml wrong_streams cut_connections refusals_are_logged
+	not_for_us names_of_1023_bytes full_table tls_with_each_kind_of_key
+	tls_with_a_pin_of_any_spelling eight_fingerprints_and_not_nine tls_renewal
+	a_wrong_certificate_is_refused tls_1_2_and_its_ciphers a_server_without_tls_1_2
+	tls_that_is_not_answered tls_cut tls_name"
+
+# Large amounts.
+large="tls_under_load many_fail_at_once escapes_are_few back_pressure
+	a_fresh_parser_loses_nothing a_stanza_that_is_too_costly_ends_the_stream
+	memory_stays_bounded"
+
+# What keeps requests in mind.
+remembering="the_exchange jitsi_meet relayed_as_the_table_says gets_are_handed_on
+	who_leaves_takes_only_his_own_requests_along the_first_answer_counts one_is_in_charge
+	a_failed_request_is_forgotten_after_as_many_others silent_departures_are_found
+	what_is_too_long_to_remember_gets_no_error strangers_do_not_fill_the_log"
+
+# All tests; then many of them with sanitizers, over TLS, with valgrind.
+# shellcheck disable=SC2046,SC2086 # words
+all_tests() {
+	tests | grep -v -x -F "$(printf '%s\n' $alone)" >"$TESTDIR/together"
+	on_prosody=$(awk '/^[a-z0-9_]*\(\)/ { name = $1; sub(/\(\).*/, "", name) }
+	/^	prosody$|\{ .*(prosody|talk [a-z_]*); \}/ { print name }' test.sh | grep -x -F -f "$TESTDIR/together" | sort -u)
+	jobs_as plain $(cat "$TESTDIR/together")
+	# the rest is simulated with sanitizers
+	jobs_as sanitizers $hostile $large jitsi_meet ugly_stanzas_on_prosody
+	jobs_as own $on_prosody
+	# what is before the server still listens when that does not
+	jobs_as front $(echo "$on_prosody" | grep -v restarts) $large byte_by_byte liveness
+	jobs_as valgrind $remembering $hostile
+	work_side_by_side
+	jobs_as plain $alone
+	JOBS=1 work_side_by_side
+}
+
 case ${1-} in
 list) tests; exit ;;
+coverage) coverage; exit ;;
 soak) soak "${2-60}"; exit ;;
 storm)
 	place storm
@@ -11066,61 +11078,26 @@ sanitize)
 unreached) unreached "${2-20}" "${3-1}"; exit ;;
 fuzz) fuzz "${2-60}"; exit ;;
 bench) bench; exit ;;
-inside) inside "$2"; exit ;;
+inside) inside "$2" "$3"; exit ;;
 demo) demo; exit ;;
+esac
+case ${1-} in
+'') all_tests ;;
 portable)
 	shift
 	portable "$@"
 	;;
-'')
-	for t in $(tests); do
-		run "$t" ""
-	done
-	CFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
-	export CFLAGS
-	# what is scripted is simulated with sanitizers
-	for t in $(tests | sed -n '1,/^tls_under_load/p;/^memory_stays/,/^ugly_stanzas_on_e/p'); do
-		run "$t" ", with sanitizers"
-	done
-	unset CFLAGS
-	on_prosody=$(awk '/^# ---- tests/, /^# ---- the demo/ {
-		if (/\(\) \{$/)
-			name = $1
-		if (/^	(week |chat |ugly_stanzas )?prosody$/)
-			print name
-	}' test.sh | tr -d '()' | uniq)
-	export TLS
-	TLS=own
-	for t in $on_prosody; do
-		run "$t" ", over TLS"
-	done
-	# what is before the server still listens when that does not
-	TLS=front
-	for t in $(echo "$on_prosody" | grep -v restarts) byte_by_byte thousands_at_once \
-	    many_fail_at_once too_large escapes_are_few liveness back_pressure \
-	    a_fresh_parser_loses_nothing memory_stays_bounded; do
-		run "$t" ", TLS before the server"
-	done
-	unset TLS
-	WRAPPER="valgrind -q --leak-check=full --error-exitcode=9"
-	export WRAPPER
-	for t in exchange each_resource_gets_its_share jitsi_meet the_server_restarts \
-	    $(tests | grep ^tls_) nothing_else_is_rewritten resources_of_any_spelling \
-	    relayed_as_the_table_says no_way_around_the_table messages_for_nobody \
-	    own_ids_of_every_shape names_of_any_spelling_ask the_clients_requests_have_limits \
-	    requests_of_who_leaves_are_answered a_full_table_sheds_load presence_errors \
-	    gets_are_handed_on the_first_answer_counts one_is_in_charge \
-	    silent_departures_are_found strangers_do_not_fill_the_log too_large full_table \
-	    stray_answers_and_undecodable_addresses handshake_with_any_id refusals_are_logged \
-	    a_fresh_parser_loses_nothing liveness forbidden_xml wrong_streams cut_connections; do
-		run "$t" ", with valgrind"
-	done
+newcomer)
+	shift
+	newcomer "$@"
 	;;
 *)
-	for t in "$@"; do
-		run "$t" ""
-	done
+	jobs_as plain "$@"
+	work_side_by_side
 	;;
-esac
+esac | tee "$TESTDIR/out"
+skipped=$(grep -c "^ok.* # skipped" "$TESTDIR/out")
+passed=$(($(grep -c "^ok" "$TESTDIR/out") - skipped))
+failed=$(grep -c "^not ok" "$TESTDIR/out")
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]
