@@ -1599,6 +1599,10 @@ install_uninstall_dist() {
 	make clean
 	make dist
 	grep -q mine config.h
+	mv client_proxy-*.tar.gz "$dir/first"
+	touch ./*
+	(umask 077 && make dist)
+	cmp client_proxy-*.tar.gz "$dir/first"
 	tar -xzf client_proxy-*.tar.gz -C "$dir"
 	cd "$dir"/client_proxy-*
 	[ "$(printf '%s ' *)" = \
@@ -1606,6 +1610,21 @@ install_uninstall_dist() {
 	make
 	./client_proxy -v
 	cd "$TESTDIR/src"
+}
+
+# "To build in another directory than the source's:"
+a_read_only_source_is_built_elsewhere() {
+	cp -R . "$dir/src"
+	rm -f "$dir/src/config.h"
+	chmod -R a-w "$dir/src"
+	mkdir "$dir/elsewhere"
+	cd "$dir/elsewhere"
+	umask 077
+	eval "$(sed -n 's/^	\(make -f .*\)/\1/p' README | sed "s,/path/to/source,$dir/src,g")"
+	make -f "$dir/src/Makefile" SRC="$dir/src" DESTDIR="$dir/root" PREFIX=/usr install
+	echo "/* mine */" >>config.h
+	[ "$(stat -c %a "$dir/root/usr/bin" "$dir/root/usr/share/man/man1" | tr '\n' ' ')" = "755 755 " ]
+	chmod -R u+w "$dir/src"
 }
 
 # "client_proxy refuses to start with a setting that cannot work."
