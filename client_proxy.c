@@ -1723,8 +1723,8 @@ streamerror(void)
 	struct node *text = child(NULL, "text", NULL);
 
 	if (!text || st.body.full || text->end[1] == '>')
-		return condition(NULL);
-	snprintf(why, sizeof(why), "%s: %.*s", condition(NULL),
+		return condition(nodes);
+	snprintf(why, sizeof(why), "%s: %.*s", condition(nodes),
 	         (int)strcspn(text->end + 1, "<"), text->end + 1);
 	return why;
 }
