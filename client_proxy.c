@@ -222,7 +222,7 @@ static XML_Parser parser;
 static size_t heap;             /* bytes that expat has allocated */
 static struct buffer in = { (char [INSIZE]){ "" }, INSIZE, 0, 0 };
 static XML_Index parsed;        /* bytes the parser took before those in `in' */
-static int depth;
+static int depth, suspended;    /* of its elements; it has not parsed all of `in' */
 static const char *ending;      /* why the stream has to end; NULL: it goes on */
 
 /* the stream */
@@ -1867,6 +1867,7 @@ freeparser(void)
 {
 	XML_ParserFree(parser);
 	parser = NULL;
+	suspended = 0;
 #ifdef __GLIBC__
 	malloc_trim(0); /* or it keeps what the largest stanza has taken */
 #endif
@@ -1895,17 +1896,6 @@ newparser(void)
 	XML_SetElementHandler(parser, startelement, endelement);
 	XML_SetCharacterDataHandler(parser, characters);
 	XML_SetDefaultHandler(parser, otherwise);
-}
-
-static int
-issuspended(void)
-{
-	XML_ParsingStatus status;
-
-	if (!parser)
-		return 0;
-	XML_GetParsingStatus(parser, &status);
-	return status.parsing == XML_SUSPENDED;
 }
 
 /* The parser gave up, or a handler has told it to. */
@@ -1937,8 +1927,9 @@ parse(void)
 	size_t used;
 
 	while (!ending && hasroom()) {
-		status = issuspended() ? XML_ResumeParser(parser) :
+		status = suspended ? XML_ResumeParser(parser) :
 		         XML_Parse(parser, in.s, (int)in.len, 0);
+		suspended = status == XML_STATUS_SUSPENDED;
 		if (status == XML_STATUS_ERROR) {
 			endbroken();
 		} else if (status == XML_STATUS_OK) {
@@ -2379,7 +2370,7 @@ report(void)
 static int
 isreading(void)
 {
-	return state >= OPENING && !ending && !issuspended() && hasroom() &&
+	return state >= OPENING && !ending && !suspended && hasroom() &&
 	       (!*tlspin || tlshas(TLSUNREAD | BR_SSL_RECVREC));
 }
 
@@ -2402,7 +2393,7 @@ run(void)
 			           MAX(due.next, MIN(checktime, lists[OPEN].next->due)));
 		/* nothing else will wake us for these */
 		if (state >= OPENING && hasroom() &&
-		    (issuspended() || tlshas(TLSUNREAD) || lists[FAILED].next != lists + FAILED))
+		    (suspended || tlshas(TLSUNREAD) || lists[FAILED].next != lists + FAILED))
 			next = now;
 		n = poll(p, 2, (int)MIN(MAX(next - now, 0), INT_MAX));
 		now = milliseconds();
@@ -2416,7 +2407,7 @@ run(void)
 			hangup("signal");
 		if (state == CONNECTING && p[1].revents)
 			finishconnect();
-		if (issuspended())
+		if (suspended)
 			parse();
 		if (isreading() && ((p[1].revents & ~POLLOUT) || tlshas(TLSUNREAD)))
 			receive();
