@@ -192,14 +192,14 @@ static struct { char id[16]; long long sent, next; } due;
 static struct buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
 static size_t outpos;
 
-/* the stanza that is being read, and the elements in it, two levels deep: the
- * first is the stanza itself, the last any that is not looked at. They are not
- * in st, as all that has a value at the start takes room in the binary. */
+/* the stanza that is being read: attrs holds what has a name in st, body all
+ * else, as it goes out; and the elements in it, two levels deep: the first is
+ * the stanza itself, the last any that is not looked at */
+static struct buffer attrs = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
+static struct buffer body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
 static struct node nodes[257];
 static struct {
 	const char *kind, *from, *to, *type, *id, *ns;
-	struct buffer attrs;        /* holds these, */
-	struct buffer body;         /* and this all else, as it goes out */
 	int nnodes;
 	size_t tagend;              /* where the last start tag in body has ended */
 	size_t largest;             /* bytes of its largest tag */
@@ -212,10 +212,7 @@ static struct {
 	int mine;                   /* it is from the target, */
 	const char *name;           /* from this resource, with the slash; or NULL */
 	struct resource *sender;    /* that one, if it is known */
-} st = {
-	.attrs = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 },
-	.body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 }
-};
+} st;
 
 /* the parser and its input */
 static XML_Parser parser;
@@ -773,7 +770,7 @@ putdecls(const char **atts)
 		for (a = atts; *a && !same(*a, name); a += 2)
 			;
 		if (!*a)
-			putattr(&st.body, name, value);
+			putattr(&body, name, value);
 	}
 }
 
@@ -781,10 +778,10 @@ putdecls(const char **atts)
 static const char *
 keep(const char *s)
 {
-	size_t start = st.attrs.len;
+	size_t start = attrs.len;
 
-	put(&st.attrs, s, strlen(s) + 1);
-	return st.attrs.len > start ? st.attrs.s + start : NULL;
+	put(&attrs, s, strlen(s) + 1);
+	return attrs.len > start ? attrs.s + start : NULL;
 }
 
 /* A stanza, or the stream itself, begins. Its namespace does not go out: our
@@ -794,8 +791,8 @@ keep(const char *s)
 static void
 startstanza(const char *name, const char **atts)
 {
-	st.attrs.len = st.body.len = 0;
-	st.attrs.full = st.body.full = 0;
+	attrs.len = body.len = 0;
+	attrs.full = body.full = 0;
 	st.nnodes = 1;
 	nodes[0].depth = depth;
 	st.from = st.to = st.type = st.id = st.ns = NULL;
@@ -814,12 +811,12 @@ startstanza(const char *name, const char **atts)
 		else if (same(atts[0], "xmlns"))
 			st.ns = keep(atts[1]);
 		else
-			putattr(&st.body, atts[0], atts[1]);
+			putattr(&body, atts[0], atts[1]);
 	if (!st.type)
 		st.type = "";
-	st.largest = st.body.len;
-	put(&st.body, ">", 1);
-	st.tagend = st.body.len;
+	st.largest = body.len;
+	put(&body, ">", 1);
+	st.tagend = body.len;
 }
 
 /* An element in the stanza begins. It is in the tree if there is room for it
@@ -828,27 +825,27 @@ static void
 addelement(const char *name, const char **atts)
 {
 	struct node *n = nodes + st.nnodes;
-	size_t start = st.body.len;
+	size_t start = body.len;
 
-	put(&st.body, "<", 1);
-	put(&st.body, name, strlen(name));
+	put(&body, "<", 1);
+	put(&body, name, strlen(name));
 	n->depth = depth;
-	n->name = n->ns = st.body.s + start + 1;
-	n->len = st.body.len - start - 1;
+	n->name = n->ns = body.s + start + 1;
+	n->len = body.len - start - 1;
 	n->nslen = 0;
 	for (; *atts; atts += 2) {
-		putattr(&st.body, atts[0], atts[1]);
+		putattr(&body, atts[0], atts[1]);
 		if (same(*atts, "xmlns")) {
 			n->nslen = strlen(atts[1]);
-			n->ns = st.body.s + st.body.len - 1 - n->nslen;
+			n->ns = body.s + body.len - 1 - n->nslen;
 		}
 	}
-	n->end = st.body.s + st.body.len;
-	if (depth <= 4 && st.nnodes < (int)LEN(nodes) - 1 && !st.body.full)
+	n->end = body.s + body.len;
+	if (depth <= 4 && st.nnodes < (int)LEN(nodes) - 1 && !body.full)
 		st.nnodes++;
-	st.largest = MAX(st.largest, st.body.len - start);
-	put(&st.body, ">", 1);
-	st.tagend = st.body.len;
+	st.largest = MAX(st.largest, body.len - start);
+	put(&body, ">", 1);
+	st.tagend = body.len;
 }
 
 /* 1 if str[len] is `what', or that is NULL. */
@@ -962,7 +959,7 @@ static int
 isrepeatable(void)
 {
 	return same(st.type, "get") && strlen(st.from) + strlen(st.to) +
-	       strlen(st.id ? st.id : "") + st.body.len + 4 <= REQUESTSIZE;
+	       strlen(st.id ? st.id : "") + body.len + 4 <= REQUESTSIZE;
 }
 
 /* 1 if a requester has as many open requests as there are places left, so that
@@ -1014,7 +1011,7 @@ track(const char *address, uint64_t who, struct resource *holder, struct resourc
 			say("untracked: request from %.99s: its addresses and id are longer "
 			    "than %d bytes, and so may be others'", st.from, REQUESTSIZE);
 	}
-	put(&text, st.body.s, st.body.len);
+	put(&text, body.s, body.len);
 	put(&text, "", 1);
 	r->tries = holder && isrepeatable() ? (int)retry : -1;
 	r->hasid = st.id != NULL;
@@ -1309,7 +1306,7 @@ targetpresence(void)
 		/* while a probe is out maybe only the server says so */
 		if (w && sweeptime == NEVER)
 			recover(w);
-		st.body.s[st.body.len] = '\0';
+		body.s[body.len] = '\0';
 		drains = show && !strncmp(show->end, ">dnd<", 5);
 		if ((w = addresource(st.name + 1)) && drains != w->drains) {
 			w->drains = drains;
@@ -1425,9 +1422,9 @@ drop(const char *why)
 static int
 forward(const char *id, const char *from, const char *to)
 {
-	return !st.attrs.full && !st.body.full &&
+	return !attrs.full && !body.full &&
 	       putstanza(st.kind, *st.type ? st.type : NULL, id, from, to,
-	                 st.body.s, st.body.len, st.largest);
+	                 body.s, body.len, st.largest);
 }
 
 /* 1 if a message without a body only tells how others fare, as chat states,
@@ -1483,11 +1480,11 @@ handout(const char *id, const char *from, const char *address, const char *to,
 static const char *
 leadid(const char *name)
 {
-	const char *led = st.attrs.s + st.attrs.len;
+	const char *led = attrs.s + attrs.len;
 
-	putescaped(&st.attrs, name, strlen(name), "%/");
-	putall(&st.attrs, "/", st.id ? st.id : "", NULL);
-	put(&st.attrs, "", 1);
+	putescaped(&attrs, name, strlen(name), "%/");
+	putall(&attrs, "/", st.id ? st.id : "", NULL);
+	put(&attrs, "", 1);
 	return led;
 }
 
@@ -1709,7 +1706,7 @@ startstream(const char **atts)
 		end(why, "bad-format");
 	else if (!isstream || !st.ns || !same(st.ns, NS_COMPONENT))
 		end(why, "invalid-namespace");
-	else if (st.attrs.full || st.body.full || decls.full)
+	else if (attrs.full || body.full || decls.full)
 		end(why, "policy-violation");
 	else
 		handshake();
@@ -1722,7 +1719,7 @@ streamerror(void)
 	static char why[LINEMAX];
 	struct node *text = child(NULL, "text", NULL);
 
-	if (!text || st.body.full || text->end[1] == '>')
+	if (!text || body.full || text->end[1] == '>')
 		return condition(nodes);
 	snprintf(why, sizeof(why), "%s: %.*s", condition(nodes),
 	         (int)strcspn(text->end + 1, "<"), text->end + 1);
@@ -1819,13 +1816,13 @@ endelement(void *data, const char *name)
 		return;
 	}
 	/* nothing has come since its start tag: make that an empty element's */
-	if (st.body.len == st.tagend) {
-		st.body.s[st.tagend - 1] = '/';
-		put(&st.body, ">", 1);
+	if (body.len == st.tagend) {
+		body.s[st.tagend - 1] = '/';
+		put(&body, ">", 1);
 	} else {
-		put(&st.body, "</", 2);
-		put(&st.body, name, strlen(name));
-		put(&st.body, ">", 1);
+		put(&body, "</", 2);
+		put(&body, name, strlen(name));
+		put(&body, ">", 1);
 	}
 	if (depth > 1)
 		return;
@@ -1841,8 +1838,8 @@ static void XMLCALL
 characters(void *data, const char *s, int n)
 {
 	(void)data;
-	if (depth > 1 && !st.body.full)
-		putescaped(&st.body, s, (size_t)n, "&<>\r");
+	if (depth > 1 && !body.full)
+		putescaped(&body, s, (size_t)n, "&<>\r");
 }
 
 /* What no other handler is for. Document types, comments and processing
