@@ -223,7 +223,7 @@ static int depth, suspended;    /* of its elements; it has not parsed all of `in
 static const char *ending;      /* why the stream has to end; NULL: it goes on */
 
 /* the stream */
-static struct buffer decls = { (char [1024]){ "" }, 1024, 0, 0 }; /* of its header */
+static struct buffer decls = { (char [1024 + 1]){ "" }, 1024, 0, 0 }; /* of its header */
 
 /* TLS, if tlspin is not empty */
 static char pins[8 * 64 + 1];   /* hexadecimal digits in lower case, up to a NUL */
@@ -620,17 +620,23 @@ put(struct buffer *b, const char *s, size_t n)
 	b->len += n;
 }
 
-/* Put strings, up to a NULL. */
+/* Put strings, cut where they do not fit, and a NUL behind them. Most are short,
+ * so this is less work than to ask for the length of each. */
+#define putall(b, ...) putstrings(b, (const char *const []){ __VA_ARGS__, NULL })
 static void
-putall(struct buffer *b, ...)
+putstrings(struct buffer *b, const char *const *list)
 {
+	char *end = b->s + b->len, *limit = b->s + b->size;
 	const char *s;
-	va_list ap;
 
-	va_start(ap, b);
-	while ((s = va_arg(ap, const char *)))
-		put(b, s, strlen(s));
-	va_end(ap);
+	for (; (s = *list); list++)
+		for (; *s; s++)
+			if (end < limit)
+				*end++ = *s;
+			else
+				b->full = 1;
+	*end = '\0';
+	b->len = (size_t)(end - b->s);
 }
 
 /* Put s[n] with references for what is `special' there (XML 1.0 2.4, 3.3.3), as
@@ -656,7 +662,7 @@ putescaped(struct buffer *b, const char *s, size_t n, const char *special)
 		    (s[i] == '>' && (b->len < 2 || memcmp(b->s + b->len - 2, "]]", 2))))
 			put(b, s + i, 1);
 		else
-			putall(b, refs[(unsigned char)s[i]], NULL);
+			putall(b, refs[(unsigned char)s[i]]);
 }
 
 /* Put an attribute, if it has a value, in the quotes that need fewer
@@ -677,9 +683,7 @@ putattr(struct buffer *b, const char *name, const char *value)
 		special = "&<\"\t\n\r";
 		quote = "=\"";
 	}
-	put(b, " ", 1);
-	put(b, name, strlen(name));
-	put(b, quote, 2);
+	putall(b, " ", name, quote);
 	if (value[n])
 		putescaped(b, value, strlen(value), special);
 	else
@@ -707,8 +711,7 @@ putstanza(const char *name, const char *type, const char *id, const char *from,
 	size_t start = out.len, space = 0;
 
 	out.full = 0;
-	put(&out, "<", 1);
-	put(&out, name, strlen(name));
+	putall(&out, "<", name);
 	putattr(&out, "type", type);
 	putattr(&out, "id", id);
 	putattr(&out, "from", from);
@@ -827,8 +830,7 @@ addelement(const char *name, const char **atts)
 	struct node *n = nodes + st.nnodes;
 	size_t start = body.len;
 
-	put(&body, "<", 1);
-	put(&body, name, strlen(name));
+	putall(&body, "<", name);
 	n->depth = depth;
 	n->name = n->ns = body.s + start + 1;
 	n->len = body.len - start - 1;
@@ -1003,7 +1005,7 @@ track(const char *address, uint64_t who, struct resource *holder, struct resourc
 	text = (struct buffer){ texts[r->text], REQUESTSIZE, 0, 0 };
 	put(&text, st.from, strlen(st.from) + 1);
 	put(&text, address, strlen(address) + 1);
-	putall(&text, st.id ? st.id : "", NULL);
+	putall(&text, st.id ? st.id : "");
 	put(&text, "", 1);
 	if (text.full) {
 		memset(text.s, 0, 2);
@@ -1306,7 +1308,6 @@ targetpresence(void)
 		/* while a probe is out maybe only the server says so */
 		if (w && sweeptime == NEVER)
 			recover(w);
-		body.s[body.len] = '\0';
 		drains = show && !strncmp(show->end, ">dnd<", 5);
 		if ((w = addresource(st.name + 1)) && drains != w->drains) {
 			w->drains = drains;
@@ -1483,8 +1484,7 @@ leadid(const char *name)
 	const char *led = attrs.s + attrs.len;
 
 	putescaped(&attrs, name, strlen(name), "%/");
-	putall(&attrs, "/", st.id ? st.id : "", NULL);
-	put(&attrs, "", 1);
+	putall(&attrs, "/", st.id ? st.id : "");
 	return led;
 }
 
@@ -1652,7 +1652,7 @@ end(const char *why, const char *error)
 	ending = why;
 	if (error)
 		putall(&out, "<stream:error><", error, " xmlns='urn:ietf:params:xml:"
-		       "ns:xmpp-streams'/></stream:error>", NULL);
+		       "ns:xmpp-streams'/></stream:error>");
 	XML_StopParser(parser, XML_FALSE);
 }
 
@@ -1682,7 +1682,7 @@ handshake(void)
 	br_sha1_out(&sha1, digest);
 	for (i = 0; i < sizeof(digest); i++)
 		snprintf(hex + 2 * i, 3, "%02x", digest[i]);
-	putall(&out, "<handshake>", hex, "</handshake>", NULL);
+	putall(&out, "<handshake>", hex, "</handshake>");
 }
 
 /* The server's stream header has come: remember the prefixes that it declares;
@@ -1818,11 +1818,9 @@ endelement(void *data, const char *name)
 	/* nothing has come since its start tag: make that an empty element's */
 	if (body.len == st.tagend) {
 		body.s[st.tagend - 1] = '/';
-		put(&body, ">", 1);
+		putall(&body, ">");
 	} else {
-		put(&body, "</", 2);
-		put(&body, name, strlen(name));
-		put(&body, ">", 1);
+		putall(&body, "</", name, ">");
 	}
 	if (depth > 1)
 		return;
@@ -2206,7 +2204,7 @@ hangup(const char *why)
 		exit(0);
 	ending = NULL;
 	reset();
-	putall(&out, "</stream:stream>", NULL);
+	putall(&out, "</stream:stream>");
 	freeparser();
 	in.len = 0;
 	state = CLOSING;
@@ -2311,7 +2309,7 @@ finishconnect(void)
 	state = OPENING;
 	deadline = AFTER(patience);
 	putall(&out, "<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
-	       "' xmlns:stream='" NS_STREAM "'", NULL);
+	       "' xmlns:stream='" NS_STREAM "'");
 	putattr(&out, "to", domain);
 	put(&out, ">", 1);
 	newparser();
