@@ -88,8 +88,8 @@ struct buffer {
  * tag ends. What is in it follows it, and is deeper. */
 struct node {
 	int depth;
-	char *name, *ns, *end;
-	size_t len, nslen;
+	char *name, *end;
+	const char *ns;
 };
 
 enum { WAITING, CONNECTING, OPENING, ONLINE, CLOSING }; /* state of the connection */
@@ -832,15 +832,12 @@ addelement(const char *name, const char **atts)
 
 	putall(&body, "<", name);
 	n->depth = depth;
-	n->name = n->ns = body.s + start + 1;
-	n->len = body.len - start - 1;
-	n->nslen = 0;
+	n->name = body.s + start + 1;
+	n->ns = "";
 	for (; *atts; atts += 2) {
 		putattr(&body, atts[0], atts[1]);
-		if (same(*atts, "xmlns")) {
-			n->nslen = strlen(atts[1]);
-			n->ns = body.s + body.len - 1 - n->nslen;
-		}
+		if (same(*atts, "xmlns"))
+			n->ns = body.s + body.len - 1 - strlen(atts[1]);
 	}
 	n->end = body.s + body.len;
 	if (depth <= 4 && st.nnodes < (int)LEN(nodes) - 1 && !body.full)
@@ -850,11 +847,12 @@ addelement(const char *name, const char **atts)
 	st.tagend = body.len;
 }
 
-/* 1 if str[len] is `what', or that is NULL. */
+/* 1 if str, up to one of `stops', is `what', or that is NULL. */
 static int
-matches(const char *what, const char *str, size_t len)
+matches(const char *what, const char *str, const char *stops)
 {
-	return !what || (strlen(what) == len && !memcmp(str, what, len));
+	return !what || (!strncmp(str, what, strlen(what)) &&
+	                 strchr(stops, str[strlen(what)]));
 }
 
 /* The first element in element n, or with NULL in the stanza, of this name and
@@ -865,8 +863,8 @@ child(struct node *n, const char *name, const char *ns)
 	struct node *c, *parent = n ? n : nodes;
 
 	for (c = parent + 1; c < nodes + st.nnodes && c->depth > parent->depth; c++)
-		if (c->depth == parent->depth + 1 && matches(name, c->name, c->len) &&
-		    matches(ns, c->ns, c->nslen))
+		if (c->depth == parent->depth + 1 && matches(name, c->name, " />") &&
+		    matches(ns, c->ns, "'\""))
 			return c;
 	return NULL;
 }
@@ -879,7 +877,7 @@ condition(struct node *error)
 
 	if (!n)
 		return "no condition given";
-	n->name[n->len] = '\0';
+	n->name[strcspn(n->name, " />")] = '\0';
 	return n->name;
 }
 
