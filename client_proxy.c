@@ -777,14 +777,16 @@ putdecls(const char **atts)
 	}
 }
 
-/* Keep a string in attrs. Returns it, or NULL if it does not fit. */
-static const char *
-keep(const char *s)
+/* Keep a string in attrs, at *where, which stays what it is if it does not
+ * fit. */
+static void
+keep(const char **where, const char *s)
 {
 	size_t start = attrs.len;
 
 	put(&attrs, s, strlen(s) + 1);
-	return attrs.len > start ? attrs.s + start : NULL;
+	if (attrs.len > start)
+		*where = attrs.s + start;
 }
 
 /* A stanza, or the stream itself, begins. Its namespace does not go out: our
@@ -798,25 +800,23 @@ startstanza(const char *name, const char **atts)
 	attrs.full = body.full = 0;
 	st.nnodes = 1;
 	nodes[0].depth = depth;
-	st.from = st.to = st.type = st.id = st.ns = NULL;
-	if (!(st.kind = keep(name)))
-		st.kind = "";
+	st.kind = st.type = "";
+	st.from = st.to = st.id = st.ns = NULL;
+	keep(&st.kind, name);
 	putdecls(atts);
 	for (; *atts; atts += 2)
 		if (same(atts[0], "from"))
-			st.from = keep(atts[1]);
+			keep(&st.from, atts[1]);
 		else if (same(atts[0], "to"))
-			st.to = keep(atts[1]);
+			keep(&st.to, atts[1]);
 		else if (same(atts[0], "type"))
-			st.type = keep(atts[1]);
+			keep(&st.type, atts[1]);
 		else if (same(atts[0], "id"))
-			st.id = keep(atts[1]);
+			keep(&st.id, atts[1]);
 		else if (same(atts[0], "xmlns"))
-			st.ns = keep(atts[1]);
+			keep(&st.ns, atts[1]);
 		else
 			putattr(&body, atts[0], atts[1]);
-	if (!st.type)
-		st.type = "";
 	st.largest = body.len;
 	put(&body, ">", 1);
 	st.tagend = body.len;
