@@ -818,8 +818,6 @@ startstanza(const char *name, const char **atts)
 		else
 			putattr(&body, atts[0], atts[1]);
 	st.largest = body.len;
-	put(&body, ">", 1);
-	st.tagend = body.len;
 }
 
 /* An element in the stanza begins. It is in the tree if there is room for it
@@ -843,8 +841,6 @@ addelement(const char *name, const char **atts)
 	if (depth <= 4 && st.nnodes < (int)LEN(nodes) - 1 && !body.full)
 		st.nnodes++;
 	st.largest = MAX(st.largest, body.len - start);
-	put(&body, ">", 1);
-	st.tagend = body.len;
 }
 
 /* 1 if str, up to one of `stops', is `what', or that is NULL. */
@@ -1801,6 +1797,8 @@ startelement(void *data, const char *name, const char **atts)
 		addelement(name, atts);
 	else
 		startstanza(name, atts);
+	put(&body, ">", 1);
+	st.tagend = body.len;
 	if (depth == 1)
 		startstream(atts);
 }
