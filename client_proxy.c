@@ -1345,18 +1345,6 @@ handlepresence(void)
 	}
 }
 
-/* A resource has sent an error. Does its client say so, or its server, because
- * it has left? Probe, once. */
-static void
-doubt(struct resource *w)
-{
-	if (!subscribed || now < w->trusted)
-		return;
-	w->trusted = AFTER(refresh);
-	doubted = sweeptime != NEVER;
-	ask.next = doubted ? ask.next : now;
-}
-
 /* ---- routing ---- */
 
 /* Do what is due while online. Answers may still be on their way, here or in
@@ -1622,8 +1610,12 @@ handlestanza(void)
 	st.sender = w = st.name ? findresource(st.name + 1) : NULL;
 	st.error = same(st.type, "error");
 	st.bounced = haserror("recipient-unavailable");
-	if (w && haserror("service-unavailable"))
-		doubt(w);
+	if (w && haserror("service-unavailable") && subscribed && now >= w->trusted) {
+		/* does its client say so, or its server, as it has left? probe, once */
+		w->trusted = AFTER(refresh);
+		doubted = sweeptime != NEVER;
+		ask.next = doubted ? ask.next : now;
+	}
 	if (w && !ispresence && (!st.bounced || w->pings < 2))
 		recover(w);
 	if (!st.mine && isours(st.from))
