@@ -465,20 +465,6 @@ findmark(uint64_t mark)
 	return w;
 }
 
-/* The resource with this name, or NULL. */
-static struct resource *
-findresource(const char *name)
-{
-	return findmark(hash(0, name, strlen(name)));
-}
-
-/* 1 if it is time to try a resource that stalls with a request. */
-static int
-istriable(const struct resource *w)
-{
-	return w->pings > 4 && !w->drains;
-}
-
 /* Write the full JID of a resource into dst[JIDMAX + 1]. */
 static char *
 fulljid(char *dst, const struct resource *w)
@@ -1189,7 +1175,7 @@ checkresources(long long t)
 				    w->name, (now - w->steptime) / 1000 + stall, w->open);
 			w->steptime = now;
 		}
-		if (istriable(w) && choice != STANDBY)
+		if (w->pings > 4 && !w->drains && choice != STANDBY)
 			trial = w;
 		if (w->open + w->pings > 0)
 			checktime = MIN(checktime, w->steptime + stall * 1000LL);
@@ -1477,7 +1463,7 @@ findasker(void)
 {
 	char name[PARTMAX + 1];
 	const char *own = st.id ? decode(name, st.id, '/') : NULL;
-	struct resource *w = own ? findresource(name) : NULL;
+	struct resource *w = own ? findmark(hash(0, name, strlen(name))) : NULL;
 
 	if (w)
 		st.id = own + 1;
@@ -1536,8 +1522,9 @@ totarget(void)
 	w = choose(st.from, 0, NULL);
 	/* rather with a get that others may have as well, as it is no part of a
 	 * dialog */
-	if (iq && trial < resources + nresources && istriable(trial) &&
-	    ((retry && isrepeatable()) || (!relay && choice != STICKY && trial->pings > 7)))
+	if (iq && trial < resources + nresources && !trial->drains &&
+	    ((retry && isrepeatable() && trial->pings > 4) ||
+	     (!relay && choice != STICKY && trial->pings > 7)))
 		w = trial;
 	if (encode(src, st.self, st.from))
 		handout(st.id, src, st.to, fulljid(dst, w), w, NULL);
@@ -1607,7 +1594,8 @@ handlestanza(void)
 		*st.other = '\0';
 	st.mine = istarget(st.from);
 	st.name = st.mine ? strchr(st.from, '/') : NULL;
-	st.sender = w = st.name ? findresource(st.name + 1) : NULL;
+	w = st.name ? findmark(hash(0, st.name + 1, strlen(st.name + 1))) : NULL;
+	st.sender = w;
 	st.error = same(st.type, "error");
 	st.bounced = haserror("recipient-unavailable");
 	if (w && haserror("service-unavailable") && subscribed && now >= w->trusted) {
