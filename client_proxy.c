@@ -692,7 +692,7 @@ hasroom(void)
  * than servers take. */
 static int
 putstanza(const char *name, const char *type, const char *id, const char *from,
-          const char *to, const char *rest, size_t len, size_t tag)
+          const char *to, const char *rest, size_t tag)
 {
 	size_t start = out.len, space = 0;
 
@@ -703,7 +703,7 @@ putstanza(const char *name, const char *type, const char *id, const char *from,
 	putattr(&out, "from", from);
 	putattr(&out, "to", to);
 	tag += out.len - start;
-	put(&out, rest, len);
+	put(&out, rest, strlen(rest));
 	for (; tag > PADABOVE && space < tag && !out.full; space++)
 		put(&out, " ", 1);
 	if (out.full || out.len - start > MAXSTANZA) {
@@ -723,7 +723,7 @@ puterror(const char *name, const char *id, const char *from, const char *to, int
 	r->n++;
 	snprintf(rest, sizeof(rest), "><error type='%s'><%s xmlns='" NS_STANZAS
 	         "'/></error></%s>", r->type, r->condition, name);
-	if (putstanza(name, "error", id, from, to, rest, strlen(rest), 0))
+	if (putstanza(name, "error", id, from, to, rest, 0))
 		return;
 	count.dropped++;
 	if (maysay())
@@ -733,16 +733,14 @@ puterror(const char *name, const char *id, const char *from, const char *to, int
 static void
 putpresence(const char *type, const char *id, const char *from, const char *to)
 {
-	putstanza("presence", type, id, from, to, "/>", 2, 0);
+	putstanza("presence", type, id, from, to, "/>", 0);
 }
 
 /* Put a ping (XEP-0199). One to ourselves comes back from the server. */
 static void
 putping(const char *id, const char *to)
 {
-	const char *rest = "><ping xmlns='urn:xmpp:ping'/></iq>";
-
-	putstanza("iq", "get", id, domain, to, rest, strlen(rest), 0);
+	putstanza("iq", "get", id, domain, to, "><ping xmlns='urn:xmpp:ping'/></iq>", 0);
 }
 
 /* ---- the stanza that is being read ---- */
@@ -1131,7 +1129,6 @@ settle(struct request *r)
 	const char *id = address + strlen(address) + 1, *rest = id;
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
 	struct resource *w;
-	size_t len;
 
 	if (!r->hasid)
 		id = NULL;
@@ -1143,8 +1140,8 @@ settle(struct request *r)
 		}
 		encode(src, address, requester);
 		rest += strlen(rest) + 1;
-		len = strlen(rest);
-		if (putstanza("iq", "get", id, src, fulljid(dst, w), rest, len, len)) {
+		fulljid(dst, w);
+		if (putstanza("iq", "get", id, src, dst, rest, strlen(rest))) {
 			r->tries--;
 			giveto(r, w);
 			return;
@@ -1392,8 +1389,8 @@ static int
 forward(const char *id, const char *from, const char *to)
 {
 	return !attrs.full && !body.full &&
-	       putstanza(st.kind, *st.type ? st.type : NULL, id, from, to,
-	                 body.s, body.len, st.largest);
+	       putstanza(st.kind, *st.type ? st.type : NULL, id, from, to, body.s,
+	                 st.largest);
 }
 
 /* 1 if a message without a body only tells how others fare, as chat states,
