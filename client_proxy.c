@@ -1578,15 +1578,13 @@ handlestanza(void)
 {
 	int ispresence = same(st.kind, "presence");
 	struct resource *w;
-	size_t len;
 
 	if (!st.from || !*st.from || !st.to || !isours(st.to)) {
 		drop("not from anybody to us");
 		return;
 	}
+	*stpncpy(st.self, st.to, strcspn(st.to, "/")) = '\0';
 	st.resource = strchr(st.to, '/');
-	len = st.resource ? (size_t)(st.resource - st.to) : strlen(st.to);
-	*stpncpy(st.self, st.to, len) = '\0';
 	if (!st.resource || !decode(st.other, st.resource + 1, '\0'))
 		*st.other = '\0';
 	st.mine = istarget(st.from);
