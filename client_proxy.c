@@ -53,8 +53,6 @@ enum { RANDOM, STICKY, LEASTBUSY, STANDBY }; /* how to choose among resources */
 #define UNWRITTEN     LLONG_MAX       /* not begun: what starts it is not written yet */
 
 #define NS_COMPONENT  "jabber:component:accept"
-#define NS_CLIENT     "jabber:client"
-#define NS_SERVER     "jabber:server"
 #define NS_CARBONS    "urn:xmpp:carbons:2"
 #define NS_STREAM     "http://etherx.jabber.org/streams"
 #define NS_STANZAS    "urn:ietf:params:xml:ns:xmpp-stanzas"
@@ -1700,8 +1698,8 @@ streamerror(void)
 static void
 handleelement(void)
 {
-	int isknown = !st.ns || same(st.ns, NS_COMPONENT) || same(st.ns, NS_CLIENT) ||
-	             same(st.ns, NS_SERVER);
+	int isknown = !st.ns || same(st.ns, NS_COMPONENT) ||
+	              same(st.ns, "jabber:client") || same(st.ns, "jabber:server");
 	int isstanza = isknown && (same(st.kind, "iq") || same(st.kind, "presence") ||
 	                          same(st.kind, "message"));
 
@@ -2134,9 +2132,7 @@ disconnect(const char *why)
 static void
 attempt(void)
 {
-	static const struct addrinfo hints = {
-		.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM
-	};
+	static const struct addrinfo hints = { .ai_socktype = SOCK_STREAM };
 	int error = 0;
 
 	if (!server) {
