@@ -2264,10 +2264,8 @@ finishconnect(void)
 	int error = 0, one = 1;
 	socklen_t len = sizeof(error);
 
-	if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) < 0)
-		error = errno;
-	if (error) {
-		disconnect(strerror(error));
+	if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) < 0 || error) {
+		disconnect(strerror(error ? error : errno));
 		return;
 	}
 	/* an answer is written at once, there is nothing to gather */
