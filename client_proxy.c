@@ -205,6 +205,7 @@ static struct {
 	char self[BAREMAX + 1];     /* our address that it is for, without a resource */
 	const char *resource;       /* of that address, from the slash on; or NULL */
 	char other[PARTMAX + 1];    /* the JID that the resource encodes, or "" */
+	int iq;                     /* that is its kind */
 	int error;                  /* that is its type */
 	int bounced;                /* it says that a client is not there any more */
 	int mine;                   /* it is from the target, */
@@ -1424,13 +1425,12 @@ handout(const char *id, const char *from, const char *address, const char *to,
 {
 	const char *user = holder ? st.from : to;
 	uint64_t who = hash(salt, user, strcspn(user, "/"));
-	int iq = same(st.kind, "iq");
 
-	if (iq && isgreedy(user, who)) {
+	if (st.iq && isgreedy(user, who)) {
 		refuse(BUSY);
 	} else if (!forward(id, from, to)) {
 		refuse(LARGE);
-	} else if (iq) {
+	} else if (st.iq) {
 		count.requests++;
 		track(address, who, holder, asker);
 	} else {
@@ -1507,17 +1507,16 @@ static void
 totarget(void)
 {
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
-	int iq = same(st.kind, "iq");
 	struct resource *w;
 
 	if (nresources == 0) {
-		refuse(iq ? NOBODY : GONE);
+		refuse(st.iq ? NOBODY : GONE);
 		return;
 	}
 	w = choose(st.from, 0, NULL);
 	/* rather with a get that others may have as well, as it is no part of a
 	 * dialog */
-	if (iq && trial < resources + nresources && !trial->drains &&
+	if (st.iq && trial < resources + nresources && !trial->drains &&
 	    ((retry && isrepeatable() && trial->pings > 4) ||
 	     (!relay && choice != STICKY && trial->pings > 7)))
 		w = trial;
@@ -1534,9 +1533,9 @@ static void
 route(void)
 {
 	char outside[JIDMAX + 1], asker[JIDMAX + 1];
-	int mine = st.mine, iq = same(st.kind, "iq");
-	int isrequest = iq && (same(st.type, "get") || same(st.type, "set"));
-	int isanswer = iq && (st.error || same(st.type, "result"));
+	int mine = st.mine;
+	int isrequest = st.iq && (same(st.type, "get") || same(st.type, "set"));
+	int isanswer = st.iq && (st.error || same(st.type, "result"));
 	int stranger = *st.other && !istarget(st.other) && !isours(st.other);
 	struct resource *w = st.sender;
 
@@ -1553,9 +1552,9 @@ route(void)
 	else if (isanswer && relay && !mine && !st.resource && (w = findasker()) &&
 	         encode(outside, st.self, st.from))
 		passanswer(outside, fulljid(asker, w), NULL);
-	else if (iq && !isanswer)
+	else if (st.iq && !isanswer)
 		refuse(ILLEGAL);
-	else if (iq)
+	else if (st.iq)
 		drop(mine ? "no requester in the address" : "to nobody who has asked");
 	else if (!relay || (mine && !st.resource))
 		refuse(UNKNOWN);
@@ -1589,6 +1588,7 @@ handlestanza(void)
 	st.name = st.mine ? strchr(st.from, '/') : NULL;
 	w = st.name ? findmark(hash(0, st.name + 1, strlen(st.name + 1))) : NULL;
 	st.sender = w;
+	st.iq = same(st.kind, "iq");
 	st.error = same(st.type, "error");
 	st.bounced = haserror("recipient-unavailable");
 	if (w && haserror("service-unavailable") && subscribed && now >= w->trusted) {
