@@ -546,7 +546,8 @@ static struct resource *
 choose(const char *jid, int lost, const struct resource *loser)
 {
 	int how = relay && choice != STANDBY ? STICKY : choice;
-	int i, enough, ties = 0;
+	/* who talks to one that drains stays */
+	int i, ties = 0, enough = how == STICKY && relay ? 4 : 1;
 	uint64_t who = 0, cost, best = UINT64_MAX;
 	struct resource *w, *found, *stays = NULL, *end = resources + nresources;
 	struct stick *last;
@@ -561,21 +562,15 @@ choose(const char *jid, int lost, const struct resource *loser)
 	if ((how == STICKY || how == STANDBY) && last->who == who && now < last->until)
 		stays = findmark(last->mark);
 	found = stays ? stays : resources;
-	/* who talks to one that drains stays */
-	enough = how == STICKY && relay ? 4 : 1;
 	w = stays && !lost && handicap(stays) < enough ? end : resources;
 	for (; w < end; w++) {
 		if (w == loser)
 			continue;
 		cost = (uint64_t)(lost && w->pings > 0) << 63 | (uint64_t)handicap(w) << 60;
-		if (w == stays)
-			; /* rather than any that is no better */
-		else if (how == STANDBY)
-			cost++;
-		else if (how == STICKY)
-			cost += mix(w->mark ^ who) >> 4;
-		else if (how == LEASTBUSY)
-			cost += (uint64_t)w->open;
+		/* who stays does so rather than move to any that is no better */
+		if (w != stays && how != RANDOM)
+			cost += how == STICKY ? mix(w->mark ^ who) >> 4 :
+			        how == STANDBY ? 1 : (uint64_t)w->open;
 		ties = cost < best ? 1 : ties + (cost == best);
 		if (cost < best || (cost == best && (how == STANDBY ?
 		    strcmp(w->name, found->name) < 0 : uniform((uint64_t)ties) == 0)))
