@@ -16,6 +16,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -225,13 +226,13 @@ static const char *ending;      /* why the stream has to end; NULL: it goes on *
 static struct buffer decls = { (char [1024 + 1]){ "" }, 1024, 0, 0 }; /* of its header */
 
 /* TLS, if tlspin is not empty */
-static char pins[8 * 64 + 1];   /* hexadecimal digits in lower case, up to a NUL */
+static char pins[8 * 96 + 1];   /* as in XX:XX:, up to a NUL */
 static struct {
 	br_ssl_client_context client;
 	unsigned char records[BR_SSL_BUFSIZE_BIDI];
 	br_x509_decoder_context certificate; /* the server's */
-	br_sha256_context hash;     /* of it */
-	unsigned char fingerprint[br_sha256_SIZE];
+	br_sha256_context hash;     /* of it, */
+	char fingerprint[96 + 1];   /* as in XX:XX: */
 	int ncerts;                 /* in its chain so far */
 	br_x509_knownkey_context known; /* what it is checked against */
 } tls;
@@ -1908,7 +1909,7 @@ parse(void)
 /* ---- TLS ---- */
 
 /* The settings are pins: what they allow is all the trust there is. Read them,
- * 64 digits each, in lower case. 0 if they are malformed. */
+ * 64 digits each. 0 if they are malformed. */
 static int
 readpins(void)
 {
@@ -1916,11 +1917,11 @@ readpins(void)
 	size_t n = 0;
 
 	for (s = tlspin; *s; s++)
-		if (n < sizeof(pins) - 1 && strchr("0123456789abcdefABCDEF", *s))
-			pins[n++] = (char)(*s | ' ');
-		else if (n % 64 ? *s != ':' : !strchr(", \t\n", *s))
+		if (n < sizeof(pins) - 1 && isxdigit((unsigned char)*s))
+			n += (size_t)sprintf(pins + n, n % 3 ? "%c:" : "%c", toupper(*s));
+		else if (n % 96 ? *s != ':' : !strchr(", \t\n", *s))
 			return 0;
-	return n % 64 == 0 && (n > 0 || !*tlspin);
+	return n % 96 == 0 && (n > 0 || !*tlspin);
 }
 
 /* BearSSL's validator that knows the server's key serves us, except that the
@@ -1947,17 +1948,17 @@ static unsigned
 endchain(const br_x509_class **ctx)
 {
 	const br_x509_pkey *key = br_x509_decoder_get_pkey(&tls.certificate);
-	char hex[64 + 1];
+	unsigned char digest[br_sha256_SIZE];
 	size_t i;
 
 	(void)ctx;
 	if (key)
 		tls.known.pkey = *key;
-	br_sha256_out(&tls.hash, tls.fingerprint);
-	for (i = 0; i < br_sha256_SIZE; i++)
-		snprintf(hex + 2 * i, 3, "%02x", tls.fingerprint[i]);
-	for (i = 0; pins[i]; i += 64)
-		if (!strncmp(pins + i, hex, 64))
+	br_sha256_out(&tls.hash, digest);
+	for (i = 0; i < sizeof(digest); i++)
+		snprintf(tls.fingerprint + 3 * i, 4, "%02X:", digest[i]);
+	for (i = 0; pins[i]; i += 96)
+		if (!strncmp(pins + i, tls.fingerprint, 96))
 			return (unsigned)br_x509_decoder_last_error(&tls.certificate);
 	return BR_ERR_X509_NOT_TRUSTED;
 }
@@ -2005,9 +2006,7 @@ static const char *
 tlserror(void)
 {
 	static char why[160];
-	char hex[3 * br_sha256_SIZE + 1];
 	int error = br_ssl_engine_last_error(eng);
-	size_t i;
 
 	if (br_ssl_engine_current_state(eng) != BR_SSL_CLOSED)
 		return "the connection was cut, TLS did not end";
@@ -2016,11 +2015,9 @@ tlserror(void)
 	if (error == BR_ERR_UNSUPPORTED_VERSION || error == BR_ERR_BAD_VERSION ||
 	    error == BR_ERR_RECV_FATAL_ALERT + 70)
 		return "the server does not speak TLS 1.2";
-	for (i = 0; i < br_sha256_SIZE; i++)
-		snprintf(hex + 3 * i, 4, ":%02X", tls.fingerprint[i]);
 	if (error == BR_ERR_X509_NOT_TRUSTED)
 		snprintf(why, sizeof(why), "the server's certificate is not in tlspin, "
-		         "it is %s", hex + 1);
+		         "it is %.95s", tls.fingerprint);
 	else
 		snprintf(why, sizeof(why), "TLS failed: error %d of BearSSL, above %d "
 		         "an alert of the server", error, BR_ERR_RECV_FATAL_ALERT);
