@@ -1918,7 +1918,7 @@ readpins(void)
 
 	for (s = tlspin; *s; s++)
 		if (n < sizeof(pins) - 1 && isxdigit((unsigned char)*s))
-			n += (size_t)sprintf(pins + n, n % 3 ? "%c:" : "%c", toupper(*s));
+			n += (size_t)snprintf(pins + n, 3, n % 3 ? "%c:" : "%c", toupper(*s));
 		else if (n % 96 ? *s != ':' : !strchr(", \t\n", *s))
 			return 0;
 	return n % 96 == 0 && (n > 0 || !*tlspin);
