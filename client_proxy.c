@@ -139,7 +139,6 @@ static struct resource {
 static int nresources, toomany;
 /* the stalled one to be tried next, if it still is one */
 static struct resource *trial = resources + MAXRESOURCES;
-static long long checktime;     /* somebody may have been silent for too long */
 
 /* who was served lately, in a place by hash; by whom; how long that counts */
 static struct stick {
@@ -184,8 +183,9 @@ static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read 
 static int doubted;             /* somebody may have left during it: probe again */
 static int seen;                /* presence came since, 2: of who was there before */
 static int unanswered;          /* probes before it that brought none */
-/* the id of our last ping for what is due, when it was sent, when to send one */
-static struct { char id[16]; long long sent, next; } due;
+/* the id of our last ping for what is due, when it was sent, when to send one;
+ * when somebody may have been silent for too long */
+static struct { char id[16]; long long sent, next, check; } due;
 
 /* the out buffer: what is behind outpos waits to be written */
 static struct buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
@@ -913,7 +913,7 @@ giveto(struct request *r, struct resource *w)
 		if (w->pings > 4 || w->open + w->pings == 0)
 			w->steptime = now;
 		w->pings = w->pings > 4 ? 2 : w->pings;
-		checktime = stall ? MIN(checktime, AFTER(stall)) : NEVER;
+		due.check = stall ? MIN(due.check, AFTER(stall)) : NEVER;
 	}
 	move(r, OPEN);
 }
@@ -1081,7 +1081,7 @@ reset(void)
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(shares, 0, sizeof(shares));
 	due.next = nused = nopen = shedding = depth = subscribed = unanswered = 0;
-	checktime = NEVER;
+	due.check = NEVER;
 	for (i = 0; i < LISTS; i++)
 		lists[i].prev = lists[i].next = lists + i;
 	lists[OPEN].due = NEVER;
@@ -1158,7 +1158,7 @@ checkresources(long long t)
 	char dst[JIDMAX + 1];
 	int well = 0;
 
-	checktime = NEVER;
+	due.check = NEVER;
 	for (w = resources; stall && w < end; w++) {
 		if (w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t && hasroom()) {
 			putping("stall", fulljid(dst, w));
@@ -1170,7 +1170,7 @@ checkresources(long long t)
 		if (w->pings > 4 && !w->drains && choice != STANDBY)
 			trial = w;
 		if (w->open + w->pings > 0)
-			checktime = MIN(checktime, w->steptime + stall * 1000LL);
+			due.check = MIN(due.check, w->steptime + stall * 1000LL);
 		well += w->pings < 2;
 	}
 	/* only now it is known whether anybody is well */
@@ -1337,7 +1337,7 @@ chores(void)
 	}
 	if (now >= ask.next && sweeptime >= SWEEPING && hasroom())
 		askpresence(subscribed && !unanswered);
-	if (now >= MAX(due.next, MIN(checktime, lists[OPEN].next->due)) &&
+	if (now >= MAX(due.next, MIN(due.check, lists[OPEN].next->due)) &&
 	    hasroom()) {
 		snprintf(due.id, sizeof(due.id), "due%08lx", uniform(1ULL << 32));
 		putping(due.id, domain);
@@ -1529,36 +1529,35 @@ static void
 route(void)
 {
 	char outside[JIDMAX + 1], asker[JIDMAX + 1];
-	int mine = st.mine;
 	int isrequest = st.iq && (same(st.type, "get") || same(st.type, "set"));
 	int isanswer = st.iq && (st.error || same(st.type, "result"));
 	int stranger = *st.other && !istarget(st.other) && !isours(st.other);
 	struct resource *w = st.sender;
 
-	if (isanswer && mine && !st.resource && st.id && same(st.id, "stall"))
+	if (isanswer && st.mine && !st.resource && st.id && same(st.id, "stall"))
 		; /* that it is alive is all it says */
-	else if (isrequest && !mine && !st.resource)
+	else if (isrequest && !st.mine && !st.resource)
 		totarget();
 	else if (isrequest && relay && w && stranger && encode(outside, st.self, st.other))
 		handout(leadid(w->name), st.self, outside, st.other, NULL, w);
 	else if (isrequest)
-		refuse(!mine || (relay && st.resource) ? NOBODY : UNKNOWN);
+		refuse(!st.mine || (relay && st.resource) ? NOBODY : UNKNOWN);
 	else if (isanswer && st.name && stranger)
 		passanswer(st.self, st.other, w);
-	else if (isanswer && relay && !mine && !st.resource && (w = findasker()) &&
+	else if (isanswer && relay && !st.mine && !st.resource && (w = findasker()) &&
 	         encode(outside, st.self, st.from))
 		passanswer(outside, fulljid(asker, w), NULL);
 	else if (st.iq && !isanswer)
 		refuse(ILLEGAL);
 	else if (st.iq)
-		drop(mine ? "no requester in the address" : "to nobody who has asked");
-	else if (!relay || (mine && !st.resource))
+		drop(st.mine ? "no requester in the address" : "to nobody who has asked");
+	else if (!relay || (st.mine && !st.resource))
 		refuse(UNKNOWN);
 	else if (child(NULL, "sent", NS_CARBONS) || child(NULL, "received", NS_CARBONS))
 		drop("a carbon copy");
-	else if (mine && stranger)
+	else if (st.mine && stranger)
 		handout(st.id, st.self, st.self, st.other, NULL, w);
-	else if (!mine && !st.resource)
+	else if (!st.mine && !st.resource)
 		totarget();
 	else
 		refuse(NOBODY);
@@ -1868,7 +1867,7 @@ endbroken(void)
 	/* once the stream is open, a document type is bad syntax to expat */
 	if (error == XML_ERROR_INVALID_TOKEN && at >= 2 &&
 	    at < (XML_Index)in.len && !memcmp(in.s + at - 2, "<!D", 3))
-		end("the server sends XML that is forbidden in XMPP", "restricted-xml");
+		otherwise(NULL, in.s + at - 2, 3);
 	else if (error == XML_ERROR_NO_MEMORY)
 		end("the server sends more in one stanza than may be kept",
 		    "policy-violation");
@@ -1977,8 +1976,7 @@ starttls(void)
 		BR_TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
 		BR_TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384
 	};
-	int i;
-	int isname = !strchr(host, ':') && host[strspn(host, "0123456789.")];
+	int i, isname = !strchr(host, ':') && host[strspn(host, "0123456789.")];
 
 	br_ssl_client_init_full(&tls.client, &unused, NULL, 0);
 	br_ssl_engine_set_versions(eng, BR_TLS12, BR_TLS12);
@@ -2342,7 +2340,7 @@ run(void)
 		next = MIN(deadline, linetime);
 		if (state == ONLINE && isreading())
 			next = MIN(MIN(next, sweeptime < SWEEPING ? sweeptime : ask.next),
-			           MAX(due.next, MIN(checktime, lists[OPEN].next->due)));
+			           MAX(due.next, MIN(due.check, lists[OPEN].next->due)));
 		/* nothing else will wake us for these */
 		if (state >= OPENING && hasroom() &&
 		    (suspended || tlshas(TLSUNREAD) || lists[FAILED].next != lists + FAILED))
@@ -2420,18 +2418,17 @@ islikeservers(const char *s)
 static void
 checkconfig(void)
 {
-	const char *at = strchr(target, '@');
+	size_t node = strcspn(target, "@"), length = strlen(target);
 	const char *unlike = "is not in lower case, holds a space or slash, or ends in a dot";
 	const char *wrongtime = "is 0, over 30 days or less than another needs";
 
 	check(!islikeservers(domain), "domain", unlike);
 	check(!islikeservers(target), "target", unlike);
-	check(strchr(domain, '@') || strlen(domain) > PARTMAX,
+	check(!isours(domain) || strlen(domain) > PARTMAX,
 	      "domain", "is not the domain of a component");
-	check(!at || at == target || at - target > PARTMAX || !at[1] ||
-	      strchr(at + 1, '@') || strlen(at + 1) > PARTMAX,
-	      "target", "is not a bare JID, account@domain");
-	check(same(at + 1, domain), "target", "is at our own domain");
+	check(node - 1 >= PARTMAX || length - node - 2 >= PARTMAX ||
+	      strchr(target + node + 1, '@'), "target", "is not a bare JID, account@domain");
+	check(isours(target), "target", "is at our own domain");
 	check(!*secret, "secret", "is empty");
 	check(!*host, "host", "is empty");
 	check(!*port, "port", "is empty");
