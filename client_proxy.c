@@ -122,10 +122,9 @@ static int nlines;              /* that others have caused in this second */
 static unsigned long nunsaid;   /* lines that are missing */
 static long long linetime = LLONG_MAX; /* when this second is over */
 
-/* resources of the target that are online, and by their marks */
+/* resources of the target that are online, and those last found, by marks */
 static struct resource {
 	uint64_t mark;              /* hash of its name */
-	struct resource *chain;     /* the next in the bucket of its mark */
 	int open;                   /* requests that it has not answered */
 	int missed;                 /* probes in a row that it has not answered */
 	int drains;                 /* it shows dnd */
@@ -135,7 +134,7 @@ static struct resource {
 	unsigned long nhanded, nanswered, nretried, nlate;
 	unsigned long long waited;  /* ms, for its answers */
 	char name[PARTMAX + 1];
-} resources[MAXRESOURCES], *marks[MAXRESOURCES];
+} resources[MAXRESOURCES], *lastfound[8 * MAXRESOURCES];
 static int nresources, toomany;
 /* the stalled one to be tried next, if it still is one */
 static struct resource *trial = resources + MAXRESOURCES;
@@ -175,12 +174,11 @@ static int nopen, shedding;     /* without an answer; some were refused lately *
 static int shares[2][SHARES];   /* of nopen, each requester's: the less of two places */
 
 /* the target's presence subscription */
-static int subscribed;
-/* the id of what we have asked last, when to ask next, the pause after that */
-static struct { char id[16]; long long next, pause; } ask;
+/* the id of what we have asked last, when to ask next, the pause after that; it
+ * is granted; somebody may have left during a probe, which is to be sent again */
+static struct { char id[16]; long long next, pause; int granted, again; } ask;
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
-static int doubted;             /* somebody may have left during it: probe again */
 static int seen;                /* presence came since, 2: of who was there before */
 static int unanswered;          /* probes before it that brought none */
 /* the id of our last ping for what is due, when it was sent, when to send one;
@@ -458,11 +456,15 @@ decode(char *dst, const char *src, char stop)
 static struct resource *
 findmark(uint64_t mark)
 {
-	struct resource *w = marks[mark % MAXRESOURCES];
+	struct resource **last = lastfound + mark % LEN(lastfound);
+	struct resource *w, *end = resources + nresources;
 
-	while (w && w->mark != mark)
-		w = w->chain;
-	return w;
+	if (*last && *last < end && (*last)->mark == mark)
+		return *last;
+	for (w = resources; w < end; w++)
+		if (w->mark == mark)
+			return *last = w;
+	return NULL;
 }
 
 /* Write the full JID of a resource into dst[JIDMAX + 1]. */
@@ -471,20 +473,6 @@ fulljid(char *dst, const struct resource *w)
 {
 	stpcpy(stpcpy(stpcpy(dst, target), "/"), w->name);
 	return dst;
-}
-
-/* The table has changed: put each resource into its bucket anew. */
-static void
-indexresources(void)
-{
-	struct resource *w, **bucket;
-
-	memset(marks, 0, sizeof(marks));
-	for (w = resources; w < resources + nresources; w++) {
-		bucket = marks + w->mark % MAXRESOURCES;
-		w->chain = *bucket;
-		*bucket = w;
-	}
 }
 
 /* A resource is online. Returns it, or NULL if it is not in the table. */
@@ -504,7 +492,6 @@ addresource(const char *name)
 		w = resources + nresources++;
 		*w = (struct resource){ .mark = mark };
 		memcpy(w->name, name, len);
-		indexresources();
 		say("joined: %s/%.99s: %d online", target, name, nresources);
 	} else if (!toomany) {
 		say("ignored: %s/%.99s and any more: %d online is the limit",
@@ -1045,7 +1032,7 @@ removeresource(struct resource *w)
 	if (n > 0)
 		say("failed: %u requests held by resources that left", n);
 	/* who had no place must be heard to have one now */
-	if (toomany && subscribed)
+	if (toomany && ask.granted)
 		ask.next = now;
 	toomany = 0;
 	for (r = requests; r < requests + nused; r++) {
@@ -1066,7 +1053,6 @@ removeresource(struct resource *w)
 		say("left: %s, all of its resources: 0 online", target);
 		nresources = 0;
 	}
-	indexresources();
 }
 
 /* Forget requests and resources, and what the stream has said: nobody can
@@ -1080,7 +1066,7 @@ reset(void)
 		buckets[requests[i].key % MAXREQUESTS] = NULL;
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(shares, 0, sizeof(shares));
-	due.next = nused = nopen = shedding = depth = subscribed = unanswered = 0;
+	due.next = nused = nopen = shedding = depth = ask.granted = unanswered = 0;
 	due.check = NEVER;
 	for (i = 0; i < LISTS; i++)
 		lists[i].prev = lists[i].next = lists + i;
@@ -1192,14 +1178,14 @@ askpresence(int probe)
 
 	snprintf(ask.id, sizeof(ask.id), "ask%08lx", uniform(1ULL << 32));
 	putpresence(probe ? "probe" : "subscribe", ask.id, domain, target);
-	ask.next = subscribed ? AFTER(refresh) : now + ask.pause;
+	ask.next = ask.granted ? AFTER(refresh) : now + ask.pause;
 	ask.pause = MIN(2 * ask.pause, askmax * 1000LL);
 	if (probe) {
 		putping(ask.id, domain);
 		/* one that follows another too soon only takes its place */
 		for (w = resources; sweeptime == NEVER && w < resources + nresources; w++)
 			w->missed++;
-		seen = doubted = 0;
+		seen = ask.again = 0;
 	}
 	sweeptime = probe ? UNWRITTEN : NEVER;
 }
@@ -1214,7 +1200,7 @@ sweep(void)
 	int i;
 
 	sweeptime = NEVER;
-	ask.next = doubted ? now : ask.next;
+	ask.next = ask.again ? now : ask.next;
 	if (!seen && unanswered++ == 0) {
 		say("unanswered: a probe of %s: subscribing again", target);
 		ask.next = now;
@@ -1234,9 +1220,9 @@ losetarget(const char *why)
 {
 	say("not subscribed: %s: %s", target, why);
 	removeresource(NULL);
-	if (subscribed)
+	if (ask.granted)
 		ask.next = now + (ask.pause = askmin * 1000LL);
-	subscribed = unanswered = 0;
+	ask.granted = unanswered = 0;
 	sweeptime = NEVER;
 }
 
@@ -1288,9 +1274,9 @@ targetpresence(void)
 	} else if (leaves && (!st.name || w)) {
 		removeresource(w);
 	} else if (same(st.type, "subscribed")) {
-		if (!subscribed)
+		if (!ask.granted)
 			say("subscribed: %s", target);
-		subscribed = 1;
+		ask.granted = 1;
 		askpresence(1);
 	} else if (same(st.type, "unsubscribed")) {
 		losetarget("it refuses or has withdrawn the subscription");
@@ -1313,7 +1299,7 @@ handlepresence(void)
 		if (st.mine)
 			putpresence(NULL, NULL, st.self, st.from);
 		/* the roster of a fresh installation may know us only now */
-		if (st.mine && subscribes && (!subscribed || unanswered))
+		if (st.mine && subscribes && (!ask.granted || unanswered))
 			ask.next = MIN(ask.next, now + 500);
 	} else if (st.mine && same(st.to, domain)) {
 		targetpresence();
@@ -1336,7 +1322,7 @@ chores(void)
 		ask.next = MAX(ask.next, AFTER(refresh));
 	}
 	if (now >= ask.next && sweeptime >= SWEEPING && hasroom())
-		askpresence(subscribed && !unanswered);
+		askpresence(ask.granted && !unanswered);
 	if (now >= MAX(due.next, MIN(due.check, lists[OPEN].next->due)) &&
 	    hasroom()) {
 		snprintf(due.id, sizeof(due.id), "due%08lx", uniform(1ULL << 32));
@@ -1586,11 +1572,11 @@ handlestanza(void)
 	st.iq = same(st.kind, "iq");
 	st.error = same(st.type, "error");
 	st.bounced = haserror("recipient-unavailable");
-	if (w && haserror("service-unavailable") && subscribed && now >= w->trusted) {
+	if (w && haserror("service-unavailable") && ask.granted && now >= w->trusted) {
 		/* does its client say so, or its server, as it has left? probe, once */
 		w->trusted = AFTER(refresh);
-		doubted = sweeptime != NEVER;
-		ask.next = doubted ? ask.next : now;
+		ask.again = sweeptime != NEVER;
+		ask.next = ask.again ? ask.next : now;
 	}
 	if (w && !ispresence && (!st.bounced || w->pings < 2))
 		recover(w);
