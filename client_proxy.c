@@ -77,28 +77,29 @@ enum {
 typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + 2 * OWNROOM ? 1 : -1];
 
 /* Bytes in a fixed place, with one more for a NUL; full: some did not fit. */
-struct buffer {
+typedef struct {
 	char *s;
 	size_t size, len;
 	int full;
-};
+} Buffer;
 
 /* An element, and where in the stanza's body its name and namespace lie and its
  * tag ends. What is in it follows it, and is deeper. */
-struct node {
+typedef struct {
 	int depth;
 	char *name, *end;
 	const char *ns;
-};
+} Node;
 
 enum { WAITING, CONNECTING, OPENING, ONLINE, CLOSING }; /* state of the connection */
 
 /* Why requests are refused, how it is said (RFC 6120 8.3.3), how often. */
 enum { NOBODY, UNKNOWN, LONGADDRESS, LARGE, BUSY, GONE, LATE, ILLEGAL };
-static struct refusal {
+typedef struct {
 	const char *type, *condition;
 	unsigned long n;
-} refusals[] = {
+} Refusal;
+static Refusal refusals[] = {
 	[NOBODY]      = { "cancel", "service-unavailable", 0 },
 	[UNKNOWN]     = { "cancel", "feature-not-implemented", 0 },
 	[LONGADDRESS] = { "modify", "not-acceptable", 0 },
@@ -123,7 +124,7 @@ static unsigned long nunsaid;   /* lines that are missing */
 static long long linetime = LLONG_MAX; /* when this second is over */
 
 /* resources of the target that are online, and those last found, by marks */
-static struct resource {
+typedef struct {
 	uint64_t mark;              /* hash of its name */
 	int open;                   /* requests that it has not answered */
 	int missed;                 /* probes in a row that it has not answered */
@@ -134,16 +135,18 @@ static struct resource {
 	unsigned long nhanded, nanswered, nretried, nlate;
 	unsigned long long waited;  /* ms, for its answers */
 	char name[PARTMAX + 1];
-} resources[MAXRESOURCES], *lastfound[8 * MAXRESOURCES];
+} Resource;
+static Resource resources[MAXRESOURCES], *lastfound[8 * MAXRESOURCES];
 static int nresources, toomany;
 /* the stalled one to be tried next, if it still is one */
-static struct resource *trial = resources + MAXRESOURCES;
+static Resource *trial = resources + MAXRESOURCES;
 
 /* who was served lately, in a place by hash; by whom; how long that counts */
-static struct stick {
+typedef struct {
 	uint64_t who, mark;
 	long long until;
-} sticks[MAXREQUESTS];
+} Stick;
+static Stick sticks[MAXREQUESTS];
 
 /* Requests that were handed out. Each slot is in one list: the free ones; those
  * of requests already answered, by us or after they were handed on, kept so
@@ -152,13 +155,14 @@ static struct stick {
  * were ever used are in the bucket of their key. Those without an answer,
  * MAXREQUESTS at most, have a text each, from the stack of spare ones. */
 enum { FREE, DONE, OPEN, FAILED, LISTS };
+typedef struct request Request;
 static struct request {
 	int list;
 	int hasid;
 	int tries;                  /* how often it may still be handed on; -1: never */
-	struct request *prev, *next, *chain; /* in its list; in the bucket of its key */
-	struct resource *holder;    /* that has it or has failed it, if it is online */
-	struct resource *asker;     /* that has asked it of a user */
+	Request *prev, *next, *chain; /* in its list; in the bucket of its key */
+	Resource *holder;    /* that has it or has failed it, if it is online */
+	Resource *asker;     /* that has asked it of a user */
 	int text;                   /* which of texts */
 	uint64_t key;               /* hash of requester, address asked and id */
 	uint64_t share;             /* hash of the requester's bare JID */
@@ -173,8 +177,7 @@ static int nused;               /* of the table so far */
 static int nopen, shedding;     /* without an answer; some were refused lately */
 static int shares[2][SHARES];   /* of nopen, each requester's: the less of two places */
 
-/* the target's presence subscription */
-/* the id of what we have asked last, when to ask next, the pause after that; it
+/* the id of what we have asked the target for last, when to ask next, the pause after that; it
  * is granted; somebody may have left during a probe, which is to be sent again */
 static struct { char id[16]; long long next, pause; int granted, again; } ask;
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
@@ -186,15 +189,15 @@ static int unanswered;          /* probes before it that brought none */
 static struct { char id[16]; long long sent, next, check; } due;
 
 /* the out buffer: what is behind outpos waits to be written */
-static struct buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
+static Buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
 static size_t outpos;
 
 /* the stanza that is being read: attrs holds what has a name in st, body all
  * else, as it goes out; and the elements in it, two levels deep: the first is
  * the stanza itself, the last any that is not looked at */
-static struct buffer attrs = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
-static struct buffer body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
-static struct node nodes[257];
+static Buffer attrs = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
+static Buffer body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
+static Node nodes[257];
 static struct {
 	const char *kind, *from, *to, *type, *id, *ns;
 	int nnodes;
@@ -209,19 +212,19 @@ static struct {
 	int bounced;                /* it says that a client is not there any more */
 	int mine;                   /* it is from the target, */
 	const char *name;           /* from this resource, with the slash; or NULL */
-	struct resource *sender;    /* that one, if it is known */
+	Resource *sender;    /* that one, if it is known */
 } st;
 
 /* the parser and its input */
 static XML_Parser parser;
 static size_t heap;             /* bytes that expat has allocated */
-static struct buffer in = { (char [INSIZE]){ "" }, INSIZE, 0, 0 };
+static Buffer in = { (char [INSIZE]){ "" }, INSIZE, 0, 0 };
 static XML_Index parsed;        /* bytes the parser took before those in `in' */
 static int depth, suspended;    /* of its elements; it has not parsed all of `in' */
 static const char *ending;      /* why the stream has to end; NULL: it goes on */
 
 /* the stream */
-static struct buffer decls = { (char [1024 + 1]){ "" }, 1024, 0, 0 }; /* of its header */
+static Buffer decls = { (char [1024 + 1]){ "" }, 1024, 0, 0 }; /* of its header */
 
 /* TLS, if tlspin is not empty */
 static char pins[8 * 96 + 1];   /* as in XX:XX:, up to a NUL */
@@ -453,11 +456,11 @@ decode(char *dst, const char *src, char stop)
 /* ---- resources ---- */
 
 /* The resource with this mark, or NULL. */
-static struct resource *
+static Resource *
 findmark(uint64_t mark)
 {
-	struct resource **last = lastfound + mark % LEN(lastfound);
-	struct resource *w, *end = resources + nresources;
+	Resource **last = lastfound + mark % LEN(lastfound);
+	Resource *w, *end = resources + nresources;
 
 	if (*last && *last < end && (*last)->mark == mark)
 		return *last;
@@ -469,19 +472,19 @@ findmark(uint64_t mark)
 
 /* Write the full JID of a resource into dst[JIDMAX + 1]. */
 static char *
-fulljid(char *dst, const struct resource *w)
+fulljid(char *dst, const Resource *w)
 {
 	stpcpy(stpcpy(stpcpy(dst, target), "/"), w->name);
 	return dst;
 }
 
 /* A resource is online. Returns it, or NULL if it is not in the table. */
-static struct resource *
+static Resource *
 addresource(const char *name)
 {
 	size_t len = strlen(name);
 	uint64_t mark = hash(0, name, len);
-	struct resource *w = findmark(mark);
+	Resource *w = findmark(mark);
 
 	if (w) {
 		seen = w->missed ? 2 : seen;
@@ -490,7 +493,7 @@ addresource(const char *name)
 		say("ignored: %s/%.99s: not a legal resource", target, name);
 	} else if (nresources < MAXRESOURCES) {
 		w = resources + nresources++;
-		*w = (struct resource){ .mark = mark };
+		*w = (Resource){ .mark = mark };
 		memcpy(w->name, name, len);
 		say("joined: %s/%.99s: %d online", target, name, nresources);
 	} else if (!toomany) {
@@ -505,7 +508,7 @@ addresource(const char *name)
 
 /* A resource has shown that it is alive. */
 static void
-recover(struct resource *w)
+recover(Resource *w)
 {
 	if (w->pings > 1)
 		say("recovered: %s/%.99s", target, w->name);
@@ -516,7 +519,7 @@ recover(struct resource *w)
 /* What speaks against a resource, what counts most first: it is stalled, it
  * drains, it holds as many open requests as there are places left. */
 static int
-handicap(const struct resource *w)
+handicap(const Resource *w)
 {
 	return 4 * (w->pings > 1) + 2 * w->drains +
 	       (choice != STANDBY && w->open >= MAXREQUESTS - nopen);
@@ -530,15 +533,15 @@ handicap(const struct resource *w)
  * resource has lost goes, except with STANDBY, first of all to one that is not
  * silent itself, and not to `loser', unless that is NULL. Where it goes is not
  * remembered: the requester's others stay where they are. */
-static struct resource *
-choose(const char *jid, int lost, const struct resource *loser)
+static Resource *
+choose(const char *jid, int lost, const Resource *loser)
 {
 	int how = relay && choice != STANDBY ? STICKY : choice;
 	/* who talks to one that drains stays */
 	int i, ties = 0, enough = how == STICKY && relay ? 4 : 1;
 	uint64_t who = 0, cost, best = UINT64_MAX;
-	struct resource *w, *found, *stays = NULL, *end = resources + nresources;
-	struct stick *last;
+	Resource *w, *found, *stays = NULL, *end = resources + nresources;
+	Stick *last;
 
 	lost = lost && how != STANDBY;
 	for (i = 0; how == RANDOM && !lost && i < 16; i++)
@@ -569,7 +572,7 @@ choose(const char *jid, int lost, const struct resource *loser)
 		return found;
 	if (how == STANDBY && last->mark != found->mark)
 		say("in charge: %s/%.99s", target, found->name);
-	*last = (struct stick){ who, found->mark,
+	*last = (Stick){ who, found->mark,
 	                        how == STANDBY ? NEVER : AFTER(sticktime) };
 	return found;
 }
@@ -578,7 +581,7 @@ choose(const char *jid, int lost, const struct resource *loser)
 
 /* Put n bytes at the end of a buffer: all of them or none. */
 static void
-put(struct buffer *b, const char *s, size_t n)
+put(Buffer *b, const char *s, size_t n)
 {
 	if (n > b->size - b->len) {
 		b->full = 1;
@@ -592,7 +595,7 @@ put(struct buffer *b, const char *s, size_t n)
  * so this is less work than to ask for the length of each. */
 #define putall(b, ...) putstrings(b, (const char *const []){ __VA_ARGS__, NULL })
 static void
-putstrings(struct buffer *b, const char *const *list)
+putstrings(Buffer *b, const char *const *list)
 {
 	char *end = b->s + b->len, *limit = b->s + b->size;
 	const char *s;
@@ -611,7 +614,7 @@ putstrings(struct buffer *b, const char *const *list)
  * few as can be: servers count bytes as written, and what its sender may send
  * has to fit. Most often there is nothing special, so copy it, then look. */
 static void
-putescaped(struct buffer *b, const char *s, size_t n, const char *special)
+putescaped(Buffer *b, const char *s, size_t n, const char *special)
 {
 	static const char *const refs[UCHAR_MAX + 1] = {
 		['&'] = "&amp;", ['<'] = "&lt;", ['>'] = "&gt;", ['\r'] = "&#13;",
@@ -636,7 +639,7 @@ putescaped(struct buffer *b, const char *s, size_t n, const char *special)
 /* Put an attribute, if it has a value, in the quotes that need fewer
  * escapes. */
 static void
-putattr(struct buffer *b, const char *name, const char *value)
+putattr(Buffer *b, const char *name, const char *value)
 {
 	const char *s, *special = "&<'\t\n\r", *quote = "='";
 	size_t n;
@@ -699,7 +702,7 @@ putstanza(const char *name, const char *type, const char *id, const char *from,
 static void
 puterror(const char *name, const char *id, const char *from, const char *to, int why)
 {
-	struct refusal *r = refusals + why;
+	Refusal *r = refusals + why;
 	char rest[256];
 
 	r->n++;
@@ -791,7 +794,7 @@ startstanza(const char *name, const char **atts)
 static void
 addelement(const char *name, const char **atts)
 {
-	struct node *n = nodes + st.nnodes;
+	Node *n = nodes + st.nnodes;
 	size_t start = body.len;
 
 	putall(&body, "<", name);
@@ -819,10 +822,10 @@ matches(const char *what, const char *str, const char *stops)
 
 /* The first element in element n, or with NULL in the stanza, of this name and
  * namespace, where they are not NULL. NULL if there is none. */
-static struct node *
-child(struct node *n, const char *name, const char *ns)
+static Node *
+child(Node *n, const char *name, const char *ns)
 {
-	struct node *c, *parent = n ? n : nodes;
+	Node *c, *parent = n ? n : nodes;
 
 	for (c = parent + 1; c < nodes + st.nnodes && c->depth > parent->depth; c++)
 		if (c->depth == parent->depth + 1 && matches(name, c->name, " />") &&
@@ -833,9 +836,9 @@ child(struct node *n, const char *name, const char *ns)
 
 /* The condition of an error: the name of the first element in it. */
 static const char *
-condition(struct node *error)
+condition(Node *error)
 {
-	struct node *n = error ? child(error, NULL, NULL) : NULL;
+	Node *n = error ? child(error, NULL, NULL) : NULL;
 
 	if (!n)
 		return "no condition given";
@@ -847,7 +850,7 @@ condition(struct node *error)
 static int
 haserror(const char *why)
 {
-	struct node *error = st.error ? child(NULL, "error", NULL) : NULL;
+	Node *error = st.error ? child(NULL, "error", NULL) : NULL;
 
 	return error && child(error, why, NS_STANZAS);
 }
@@ -862,9 +865,9 @@ haserror(const char *why)
  * others at the end. Only a request without an answer remembers who has had it
  * last. */
 static void
-move(struct request *r, int list)
+move(Request *r, int list)
 {
-	struct request *prev = lists[list].prev;
+	Request *prev = lists[list].prev;
 	int n = (list >= OPEN) - (r->list >= OPEN);
 
 	if (r->holder)
@@ -891,7 +894,7 @@ move(struct request *r, int list)
 /* Request r is held by resource w, or with NULL by a user, who cannot be seen
  * to leave. */
 static void
-giveto(struct request *r, struct resource *w)
+giveto(Request *r, Resource *w)
 {
 	r->holder = w;
 	r->handed = now;
@@ -943,10 +946,10 @@ isgreedy(const char *user, uint64_t who)
  * the other is NULL. If its addresses and id are too long it counts, but we
  * cannot answer it; a get with its content can be handed on. */
 static void
-track(const char *address, uint64_t who, struct resource *holder, struct resource *asker)
+track(const char *address, uint64_t who, Resource *holder, Resource *asker)
 {
-	struct request *r = lists[FREE].prev, **p;
-	struct buffer text;
+	Request *r = lists[FREE].prev, **p;
+	Buffer text;
 
 	if (r == lists + FREE && nused == LEN(requests)) {
 		r = lists[DONE].next;
@@ -962,7 +965,7 @@ track(const char *address, uint64_t who, struct resource *holder, struct resourc
 	r->share = who;
 	r->asker = asker;
 	giveto(r, holder);
-	text = (struct buffer){ texts[r->text], REQUESTSIZE, 0, 0 };
+	text = (Buffer){ texts[r->text], REQUESTSIZE, 0, 0 };
 	put(&text, st.from, strlen(st.from) + 1);
 	put(&text, address, strlen(address) + 1);
 	putall(&text, st.id ? st.id : "");
@@ -984,11 +987,11 @@ track(const char *address, uint64_t who, struct resource *holder, struct resourc
 
 /* Match the answer that has come, from requester to address, to its request,
  * preferring one that resource w holds. NULL: there is none. */
-static struct request *
-findrequest(const char *requester, const char *address, const struct resource *w)
+static Request *
+findrequest(const char *requester, const char *address, const Resource *w)
 {
 	uint64_t key = makekey(requester, address);
-	struct request *r, *found = NULL;
+	Request *r, *found = NULL;
 	int fit, best = FREE;
 
 	for (r = buckets[key % MAXREQUESTS]; r && best <= OPEN; r = r->chain) {
@@ -1004,9 +1007,9 @@ findrequest(const char *requester, const char *address, const struct resource *w
 /* Fail requests that resource w holds, with NULL those of all: each of them, or
  * only those that can be handed on. Returns how many. */
 static unsigned
-takeback(const struct resource *w, int each)
+takeback(const Resource *w, int each)
 {
-	struct request *r, *next;
+	Request *r, *next;
 	unsigned n = 0;
 
 	for (r = lists[OPEN].next; r != lists + OPEN; r = next) {
@@ -1023,10 +1026,10 @@ takeback(const struct resource *w, int each)
 /* A resource, or with NULL each of them, has left: fail its requests. The last
  * one takes its place in the table, so that there are no holes. */
 static void
-removeresource(struct resource *w)
+removeresource(Resource *w)
 {
-	struct resource *last = w ? resources + nresources - 1 : NULL;
-	struct request *r;
+	Resource *last = w ? resources + nresources - 1 : NULL;
+	Request *r;
 	unsigned n = takeback(w, 1);
 
 	if (n > 0)
@@ -1081,8 +1084,8 @@ static void
 expire(long long t)
 {
 	const char *text;
-	struct request *r;
-	struct resource *w;
+	Request *r;
+	Resource *w;
 	int n = 0;
 
 	for (; (r = lists[OPEN].next)->due <= t; n++) {
@@ -1103,13 +1106,13 @@ expire(long long t)
  * one that had it, if there is one; it is due when it was. Otherwise we answer.
  * What we cannot answer is forgotten: its answer may still come. */
 static void
-settle(struct request *r)
+settle(Request *r)
 {
 	const char *requester = texts[r->text];
 	const char *address = requester + strlen(requester) + 1;
 	const char *id = address + strlen(address) + 1, *rest = id;
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
-	struct resource *w;
+	Resource *w;
 
 	if (!r->hasid)
 		id = NULL;
@@ -1140,7 +1143,7 @@ settle(struct request *r)
 static void
 checkresources(long long t)
 {
-	struct resource *w, *end = resources + nresources;
+	Resource *w, *end = resources + nresources;
 	char dst[JIDMAX + 1];
 	int well = 0;
 
@@ -1174,7 +1177,7 @@ checkresources(long long t)
 static void
 askpresence(int probe)
 {
-	struct resource *w;
+	Resource *w;
 
 	snprintf(ask.id, sizeof(ask.id), "ask%08lx", uniform(1ULL << 32));
 	putpresence(probe ? "probe" : "subscribe", ask.id, domain, target);
@@ -1232,7 +1235,7 @@ losetarget(const char *why)
 static void
 presenceerror(void)
 {
-	struct node *error = child(NULL, "error", NULL);
+	Node *error = child(NULL, "error", NULL);
 	const char *why = condition(error);
 
 	if (st.name || !st.id || !same(st.id, ask.id))
@@ -1254,8 +1257,8 @@ presenceerror(void)
 static void
 targetpresence(void)
 {
-	struct resource *w = st.sender;
-	struct node *show = child(NULL, "show", "");
+	Resource *w = st.sender;
+	Node *show = child(NULL, "show", "");
 	int leaves = same(st.type, "unavailable"), drains;
 
 	if (!*st.type || leaves) {
@@ -1403,7 +1406,7 @@ refuse(int why)
  * keep requests of others open. */
 static void
 handout(const char *id, const char *from, const char *address, const char *to,
-        struct resource *holder, struct resource *asker)
+        Resource *holder, Resource *asker)
 {
 	const char *user = holder ? st.from : to;
 	uint64_t who = hash(salt, user, strcspn(user, "/"));
@@ -1435,12 +1438,12 @@ leadid(const char *name)
 
 /* The resource that has asked for an answer from outside; the stanza's id
  * becomes its own. NULL if it is not online. */
-static struct resource *
+static Resource *
 findasker(void)
 {
 	char name[PARTMAX + 1];
 	const char *own = st.id ? decode(name, st.id, '/') : NULL;
-	struct resource *w = own ? findmark(hash(0, name, strlen(name))) : NULL;
+	Resource *w = own ? findmark(hash(0, name, strlen(name))) : NULL;
 
 	if (w)
 		st.id = own + 1;
@@ -1453,9 +1456,9 @@ findasker(void)
  * held it before was expected. If it is its server that says so (bounced),
  * others are asked. */
 static void
-passanswer(const char *src, const char *requester, struct resource *w)
+passanswer(const char *src, const char *requester, Resource *w)
 {
-	struct request *r = findrequest(requester, src, w);
+	Request *r = findrequest(requester, src, w);
 	int holds = r && w && r->holder == w;
 
 	if (st.bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
@@ -1489,7 +1492,7 @@ static void
 totarget(void)
 {
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
-	struct resource *w;
+	Resource *w;
 
 	if (nresources == 0) {
 		refuse(st.iq ? NOBODY : GONE);
@@ -1518,7 +1521,7 @@ route(void)
 	int isrequest = st.iq && (same(st.type, "get") || same(st.type, "set"));
 	int isanswer = st.iq && (st.error || same(st.type, "result"));
 	int stranger = *st.other && !istarget(st.other) && !isours(st.other);
-	struct resource *w = st.sender;
+	Resource *w = st.sender;
 
 	if (isanswer && st.mine && !st.resource && st.id && same(st.id, "stall"))
 		; /* that it is alive is all it says */
@@ -1555,7 +1558,7 @@ static void
 handlestanza(void)
 {
 	int ispresence = same(st.kind, "presence");
-	struct resource *w;
+	Resource *w;
 
 	if (!st.from || !*st.from || !st.to || !isours(st.to)) {
 		drop("not from anybody to us");
@@ -1665,7 +1668,7 @@ static const char *
 streamerror(void)
 {
 	static char why[LINEMAX];
-	struct node *text = child(NULL, "text", NULL);
+	Node *text = child(NULL, "text", NULL);
 
 	if (!text || body.full || text->end[1] == '>')
 		return condition(nodes);
@@ -2165,7 +2168,7 @@ flush(void)
 	unsigned char *s;
 	size_t len;
 	ssize_t n;
-	struct request *r;
+	Request *r;
 
 	while ((len = unsent(&s)) > 0 && (n = write(fd, s, len)) > 0) {
 		if (!hasroom())
@@ -2282,7 +2285,7 @@ static void
 report(void)
 {
 	char refused[512] = "";
-	struct resource *w;
+	Resource *w;
 	size_t i, n = 0;
 
 	reporting = 0;
