@@ -95,11 +95,10 @@ enum { WAITING, CONNECTING, OPENING, ONLINE, CLOSING }; /* state of the connecti
 
 /* Why requests are refused, how it is said (RFC 6120 8.3.3), how often. */
 enum { NOBODY, UNKNOWN, LONGADDRESS, LARGE, BUSY, GONE, LATE, ILLEGAL };
-typedef struct {
+static struct {
 	const char *type, *condition;
 	unsigned long n;
-} Refusal;
-static Refusal refusals[] = {
+} refusals[] = {
 	[NOBODY]      = { "cancel", "service-unavailable", 0 },
 	[UNKNOWN]     = { "cancel", "feature-not-implemented", 0 },
 	[LONGADDRESS] = { "modify", "not-acceptable", 0 },
@@ -161,8 +160,8 @@ static struct request {
 	int hasid;
 	int tries;                  /* how often it may still be handed on; -1: never */
 	Request *prev, *next, *chain; /* in its list; in the bucket of its key */
-	Resource *holder;    /* that has it or has failed it, if it is online */
-	Resource *asker;     /* that has asked it of a user */
+	Resource *holder;           /* that has it or has failed it, if it is online */
+	Resource *asker;            /* that has asked it of a user */
 	int text;                   /* which of texts */
 	uint64_t key;               /* hash of requester, address asked and id */
 	uint64_t share;             /* hash of the requester's bare JID */
@@ -177,8 +176,9 @@ static int nused;               /* of the table so far */
 static int nopen, shedding;     /* without an answer; some were refused lately */
 static int shares[2][SHARES];   /* of nopen, each requester's: the less of two places */
 
-/* the id of what we have asked the target for last, when to ask next, the pause after that; it
- * is granted; somebody may have left during a probe, which is to be sent again */
+/* the target's presence: the id of what we have asked last, when to ask next, the
+ * pause after that; whether the subscription is granted; whether to probe again,
+ * as somebody may have left during the probe */
 static struct { char id[16]; long long next, pause; int granted, again; } ask;
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
@@ -212,7 +212,7 @@ static struct {
 	int bounced;                /* it says that a client is not there any more */
 	int mine;                   /* it is from the target, */
 	const char *name;           /* from this resource, with the slash; or NULL */
-	Resource *sender;    /* that one, if it is known */
+	Resource *sender;           /* that one, if it is known */
 } st;
 
 /* the parser and its input */
@@ -702,17 +702,17 @@ putstanza(const char *name, const char *type, const char *id, const char *from,
 static void
 puterror(const char *name, const char *id, const char *from, const char *to, int why)
 {
-	Refusal *r = refusals + why;
+	const char *condition = refusals[why].condition;
 	char rest[256];
 
-	r->n++;
+	refusals[why].n++;
 	snprintf(rest, sizeof(rest), "><error type='%s'><%s xmlns='" NS_STANZAS
-	         "'/></error></%s>", r->type, r->condition, name);
+	         "'/></error></%s>", refusals[why].type, condition, name);
 	if (putstanza(name, "error", id, from, to, rest, 0))
 		return;
 	count.dropped++;
 	if (maysay())
-		say("dropped: error %s to %.99s: too large", r->condition, to);
+		say("dropped: error %s to %.99s: too large", condition, to);
 }
 
 static void
