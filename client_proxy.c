@@ -942,11 +942,10 @@ isgreedy(const char *user, uint64_t who)
 	return greedy;
 }
 
-/* Remember the request just handed to `holder', or asked of a user by `asker';
- * the other is NULL. If its addresses and id are too long it counts, but we
+/* Remember the request just handed to `holder', or with NULL asked of a user. If its addresses and id are too long it counts, but we
  * cannot answer it; a get with its content can be handed on. */
 static void
-track(const char *address, uint64_t who, Resource *holder, Resource *asker)
+track(const char *address, uint64_t who, Resource *holder)
 {
 	Request *r = lists[FREE].prev, **p;
 	Buffer text;
@@ -963,7 +962,7 @@ track(const char *address, uint64_t who, Resource *holder, Resource *asker)
 	*p = r->chain;
 	r->due = UNWRITTEN;
 	r->share = who;
-	r->asker = asker;
+	r->asker = holder ? NULL : st.sender;
 	giveto(r, holder);
 	text = (Buffer){ texts[r->text], REQUESTSIZE, 0, 0 };
 	put(&text, st.from, strlen(st.from) + 1);
@@ -1400,24 +1399,24 @@ refuse(int why)
 		puterror(st.kind, st.id, st.to, st.from, why);
 }
 
-/* Hand out a request, for which `address' is to answer, or a message, with
- * these attributes: to `holder', a resource of the target, or from `asker', one
- * of them, to a user. Either way it is the user's share that counts: he could
- * keep requests of others open. */
+/* Hand out a request or a message with this id: to `holder', a resource of the
+ * target, or with NULL from the resource that has sent it to a user. `far' is the
+ * address that stands for the user: the target sees it, the user does not.
+ * Either way it is the user's share that counts: he could keep requests of
+ * others open. */
 static void
-handout(const char *id, const char *from, const char *address, const char *to,
-        Resource *holder, Resource *asker)
+handout(const char *id, const char *far, const char *to, Resource *holder)
 {
 	const char *user = holder ? st.from : to;
 	uint64_t who = hash(salt, user, strcspn(user, "/"));
 
 	if (st.iq && isgreedy(user, who)) {
 		refuse(BUSY);
-	} else if (!forward(id, from, to)) {
+	} else if (!forward(id, holder ? far : st.self, to)) {
 		refuse(LARGE);
 	} else if (st.iq) {
 		count.requests++;
-		track(address, who, holder, asker);
+		track(holder ? st.to : far, who, holder);
 	} else {
 		count.messages++;
 	}
@@ -1506,7 +1505,7 @@ totarget(void)
 	     (!relay && choice != STICKY && trial->pings > 7)))
 		w = trial;
 	if (encode(src, st.self, st.from))
-		handout(st.id, src, st.to, fulljid(dst, w), w, NULL);
+		handout(st.id, src, fulljid(dst, w), w);
 	else
 		refuse(LONGADDRESS);
 }
@@ -1528,7 +1527,7 @@ route(void)
 	else if (isrequest && !st.mine && !st.resource)
 		totarget();
 	else if (isrequest && relay && w && stranger && encode(outside, st.self, st.other))
-		handout(leadid(w->name), st.self, outside, st.other, NULL, w);
+		handout(leadid(w->name), outside, st.other, NULL);
 	else if (isrequest)
 		refuse(!st.mine || (relay && st.resource) ? NOBODY : UNKNOWN);
 	else if (isanswer && st.name && stranger)
@@ -1545,7 +1544,7 @@ route(void)
 	else if (child(NULL, "sent", NS_CARBONS) || child(NULL, "received", NS_CARBONS))
 		drop("a carbon copy");
 	else if (st.mine && stranger)
-		handout(st.id, st.self, st.self, st.other, NULL, w);
+		handout(st.id, NULL, st.other, NULL);
 	else if (!st.mine && !st.resource)
 		totarget();
 	else
