@@ -942,8 +942,9 @@ isgreedy(const char *user, uint64_t who)
 	return greedy;
 }
 
-/* Remember the request just handed to `holder', or with NULL asked of a user. If its addresses and id are too long it counts, but we
- * cannot answer it; a get with its content can be handed on. */
+/* Remember the request just handed to `holder', or with NULL asked of a user. If
+ * its addresses and id are too long it counts, but we cannot answer it; a get
+ * with its content can be handed on. */
 static void
 track(const char *address, uint64_t who, Resource *holder)
 {
