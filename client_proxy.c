@@ -224,7 +224,7 @@ static int depth, suspended;    /* of its elements; it has not parsed all of `in
 static const char *ending;      /* why the stream has to end; NULL: it goes on */
 
 /* the stream */
-static Buffer decls = { (char [1024 + 1]){ "" }, 1024, 0, 0 }; /* of its header */
+static Buffer decls = { (char [1024]){ "" }, 1024, 0, 0 }; /* of its header */
 
 /* TLS, if tlspin is not empty */
 static char pins[8 * 96 + 1];   /* as in XX:XX:, up to a NUL */
@@ -591,23 +591,13 @@ put(Buffer *b, const char *s, size_t n)
 	b->len += n;
 }
 
-/* Put strings, cut where they do not fit, and a NUL behind them. Most are short,
- * so this is less work than to ask for the length of each. */
+/* Put several strings. */
 #define putall(b, ...) putstrings(b, (const char *const []){ __VA_ARGS__, NULL })
 static void
-putstrings(Buffer *b, const char *const *list)
+putstrings(Buffer *b, const char *const *strings)
 {
-	char *end = b->s + b->len, *limit = b->s + b->size;
-	const char *s;
-
-	for (; (s = *list); list++)
-		for (; *s; s++)
-			if (end < limit)
-				*end++ = *s;
-			else
-				b->full = 1;
-	*end = '\0';
-	b->len = (size_t)(end - b->s);
+	for (; *strings; strings++)
+		put(b, *strings, strlen(*strings));
 }
 
 /* Put s[n] with references for what is `special' there (XML 1.0 2.4, 3.3.3), as
@@ -654,7 +644,9 @@ putattr(Buffer *b, const char *name, const char *value)
 		special = "&<\"\t\n\r";
 		quote = "=\"";
 	}
-	putall(b, " ", name, quote);
+	put(b, " ", 1);
+	put(b, name, strlen(name));
+	put(b, quote, 2);
 	if (value[n])
 		putescaped(b, value, strlen(value), special);
 	else
@@ -682,7 +674,8 @@ putstanza(const char *name, const char *type, const char *id, const char *from,
 	size_t start = out.len, space = 0;
 
 	out.full = 0;
-	putall(&out, "<", name);
+	put(&out, "<", 1);
+	put(&out, name, strlen(name));
 	putattr(&out, "type", type);
 	putattr(&out, "id", id);
 	putattr(&out, "from", from);
@@ -797,7 +790,8 @@ addelement(const char *name, const char **atts)
 	Node *n = nodes + st.nnodes;
 	size_t start = body.len;
 
-	putall(&body, "<", name);
+	put(&body, "<", 1);
+	put(&body, name, strlen(name));
 	n->depth = depth;
 	n->name = body.s + start + 1;
 	n->ns = "";
@@ -1433,6 +1427,7 @@ leadid(const char *name)
 
 	putescaped(&attrs, name, strlen(name), "%/");
 	putall(&attrs, "/", st.id ? st.id : "");
+	put(&attrs, "", 1);
 	return led;
 }
 
@@ -1771,12 +1766,15 @@ endelement(void *data, const char *name)
 	/* nothing has come since its start tag: make that an empty element's */
 	if (body.len == st.tagend) {
 		body.s[st.tagend - 1] = '/';
-		putall(&body, ">");
+		put(&body, ">", 1);
 	} else {
-		putall(&body, "</", name, ">");
+		put(&body, "</", 2);
+		put(&body, name, strlen(name));
+		put(&body, ">", 1);
 	}
 	if (depth > 1)
 		return;
+	body.s[body.len] = '\0';
 	handleelement();
 	/* a fresh parser has to follow one that remembers too much, or may soon
 	 * have counted more bytes than a long holds on 32-bit machines */
