@@ -1059,8 +1059,7 @@ reset(void)
 {
 	int i;
 
-	for (i = 0; i < nused; i++)
-		buckets[requests[i].key % MAXREQUESTS] = NULL;
+	memset(buckets, 0, sizeof(buckets));
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(shares, 0, sizeof(shares));
 	due.next = nused = nopen = shedding = depth = ask.granted = unanswered = 0;
