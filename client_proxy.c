@@ -1370,24 +1370,20 @@ forward(const char *id, const char *from, const char *to)
 	                 st.largest);
 }
 
-/* 1 if a message without a body only tells how others fare, as chat states,
- * receipts and markers do (XEP-0085, 0184, 0333): it is not worth an error. */
-static int
-isfleeting(void)
-{
-	return !child(NULL, "body", NULL) &&
-	       (child(NULL, NULL, "http://jabber.org/protocol/chatstates") ||
-	        child(NULL, NULL, "urn:xmpp:receipts") ||
-	        child(NULL, NULL, "urn:xmpp:chat-markers:0"));
-}
-
 /* Answer the stanza with an error, from the address that was asked. Errors
- * never answer errors (RFC 6120 8.3.1), nor headlines (RFC 6121 5.2.2). */
+ * never answer errors (RFC 6120 8.3.1), nor headlines (RFC 6121 5.2.2). Chat
+ * states, receipts and markers are not worth one. */
 static void
 refuse(int why)
 {
+	/* without a body they only tell how others fare (XEP-0085, 0184, 0333) */
+	int isfleeting = why == GONE && !child(NULL, "body", NULL) &&
+	                 (child(NULL, NULL, "http://jabber.org/protocol/chatstates") ||
+	                  child(NULL, NULL, "urn:xmpp:receipts") ||
+	                  child(NULL, NULL, "urn:xmpp:chat-markers:0"));
+
 	if (st.error || (same(st.kind, "message") &&
-	    (same(st.type, "headline") || (why == GONE && isfleeting()))))
+	                 (same(st.type, "headline") || isfleeting)))
 		count.dropped++;
 	else
 		puterror(st.kind, st.id, st.to, st.from, why);
