@@ -16,6 +16,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -53,8 +54,6 @@ enum { RANDOM, STICKY, LEASTBUSY, STANDBY }; /* how to choose among resources */
 #define UNWRITTEN     LLONG_MAX       /* not begun: what starts it is not written yet */
 
 #define NS_COMPONENT  "jabber:component:accept"
-#define NS_CLIENT     "jabber:client"
-#define NS_SERVER     "jabber:server"
 #define NS_CARBONS    "urn:xmpp:carbons:2"
 #define NS_STREAM     "http://etherx.jabber.org/streams"
 #define NS_STANZAS    "urn:ietf:params:xml:ns:xmpp-stanzas"
@@ -78,25 +77,25 @@ enum {
 typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + 2 * OWNROOM ? 1 : -1];
 
 /* Bytes in a fixed place, with one more for a NUL; full: some did not fit. */
-struct buffer {
+typedef struct {
 	char *s;
 	size_t size, len;
 	int full;
-};
+} Buffer;
 
 /* An element, and where in the stanza's body its name and namespace lie and its
  * tag ends. What is in it follows it, and is deeper. */
-struct node {
+typedef struct {
 	int depth;
-	char *name, *ns, *end;
-	size_t len, nslen;
-};
+	char *name, *end;
+	const char *ns;
+} Node;
 
 enum { WAITING, CONNECTING, OPENING, ONLINE, CLOSING }; /* state of the connection */
 
 /* Why requests are refused, how it is said (RFC 6120 8.3.3), how often. */
 enum { NOBODY, UNKNOWN, LONGADDRESS, LARGE, BUSY, GONE, LATE, ILLEGAL };
-static struct refusal {
+static struct {
 	const char *type, *condition;
 	unsigned long n;
 } refusals[] = {
@@ -123,10 +122,9 @@ static int nlines;              /* that others have caused in this second */
 static unsigned long nunsaid;   /* lines that are missing */
 static long long linetime = LLONG_MAX; /* when this second is over */
 
-/* resources of the target that are online, and by their marks */
-static struct resource {
+/* resources of the target that are online, and those last found, by marks */
+typedef struct {
 	uint64_t mark;              /* hash of its name */
-	struct resource *chain;     /* the next in the bucket of its mark */
 	int open;                   /* requests that it has not answered */
 	int missed;                 /* probes in a row that it has not answered */
 	int drains;                 /* it shows dnd */
@@ -136,17 +134,18 @@ static struct resource {
 	unsigned long nhanded, nanswered, nretried, nlate;
 	unsigned long long waited;  /* ms, for its answers */
 	char name[PARTMAX + 1];
-} resources[MAXRESOURCES], *marks[MAXRESOURCES];
+} Resource;
+static Resource resources[MAXRESOURCES], *lastfound[8 * MAXRESOURCES];
 static int nresources, toomany;
 /* the stalled one to be tried next, if it still is one */
-static struct resource *trial = resources + MAXRESOURCES;
-static long long checktime;     /* somebody may have been silent for too long */
+static Resource *trial = resources + MAXRESOURCES;
 
 /* who was served lately, in a place by hash; by whom; how long that counts */
-static struct stick {
+typedef struct {
 	uint64_t who, mark;
 	long long until;
-} sticks[MAXREQUESTS];
+} Stick;
+static Stick sticks[MAXREQUESTS];
 
 /* Requests that were handed out. Each slot is in one list: the free ones; those
  * of requests already answered, by us or after they were handed on, kept so
@@ -155,13 +154,14 @@ static struct stick {
  * were ever used are in the bucket of their key. Those without an answer,
  * MAXREQUESTS at most, have a text each, from the stack of spare ones. */
 enum { FREE, DONE, OPEN, FAILED, LISTS };
+typedef struct request Request;
 static struct request {
 	int list;
 	int hasid;
 	int tries;                  /* how often it may still be handed on; -1: never */
-	struct request *prev, *next, *chain; /* in its list; in the bucket of its key */
-	struct resource *holder;    /* that has it or has failed it, if it is online */
-	struct resource *asker;     /* that has asked it of a user */
+	Request *prev, *next, *chain; /* in its list; in the bucket of its key */
+	Resource *holder;           /* that has it or has failed it, if it is online */
+	Resource *asker;            /* that has asked it of a user */
 	int text;                   /* which of texts */
 	uint64_t key;               /* hash of requester, address asked and id */
 	uint64_t share;             /* hash of the requester's bare JID */
@@ -176,30 +176,30 @@ static int nused;               /* of the table so far */
 static int nopen, shedding;     /* without an answer; some were refused lately */
 static int shares[2][SHARES];   /* of nopen, each requester's: the less of two places */
 
-/* the target's presence subscription */
-static int subscribed;
-/* the id of what we have asked last, when to ask next, the pause after that */
-static struct { char id[16]; long long next, pause; } ask;
+/* the target's presence: the id of what we have asked last, when to ask next, the
+ * pause after that; whether the subscription is granted; whether to probe again,
+ * as somebody may have left during the probe */
+static struct { char id[16]; long long next, pause; int granted, again; } ask;
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
-static int doubted;             /* somebody may have left during it: probe again */
 static int seen;                /* presence came since, 2: of who was there before */
 static int unanswered;          /* probes before it that brought none */
-/* the id of our last ping for what is due, when it was sent, when to send one */
-static struct { char id[16]; long long sent, next; } due;
+/* the id of our last ping for what is due, when it was sent, when to send one;
+ * when somebody may have been silent for too long */
+static struct { char id[16]; long long sent, next, check; } due;
 
 /* the out buffer: what is behind outpos waits to be written */
-static struct buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
+static Buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
 static size_t outpos;
 
-/* the stanza that is being read, and the elements in it, two levels deep: the
- * first is the stanza itself, the last any that is not looked at. They are not
- * in st, as all that has a value at the start takes room in the binary. */
-static struct node nodes[257];
+/* the stanza that is being read: attrs holds what has a name in st, body all
+ * else, as it goes out; and the elements in it, two levels deep: the first is
+ * the stanza itself, the last any that is not looked at */
+static Buffer attrs = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
+static Buffer body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 };
+static Node nodes[257];
 static struct {
 	const char *kind, *from, *to, *type, *id, *ns;
-	struct buffer attrs;        /* holds these, */
-	struct buffer body;         /* and this all else, as it goes out */
 	int nnodes;
 	size_t tagend;              /* where the last start tag in body has ended */
 	size_t largest;             /* bytes of its largest tag */
@@ -207,35 +207,33 @@ static struct {
 	char self[BAREMAX + 1];     /* our address that it is for, without a resource */
 	const char *resource;       /* of that address, from the slash on; or NULL */
 	char other[PARTMAX + 1];    /* the JID that the resource encodes, or "" */
+	int iq;                     /* that is its kind */
 	int error;                  /* that is its type */
 	int bounced;                /* it says that a client is not there any more */
 	int mine;                   /* it is from the target, */
 	const char *name;           /* from this resource, with the slash; or NULL */
-	struct resource *sender;    /* that one, if it is known */
-} st = {
-	.attrs = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 },
-	.body = { (char [MAXSTANZA + 1]){ "" }, MAXSTANZA, 0, 0 }
-};
+	Resource *sender;           /* that one, if it is known */
+} st;
 
 /* the parser and its input */
 static XML_Parser parser;
 static size_t heap;             /* bytes that expat has allocated */
-static struct buffer in = { (char [INSIZE]){ "" }, INSIZE, 0, 0 };
+static Buffer in = { (char [INSIZE]){ "" }, INSIZE, 0, 0 };
 static XML_Index parsed;        /* bytes the parser took before those in `in' */
-static int depth;
+static int depth, suspended;    /* of its elements; it has not parsed all of `in' */
 static const char *ending;      /* why the stream has to end; NULL: it goes on */
 
 /* the stream */
-static struct buffer decls = { (char [1024]){ "" }, 1024, 0, 0 }; /* of its header */
+static Buffer decls = { (char [1024]){ "" }, 1024, 0, 0 }; /* of its header */
 
 /* TLS, if tlspin is not empty */
-static char pins[8 * 64 + 1];   /* hexadecimal digits in lower case, up to a NUL */
+static char pins[8 * 96 + 1];   /* as in XX:XX:, up to a NUL */
 static struct {
 	br_ssl_client_context client;
 	unsigned char records[BR_SSL_BUFSIZE_BIDI];
 	br_x509_decoder_context certificate; /* the server's */
-	br_sha256_context hash;     /* of it */
-	unsigned char fingerprint[br_sha256_SIZE];
+	br_sha256_context hash;     /* of it, */
+	char fingerprint[96 + 1];   /* as in XX:XX: */
 	int ncerts;                 /* in its chain so far */
 	br_x509_knownkey_context known; /* what it is checked against */
 } tls;
@@ -458,59 +456,35 @@ decode(char *dst, const char *src, char stop)
 /* ---- resources ---- */
 
 /* The resource with this mark, or NULL. */
-static struct resource *
+static Resource *
 findmark(uint64_t mark)
 {
-	struct resource *w = marks[mark % MAXRESOURCES];
+	Resource **last = lastfound + mark % LEN(lastfound);
+	Resource *w, *end = resources + nresources;
 
-	while (w && w->mark != mark)
-		w = w->chain;
-	return w;
-}
-
-/* The resource with this name, or NULL. */
-static struct resource *
-findresource(const char *name)
-{
-	return findmark(hash(0, name, strlen(name)));
-}
-
-/* 1 if it is time to try a resource that stalls with a request. */
-static int
-istriable(const struct resource *w)
-{
-	return w->pings > 4 && !w->drains;
+	if (*last && *last < end && (*last)->mark == mark)
+		return *last;
+	for (w = resources; w < end; w++)
+		if (w->mark == mark)
+			return *last = w;
+	return NULL;
 }
 
 /* Write the full JID of a resource into dst[JIDMAX + 1]. */
 static char *
-fulljid(char *dst, const struct resource *w)
+fulljid(char *dst, const Resource *w)
 {
 	stpcpy(stpcpy(stpcpy(dst, target), "/"), w->name);
 	return dst;
 }
 
-/* The table has changed: put each resource into its bucket anew. */
-static void
-indexresources(void)
-{
-	struct resource *w, **bucket;
-
-	memset(marks, 0, sizeof(marks));
-	for (w = resources; w < resources + nresources; w++) {
-		bucket = marks + w->mark % MAXRESOURCES;
-		w->chain = *bucket;
-		*bucket = w;
-	}
-}
-
 /* A resource is online. Returns it, or NULL if it is not in the table. */
-static struct resource *
+static Resource *
 addresource(const char *name)
 {
 	size_t len = strlen(name);
 	uint64_t mark = hash(0, name, len);
-	struct resource *w = findmark(mark);
+	Resource *w = findmark(mark);
 
 	if (w) {
 		seen = w->missed ? 2 : seen;
@@ -519,9 +493,8 @@ addresource(const char *name)
 		say("ignored: %s/%.99s: not a legal resource", target, name);
 	} else if (nresources < MAXRESOURCES) {
 		w = resources + nresources++;
-		*w = (struct resource){ .mark = mark };
+		*w = (Resource){ .mark = mark };
 		memcpy(w->name, name, len);
-		indexresources();
 		say("joined: %s/%.99s: %d online", target, name, nresources);
 	} else if (!toomany) {
 		say("ignored: %s/%.99s and any more: %d online is the limit",
@@ -535,7 +508,7 @@ addresource(const char *name)
 
 /* A resource has shown that it is alive. */
 static void
-recover(struct resource *w)
+recover(Resource *w)
 {
 	if (w->pings > 1)
 		say("recovered: %s/%.99s", target, w->name);
@@ -546,7 +519,7 @@ recover(struct resource *w)
 /* What speaks against a resource, what counts most first: it is stalled, it
  * drains, it holds as many open requests as there are places left. */
 static int
-handicap(const struct resource *w)
+handicap(const Resource *w)
 {
 	return 4 * (w->pings > 1) + 2 * w->drains +
 	       (choice != STANDBY && w->open >= MAXREQUESTS - nopen);
@@ -560,14 +533,15 @@ handicap(const struct resource *w)
  * resource has lost goes, except with STANDBY, first of all to one that is not
  * silent itself, and not to `loser', unless that is NULL. Where it goes is not
  * remembered: the requester's others stay where they are. */
-static struct resource *
-choose(const char *jid, int lost, const struct resource *loser)
+static Resource *
+choose(const char *jid, int lost, const Resource *loser)
 {
 	int how = relay && choice != STANDBY ? STICKY : choice;
-	int i, enough, ties = 0;
+	/* who talks to one that drains stays */
+	int i, ties = 0, enough = how == STICKY && relay ? 4 : 1;
 	uint64_t who = 0, cost, best = UINT64_MAX;
-	struct resource *w, *found, *stays = NULL, *end = resources + nresources;
-	struct stick *last;
+	Resource *w, *found, *stays = NULL, *end = resources + nresources;
+	Stick *last;
 
 	lost = lost && how != STANDBY;
 	for (i = 0; how == RANDOM && !lost && i < 16; i++)
@@ -579,21 +553,15 @@ choose(const char *jid, int lost, const struct resource *loser)
 	if ((how == STICKY || how == STANDBY) && last->who == who && now < last->until)
 		stays = findmark(last->mark);
 	found = stays ? stays : resources;
-	/* who talks to one that drains stays */
-	enough = how == STICKY && relay ? 4 : 1;
 	w = stays && !lost && handicap(stays) < enough ? end : resources;
 	for (; w < end; w++) {
 		if (w == loser)
 			continue;
 		cost = (uint64_t)(lost && w->pings > 0) << 63 | (uint64_t)handicap(w) << 60;
-		if (w == stays)
-			; /* rather than any that is no better */
-		else if (how == STANDBY)
-			cost++;
-		else if (how == STICKY)
-			cost += mix(w->mark ^ who) >> 4;
-		else if (how == LEASTBUSY)
-			cost += (uint64_t)w->open;
+		/* who stays does so rather than move to any that is no better */
+		if (w != stays && how != RANDOM)
+			cost += how == STICKY ? mix(w->mark ^ who) >> 4 :
+			        how == STANDBY ? 1 : (uint64_t)w->open;
 		ties = cost < best ? 1 : ties + (cost == best);
 		if (cost < best || (cost == best && (how == STANDBY ?
 		    strcmp(w->name, found->name) < 0 : uniform((uint64_t)ties) == 0)))
@@ -604,7 +572,7 @@ choose(const char *jid, int lost, const struct resource *loser)
 		return found;
 	if (how == STANDBY && last->mark != found->mark)
 		say("in charge: %s/%.99s", target, found->name);
-	*last = (struct stick){ who, found->mark,
+	*last = (Stick){ who, found->mark,
 	                        how == STANDBY ? NEVER : AFTER(sticktime) };
 	return found;
 }
@@ -613,7 +581,7 @@ choose(const char *jid, int lost, const struct resource *loser)
 
 /* Put n bytes at the end of a buffer: all of them or none. */
 static void
-put(struct buffer *b, const char *s, size_t n)
+put(Buffer *b, const char *s, size_t n)
 {
 	if (n > b->size - b->len) {
 		b->full = 1;
@@ -623,24 +591,20 @@ put(struct buffer *b, const char *s, size_t n)
 	b->len += n;
 }
 
-/* Put strings, up to a NULL. */
+/* Put several strings. */
+#define putall(b, ...) putstrings(b, (const char *const []){ __VA_ARGS__, NULL })
 static void
-putall(struct buffer *b, ...)
+putstrings(Buffer *b, const char *const *strings)
 {
-	const char *s;
-	va_list ap;
-
-	va_start(ap, b);
-	while ((s = va_arg(ap, const char *)))
-		put(b, s, strlen(s));
-	va_end(ap);
+	for (; *strings; strings++)
+		put(b, *strings, strlen(*strings));
 }
 
 /* Put s[n] with references for what is `special' there (XML 1.0 2.4, 3.3.3), as
  * few as can be: servers count bytes as written, and what its sender may send
  * has to fit. Most often there is nothing special, so copy it, then look. */
 static void
-putescaped(struct buffer *b, const char *s, size_t n, const char *special)
+putescaped(Buffer *b, const char *s, size_t n, const char *special)
 {
 	static const char *const refs[UCHAR_MAX + 1] = {
 		['&'] = "&amp;", ['<'] = "&lt;", ['>'] = "&gt;", ['\r'] = "&#13;",
@@ -659,13 +623,13 @@ putescaped(struct buffer *b, const char *s, size_t n, const char *special)
 		    (s[i] == '>' && (b->len < 2 || memcmp(b->s + b->len - 2, "]]", 2))))
 			put(b, s + i, 1);
 		else
-			putall(b, refs[(unsigned char)s[i]], NULL);
+			putall(b, refs[(unsigned char)s[i]]);
 }
 
 /* Put an attribute, if it has a value, in the quotes that need fewer
  * escapes. */
 static void
-putattr(struct buffer *b, const char *name, const char *value)
+putattr(Buffer *b, const char *name, const char *value)
 {
 	const char *s, *special = "&<'\t\n\r", *quote = "='";
 	size_t n;
@@ -705,7 +669,7 @@ hasroom(void)
  * than servers take. */
 static int
 putstanza(const char *name, const char *type, const char *id, const char *from,
-          const char *to, const char *rest, size_t len, size_t tag)
+          const char *to, const char *rest, size_t tag)
 {
 	size_t start = out.len, space = 0;
 
@@ -717,7 +681,7 @@ putstanza(const char *name, const char *type, const char *id, const char *from,
 	putattr(&out, "from", from);
 	putattr(&out, "to", to);
 	tag += out.len - start;
-	put(&out, rest, len);
+	put(&out, rest, strlen(rest));
 	for (; tag > PADABOVE && space < tag && !out.full; space++)
 		put(&out, " ", 1);
 	if (out.full || out.len - start > MAXSTANZA) {
@@ -731,32 +695,30 @@ putstanza(const char *name, const char *type, const char *id, const char *from,
 static void
 puterror(const char *name, const char *id, const char *from, const char *to, int why)
 {
-	struct refusal *r = refusals + why;
+	const char *condition = refusals[why].condition;
 	char rest[256];
 
-	r->n++;
+	refusals[why].n++;
 	snprintf(rest, sizeof(rest), "><error type='%s'><%s xmlns='" NS_STANZAS
-	         "'/></error></%s>", r->type, r->condition, name);
-	if (putstanza(name, "error", id, from, to, rest, strlen(rest), 0))
+	         "'/></error></%s>", refusals[why].type, condition, name);
+	if (putstanza(name, "error", id, from, to, rest, 0))
 		return;
 	count.dropped++;
 	if (maysay())
-		say("dropped: error %s to %.99s: too large", r->condition, to);
+		say("dropped: error %s to %.99s: too large", condition, to);
 }
 
 static void
 putpresence(const char *type, const char *id, const char *from, const char *to)
 {
-	putstanza("presence", type, id, from, to, "/>", 2, 0);
+	putstanza("presence", type, id, from, to, "/>", 0);
 }
 
 /* Put a ping (XEP-0199). One to ourselves comes back from the server. */
 static void
 putping(const char *id, const char *to)
 {
-	const char *rest = "><ping xmlns='urn:xmpp:ping'/></iq>";
-
-	putstanza("iq", "get", id, domain, to, rest, strlen(rest), 0);
+	putstanza("iq", "get", id, domain, to, "><ping xmlns='urn:xmpp:ping'/></iq>", 0);
 }
 
 /* ---- the stanza that is being read ---- */
@@ -773,18 +735,20 @@ putdecls(const char **atts)
 		for (a = atts; *a && !same(*a, name); a += 2)
 			;
 		if (!*a)
-			putattr(&st.body, name, value);
+			putattr(&body, name, value);
 	}
 }
 
-/* Keep a string in attrs. Returns it, or NULL if it does not fit. */
-static const char *
-keep(const char *s)
+/* Keep a string in attrs, at *where, which stays what it is if it does not
+ * fit. */
+static void
+keep(const char **where, const char *s)
 {
-	size_t start = st.attrs.len;
+	size_t start = attrs.len;
 
-	put(&st.attrs, s, strlen(s) + 1);
-	return st.attrs.len > start ? st.attrs.s + start : NULL;
+	put(&attrs, s, strlen(s) + 1);
+	if (attrs.len > start)
+		*where = attrs.s + start;
 }
 
 /* A stanza, or the stream itself, begins. Its namespace does not go out: our
@@ -794,32 +758,28 @@ keep(const char *s)
 static void
 startstanza(const char *name, const char **atts)
 {
-	st.attrs.len = st.body.len = 0;
-	st.attrs.full = st.body.full = 0;
+	attrs.len = body.len = 0;
+	attrs.full = body.full = 0;
 	st.nnodes = 1;
 	nodes[0].depth = depth;
-	st.from = st.to = st.type = st.id = st.ns = NULL;
-	if (!(st.kind = keep(name)))
-		st.kind = "";
+	st.kind = st.type = "";
+	st.from = st.to = st.id = st.ns = NULL;
+	keep(&st.kind, name);
 	putdecls(atts);
 	for (; *atts; atts += 2)
 		if (same(atts[0], "from"))
-			st.from = keep(atts[1]);
+			keep(&st.from, atts[1]);
 		else if (same(atts[0], "to"))
-			st.to = keep(atts[1]);
+			keep(&st.to, atts[1]);
 		else if (same(atts[0], "type"))
-			st.type = keep(atts[1]);
+			keep(&st.type, atts[1]);
 		else if (same(atts[0], "id"))
-			st.id = keep(atts[1]);
+			keep(&st.id, atts[1]);
 		else if (same(atts[0], "xmlns"))
-			st.ns = keep(atts[1]);
+			keep(&st.ns, atts[1]);
 		else
-			putattr(&st.body, atts[0], atts[1]);
-	if (!st.type)
-		st.type = "";
-	st.largest = st.body.len;
-	put(&st.body, ">", 1);
-	st.tagend = st.body.len;
+			putattr(&body, atts[0], atts[1]);
+	st.largest = body.len;
 }
 
 /* An element in the stanza begins. It is in the tree if there is room for it
@@ -827,60 +787,56 @@ startstanza(const char *name, const char **atts)
 static void
 addelement(const char *name, const char **atts)
 {
-	struct node *n = nodes + st.nnodes;
-	size_t start = st.body.len;
+	Node *n = nodes + st.nnodes;
+	size_t start = body.len;
 
-	put(&st.body, "<", 1);
-	put(&st.body, name, strlen(name));
+	put(&body, "<", 1);
+	put(&body, name, strlen(name));
 	n->depth = depth;
-	n->name = n->ns = st.body.s + start + 1;
-	n->len = st.body.len - start - 1;
-	n->nslen = 0;
+	n->name = body.s + start + 1;
+	n->ns = "";
 	for (; *atts; atts += 2) {
-		putattr(&st.body, atts[0], atts[1]);
-		if (same(*atts, "xmlns")) {
-			n->nslen = strlen(atts[1]);
-			n->ns = st.body.s + st.body.len - 1 - n->nslen;
-		}
+		putattr(&body, atts[0], atts[1]);
+		if (same(*atts, "xmlns"))
+			n->ns = body.s + body.len - 1 - strlen(atts[1]);
 	}
-	n->end = st.body.s + st.body.len;
-	if (depth <= 4 && st.nnodes < (int)LEN(nodes) - 1 && !st.body.full)
+	n->end = body.s + body.len;
+	if (depth <= 4 && st.nnodes < (int)LEN(nodes) - 1 && !body.full)
 		st.nnodes++;
-	st.largest = MAX(st.largest, st.body.len - start);
-	put(&st.body, ">", 1);
-	st.tagend = st.body.len;
+	st.largest = MAX(st.largest, body.len - start);
 }
 
-/* 1 if str[len] is `what', or that is NULL. */
+/* 1 if str, up to one of `stops', is `what', or that is NULL. */
 static int
-matches(const char *what, const char *str, size_t len)
+matches(const char *what, const char *str, const char *stops)
 {
-	return !what || (strlen(what) == len && !memcmp(str, what, len));
+	return !what || (!strncmp(str, what, strlen(what)) &&
+	                 strchr(stops, str[strlen(what)]));
 }
 
 /* The first element in element n, or with NULL in the stanza, of this name and
  * namespace, where they are not NULL. NULL if there is none. */
-static struct node *
-child(struct node *n, const char *name, const char *ns)
+static Node *
+child(Node *n, const char *name, const char *ns)
 {
-	struct node *c, *parent = n ? n : nodes;
+	Node *c, *parent = n ? n : nodes;
 
 	for (c = parent + 1; c < nodes + st.nnodes && c->depth > parent->depth; c++)
-		if (c->depth == parent->depth + 1 && matches(name, c->name, c->len) &&
-		    matches(ns, c->ns, c->nslen))
+		if (c->depth == parent->depth + 1 && matches(name, c->name, " />") &&
+		    matches(ns, c->ns, "'\""))
 			return c;
 	return NULL;
 }
 
 /* The condition of an error: the name of the first element in it. */
 static const char *
-condition(struct node *error)
+condition(Node *error)
 {
-	struct node *n = error ? child(error, NULL, NULL) : NULL;
+	Node *n = error ? child(error, NULL, NULL) : NULL;
 
 	if (!n)
 		return "no condition given";
-	n->name[n->len] = '\0';
+	n->name[strcspn(n->name, " />")] = '\0';
 	return n->name;
 }
 
@@ -888,7 +844,7 @@ condition(struct node *error)
 static int
 haserror(const char *why)
 {
-	struct node *error = st.error ? child(NULL, "error", NULL) : NULL;
+	Node *error = st.error ? child(NULL, "error", NULL) : NULL;
 
 	return error && child(error, why, NS_STANZAS);
 }
@@ -903,9 +859,9 @@ haserror(const char *why)
  * others at the end. Only a request without an answer remembers who has had it
  * last. */
 static void
-move(struct request *r, int list)
+move(Request *r, int list)
 {
-	struct request *prev = lists[list].prev;
+	Request *prev = lists[list].prev;
 	int n = (list >= OPEN) - (r->list >= OPEN);
 
 	if (r->holder)
@@ -932,7 +888,7 @@ move(struct request *r, int list)
 /* Request r is held by resource w, or with NULL by a user, who cannot be seen
  * to leave. */
 static void
-giveto(struct request *r, struct resource *w)
+giveto(Request *r, Resource *w)
 {
 	r->holder = w;
 	r->handed = now;
@@ -941,7 +897,7 @@ giveto(struct request *r, struct resource *w)
 		if (w->pings > 4 || w->open + w->pings == 0)
 			w->steptime = now;
 		w->pings = w->pings > 4 ? 2 : w->pings;
-		checktime = stall ? MIN(checktime, AFTER(stall)) : NEVER;
+		due.check = stall ? MIN(due.check, AFTER(stall)) : NEVER;
 	}
 	move(r, OPEN);
 }
@@ -962,7 +918,7 @@ static int
 isrepeatable(void)
 {
 	return same(st.type, "get") && strlen(st.from) + strlen(st.to) +
-	       strlen(st.id ? st.id : "") + st.body.len + 4 <= REQUESTSIZE;
+	       strlen(st.id ? st.id : "") + body.len + 4 <= REQUESTSIZE;
 }
 
 /* 1 if a requester has as many open requests as there are places left, so that
@@ -980,14 +936,14 @@ isgreedy(const char *user, uint64_t who)
 	return greedy;
 }
 
-/* Remember the request just handed to `holder', or asked of a user by `asker';
- * the other is NULL. If its addresses and id are too long it counts, but we
- * cannot answer it; a get with its content can be handed on. */
+/* Remember the request just handed to `holder', or with NULL asked of a user. If
+ * its addresses and id are too long it counts, but we cannot answer it; a get
+ * with its content can be handed on. */
 static void
-track(const char *address, uint64_t who, struct resource *holder, struct resource *asker)
+track(const char *address, uint64_t who, Resource *holder)
 {
-	struct request *r = lists[FREE].prev, **p;
-	struct buffer text;
+	Request *r = lists[FREE].prev, **p;
+	Buffer text;
 
 	if (r == lists + FREE && nused == LEN(requests)) {
 		r = lists[DONE].next;
@@ -1001,12 +957,12 @@ track(const char *address, uint64_t who, struct resource *holder, struct resourc
 	*p = r->chain;
 	r->due = UNWRITTEN;
 	r->share = who;
-	r->asker = asker;
+	r->asker = holder ? NULL : st.sender;
 	giveto(r, holder);
-	text = (struct buffer){ texts[r->text], REQUESTSIZE, 0, 0 };
+	text = (Buffer){ texts[r->text], REQUESTSIZE, 0, 0 };
 	put(&text, st.from, strlen(st.from) + 1);
 	put(&text, address, strlen(address) + 1);
-	putall(&text, st.id ? st.id : "", NULL);
+	putall(&text, st.id ? st.id : "");
 	put(&text, "", 1);
 	if (text.full) {
 		memset(text.s, 0, 2);
@@ -1014,7 +970,7 @@ track(const char *address, uint64_t who, struct resource *holder, struct resourc
 			say("untracked: request from %.99s: its addresses and id are longer "
 			    "than %d bytes, and so may be others'", st.from, REQUESTSIZE);
 	}
-	put(&text, st.body.s, st.body.len);
+	put(&text, body.s, body.len);
 	put(&text, "", 1);
 	r->tries = holder && isrepeatable() ? (int)retry : -1;
 	r->hasid = st.id != NULL;
@@ -1025,11 +981,11 @@ track(const char *address, uint64_t who, struct resource *holder, struct resourc
 
 /* Match the answer that has come, from requester to address, to its request,
  * preferring one that resource w holds. NULL: there is none. */
-static struct request *
-findrequest(const char *requester, const char *address, const struct resource *w)
+static Request *
+findrequest(const char *requester, const char *address, const Resource *w)
 {
 	uint64_t key = makekey(requester, address);
-	struct request *r, *found = NULL;
+	Request *r, *found = NULL;
 	int fit, best = FREE;
 
 	for (r = buckets[key % MAXREQUESTS]; r && best <= OPEN; r = r->chain) {
@@ -1045,9 +1001,9 @@ findrequest(const char *requester, const char *address, const struct resource *w
 /* Fail requests that resource w holds, with NULL those of all: each of them, or
  * only those that can be handed on. Returns how many. */
 static unsigned
-takeback(const struct resource *w, int each)
+takeback(const Resource *w, int each)
 {
-	struct request *r, *next;
+	Request *r, *next;
 	unsigned n = 0;
 
 	for (r = lists[OPEN].next; r != lists + OPEN; r = next) {
@@ -1064,16 +1020,16 @@ takeback(const struct resource *w, int each)
 /* A resource, or with NULL each of them, has left: fail its requests. The last
  * one takes its place in the table, so that there are no holes. */
 static void
-removeresource(struct resource *w)
+removeresource(Resource *w)
 {
-	struct resource *last = w ? resources + nresources - 1 : NULL;
-	struct request *r;
+	Resource *last = w ? resources + nresources - 1 : NULL;
+	Request *r;
 	unsigned n = takeback(w, 1);
 
 	if (n > 0)
 		say("failed: %u requests held by resources that left", n);
 	/* who had no place must be heard to have one now */
-	if (toomany && subscribed)
+	if (toomany && ask.granted)
 		ask.next = now;
 	toomany = 0;
 	for (r = requests; r < requests + nused; r++) {
@@ -1094,7 +1050,6 @@ removeresource(struct resource *w)
 		say("left: %s, all of its resources: 0 online", target);
 		nresources = 0;
 	}
-	indexresources();
 }
 
 /* Forget requests and resources, and what the stream has said: nobody can
@@ -1104,12 +1059,11 @@ reset(void)
 {
 	int i;
 
-	for (i = 0; i < nused; i++)
-		buckets[requests[i].key % MAXREQUESTS] = NULL;
+	memset(buckets, 0, sizeof(buckets));
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(shares, 0, sizeof(shares));
-	due.next = nused = nopen = shedding = depth = subscribed = unanswered = 0;
-	checktime = NEVER;
+	due.next = nused = nopen = shedding = depth = ask.granted = unanswered = 0;
+	due.check = NEVER;
 	for (i = 0; i < LISTS; i++)
 		lists[i].prev = lists[i].next = lists + i;
 	lists[OPEN].due = NEVER;
@@ -1123,8 +1077,8 @@ static void
 expire(long long t)
 {
 	const char *text;
-	struct request *r;
-	struct resource *w;
+	Request *r;
+	Resource *w;
 	int n = 0;
 
 	for (; (r = lists[OPEN].next)->due <= t; n++) {
@@ -1145,14 +1099,13 @@ expire(long long t)
  * one that had it, if there is one; it is due when it was. Otherwise we answer.
  * What we cannot answer is forgotten: its answer may still come. */
 static void
-settle(struct request *r)
+settle(Request *r)
 {
 	const char *requester = texts[r->text];
 	const char *address = requester + strlen(requester) + 1;
 	const char *id = address + strlen(address) + 1, *rest = id;
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
-	struct resource *w;
-	size_t len;
+	Resource *w;
 
 	if (!r->hasid)
 		id = NULL;
@@ -1164,8 +1117,8 @@ settle(struct request *r)
 		}
 		encode(src, address, requester);
 		rest += strlen(rest) + 1;
-		len = strlen(rest);
-		if (putstanza("iq", "get", id, src, fulljid(dst, w), rest, len, len)) {
+		fulljid(dst, w);
+		if (putstanza("iq", "get", id, src, dst, rest, strlen(rest))) {
 			r->tries--;
 			giveto(r, w);
 			return;
@@ -1183,11 +1136,11 @@ settle(struct request *r)
 static void
 checkresources(long long t)
 {
-	struct resource *w, *end = resources + nresources;
+	Resource *w, *end = resources + nresources;
 	char dst[JIDMAX + 1];
 	int well = 0;
 
-	checktime = NEVER;
+	due.check = NEVER;
 	for (w = resources; stall && w < end; w++) {
 		if (w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t && hasroom()) {
 			putping("stall", fulljid(dst, w));
@@ -1196,10 +1149,10 @@ checkresources(long long t)
 				    w->name, (now - w->steptime) / 1000 + stall, w->open);
 			w->steptime = now;
 		}
-		if (istriable(w) && choice != STANDBY)
+		if (w->pings > 4 && !w->drains && choice != STANDBY)
 			trial = w;
 		if (w->open + w->pings > 0)
-			checktime = MIN(checktime, w->steptime + stall * 1000LL);
+			due.check = MIN(due.check, w->steptime + stall * 1000LL);
 		well += w->pings < 2;
 	}
 	/* only now it is known whether anybody is well */
@@ -1217,18 +1170,18 @@ checkresources(long long t)
 static void
 askpresence(int probe)
 {
-	struct resource *w;
+	Resource *w;
 
 	snprintf(ask.id, sizeof(ask.id), "ask%08lx", uniform(1ULL << 32));
 	putpresence(probe ? "probe" : "subscribe", ask.id, domain, target);
-	ask.next = subscribed ? AFTER(refresh) : now + ask.pause;
+	ask.next = ask.granted ? AFTER(refresh) : now + ask.pause;
 	ask.pause = MIN(2 * ask.pause, askmax * 1000LL);
 	if (probe) {
 		putping(ask.id, domain);
 		/* one that follows another too soon only takes its place */
 		for (w = resources; sweeptime == NEVER && w < resources + nresources; w++)
 			w->missed++;
-		seen = doubted = 0;
+		seen = ask.again = 0;
 	}
 	sweeptime = probe ? UNWRITTEN : NEVER;
 }
@@ -1243,7 +1196,7 @@ sweep(void)
 	int i;
 
 	sweeptime = NEVER;
-	ask.next = doubted ? now : ask.next;
+	ask.next = ask.again ? now : ask.next;
 	if (!seen && unanswered++ == 0) {
 		say("unanswered: a probe of %s: subscribing again", target);
 		ask.next = now;
@@ -1263,9 +1216,9 @@ losetarget(const char *why)
 {
 	say("not subscribed: %s: %s", target, why);
 	removeresource(NULL);
-	if (subscribed)
+	if (ask.granted)
 		ask.next = now + (ask.pause = askmin * 1000LL);
-	subscribed = unanswered = 0;
+	ask.granted = unanswered = 0;
 	sweeptime = NEVER;
 }
 
@@ -1275,7 +1228,7 @@ losetarget(const char *why)
 static void
 presenceerror(void)
 {
-	struct node *error = child(NULL, "error", NULL);
+	Node *error = child(NULL, "error", NULL);
 	const char *why = condition(error);
 
 	if (st.name || !st.id || !same(st.id, ask.id))
@@ -1297,8 +1250,8 @@ presenceerror(void)
 static void
 targetpresence(void)
 {
-	struct resource *w = st.sender;
-	struct node *show = child(NULL, "show", "");
+	Resource *w = st.sender;
+	Node *show = child(NULL, "show", "");
 	int leaves = same(st.type, "unavailable"), drains;
 
 	if (!*st.type || leaves) {
@@ -1309,7 +1262,6 @@ targetpresence(void)
 		/* while a probe is out maybe only the server says so */
 		if (w && sweeptime == NEVER)
 			recover(w);
-		st.body.s[st.body.len] = '\0';
 		drains = show && !strncmp(show->end, ">dnd<", 5);
 		if ((w = addresource(st.name + 1)) && drains != w->drains) {
 			w->drains = drains;
@@ -1318,9 +1270,9 @@ targetpresence(void)
 	} else if (leaves && (!st.name || w)) {
 		removeresource(w);
 	} else if (same(st.type, "subscribed")) {
-		if (!subscribed)
+		if (!ask.granted)
 			say("subscribed: %s", target);
-		subscribed = 1;
+		ask.granted = 1;
 		askpresence(1);
 	} else if (same(st.type, "unsubscribed")) {
 		losetarget("it refuses or has withdrawn the subscription");
@@ -1343,7 +1295,7 @@ handlepresence(void)
 		if (st.mine)
 			putpresence(NULL, NULL, st.self, st.from);
 		/* the roster of a fresh installation may know us only now */
-		if (st.mine && subscribes && (!subscribed || unanswered))
+		if (st.mine && subscribes && (!ask.granted || unanswered))
 			ask.next = MIN(ask.next, now + 500);
 	} else if (st.mine && same(st.to, domain)) {
 		targetpresence();
@@ -1351,18 +1303,6 @@ handlepresence(void)
 		say("ignored: presence %.99s of %.99s: the target is %.99s",
 		    *st.type ? st.type : "(no type)", st.from, target);
 	}
-}
-
-/* A resource has sent an error. Does its client say so, or its server, because
- * it has left? Probe, once. */
-static void
-doubt(struct resource *w)
-{
-	if (!subscribed || now < w->trusted)
-		return;
-	w->trusted = AFTER(refresh);
-	doubted = sweeptime != NEVER;
-	ask.next = doubted ? ask.next : now;
 }
 
 /* ---- routing ---- */
@@ -1378,8 +1318,8 @@ chores(void)
 		ask.next = MAX(ask.next, AFTER(refresh));
 	}
 	if (now >= ask.next && sweeptime >= SWEEPING && hasroom())
-		askpresence(subscribed && !unanswered);
-	if (now >= MAX(due.next, MIN(checktime, lists[OPEN].next->due)) &&
+		askpresence(ask.granted && !unanswered);
+	if (now >= MAX(due.next, MIN(due.check, lists[OPEN].next->due)) &&
 	    hasroom()) {
 		snprintf(due.id, sizeof(due.id), "due%08lx", uniform(1ULL << 32));
 		putping(due.id, domain);
@@ -1425,53 +1365,48 @@ drop(const char *why)
 static int
 forward(const char *id, const char *from, const char *to)
 {
-	return !st.attrs.full && !st.body.full &&
-	       putstanza(st.kind, *st.type ? st.type : NULL, id, from, to,
-	                 st.body.s, st.body.len, st.largest);
-}
-
-/* 1 if a message without a body only tells how others fare, as chat states,
- * receipts and markers do (XEP-0085, 0184, 0333): it is not worth an error. */
-static int
-isfleeting(void)
-{
-	return !child(NULL, "body", NULL) &&
-	       (child(NULL, NULL, "http://jabber.org/protocol/chatstates") ||
-	        child(NULL, NULL, "urn:xmpp:receipts") ||
-	        child(NULL, NULL, "urn:xmpp:chat-markers:0"));
+	return !attrs.full && !body.full &&
+	       putstanza(st.kind, *st.type ? st.type : NULL, id, from, to, body.s,
+	                 st.largest);
 }
 
 /* Answer the stanza with an error, from the address that was asked. Errors
- * never answer errors (RFC 6120 8.3.1), nor headlines (RFC 6121 5.2.2). */
+ * never answer errors (RFC 6120 8.3.1), nor headlines (RFC 6121 5.2.2). Chat
+ * states, receipts and markers are not worth one. */
 static void
 refuse(int why)
 {
+	/* without a body they only tell how others fare (XEP-0085, 0184, 0333) */
+	int isfleeting = why == GONE && !child(NULL, "body", NULL) &&
+	                 (child(NULL, NULL, "http://jabber.org/protocol/chatstates") ||
+	                  child(NULL, NULL, "urn:xmpp:receipts") ||
+	                  child(NULL, NULL, "urn:xmpp:chat-markers:0"));
+
 	if (st.error || (same(st.kind, "message") &&
-	    (same(st.type, "headline") || (why == GONE && isfleeting()))))
+	                 (same(st.type, "headline") || isfleeting)))
 		count.dropped++;
 	else
 		puterror(st.kind, st.id, st.to, st.from, why);
 }
 
-/* Hand out a request, for which `address' is to answer, or a message, with
- * these attributes: to `holder', a resource of the target, or from `asker', one
- * of them, to a user. Either way it is the user's share that counts: he could
- * keep requests of others open. */
+/* Hand out a request or a message with this id: to `holder', a resource of the
+ * target, or with NULL from the resource that has sent it to a user. `far' is the
+ * address that stands for the user: the target sees it, the user does not.
+ * Either way it is the user's share that counts: he could keep requests of
+ * others open. */
 static void
-handout(const char *id, const char *from, const char *address, const char *to,
-        struct resource *holder, struct resource *asker)
+handout(const char *id, const char *far, const char *to, Resource *holder)
 {
 	const char *user = holder ? st.from : to;
 	uint64_t who = hash(salt, user, strcspn(user, "/"));
-	int iq = same(st.kind, "iq");
 
-	if (iq && isgreedy(user, who)) {
+	if (st.iq && isgreedy(user, who)) {
 		refuse(BUSY);
-	} else if (!forward(id, from, to)) {
+	} else if (!forward(id, holder ? far : st.self, to)) {
 		refuse(LARGE);
-	} else if (iq) {
+	} else if (st.iq) {
 		count.requests++;
-		track(address, who, holder, asker);
+		track(holder ? st.to : far, who, holder);
 	} else {
 		count.messages++;
 	}
@@ -1483,22 +1418,22 @@ handout(const char *id, const char *from, const char *address, const char *to,
 static const char *
 leadid(const char *name)
 {
-	const char *led = st.attrs.s + st.attrs.len;
+	const char *led = attrs.s + attrs.len;
 
-	putescaped(&st.attrs, name, strlen(name), "%/");
-	putall(&st.attrs, "/", st.id ? st.id : "", NULL);
-	put(&st.attrs, "", 1);
+	putescaped(&attrs, name, strlen(name), "%/");
+	putall(&attrs, "/", st.id ? st.id : "");
+	put(&attrs, "", 1);
 	return led;
 }
 
 /* The resource that has asked for an answer from outside; the stanza's id
  * becomes its own. NULL if it is not online. */
-static struct resource *
+static Resource *
 findasker(void)
 {
 	char name[PARTMAX + 1];
 	const char *own = st.id ? decode(name, st.id, '/') : NULL;
-	struct resource *w = own ? findresource(name) : NULL;
+	Resource *w = own ? findmark(hash(0, name, strlen(name))) : NULL;
 
 	if (w)
 		st.id = own + 1;
@@ -1511,9 +1446,9 @@ findasker(void)
  * held it before was expected. If it is its server that says so (bounced),
  * others are asked. */
 static void
-passanswer(const char *src, const char *requester, struct resource *w)
+passanswer(const char *src, const char *requester, Resource *w)
 {
-	struct request *r = findrequest(requester, src, w);
+	Request *r = findrequest(requester, src, w);
 	int holds = r && w && r->holder == w;
 
 	if (st.bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
@@ -1547,21 +1482,21 @@ static void
 totarget(void)
 {
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
-	int iq = same(st.kind, "iq");
-	struct resource *w;
+	Resource *w;
 
 	if (nresources == 0) {
-		refuse(iq ? NOBODY : GONE);
+		refuse(st.iq ? NOBODY : GONE);
 		return;
 	}
 	w = choose(st.from, 0, NULL);
 	/* rather with a get that others may have as well, as it is no part of a
 	 * dialog */
-	if (iq && trial < resources + nresources && istriable(trial) &&
-	    ((retry && isrepeatable()) || (!relay && choice != STICKY && trial->pings > 7)))
+	if (st.iq && trial < resources + nresources && !trial->drains &&
+	    ((retry && isrepeatable() && trial->pings > 4) ||
+	     (!relay && choice != STICKY && trial->pings > 7)))
 		w = trial;
 	if (encode(src, st.self, st.from))
-		handout(st.id, src, st.to, fulljid(dst, w), w, NULL);
+		handout(st.id, src, fulljid(dst, w), w);
 	else
 		refuse(LONGADDRESS);
 }
@@ -1573,36 +1508,35 @@ static void
 route(void)
 {
 	char outside[JIDMAX + 1], asker[JIDMAX + 1];
-	int mine = st.mine, iq = same(st.kind, "iq");
-	int isrequest = iq && (same(st.type, "get") || same(st.type, "set"));
-	int isanswer = iq && (st.error || same(st.type, "result"));
+	int isrequest = st.iq && (same(st.type, "get") || same(st.type, "set"));
+	int isanswer = st.iq && (st.error || same(st.type, "result"));
 	int stranger = *st.other && !istarget(st.other) && !isours(st.other);
-	struct resource *w = st.sender;
+	Resource *w = st.sender;
 
-	if (isanswer && mine && !st.resource && st.id && same(st.id, "stall"))
+	if (isanswer && st.mine && !st.resource && st.id && same(st.id, "stall"))
 		; /* that it is alive is all it says */
-	else if (isrequest && !mine && !st.resource)
+	else if (isrequest && !st.mine && !st.resource)
 		totarget();
 	else if (isrequest && relay && w && stranger && encode(outside, st.self, st.other))
-		handout(leadid(w->name), st.self, outside, st.other, NULL, w);
+		handout(leadid(w->name), outside, st.other, NULL);
 	else if (isrequest)
-		refuse(!mine || (relay && st.resource) ? NOBODY : UNKNOWN);
+		refuse(!st.mine || (relay && st.resource) ? NOBODY : UNKNOWN);
 	else if (isanswer && st.name && stranger)
 		passanswer(st.self, st.other, w);
-	else if (isanswer && relay && !mine && !st.resource && (w = findasker()) &&
+	else if (isanswer && relay && !st.mine && !st.resource && (w = findasker()) &&
 	         encode(outside, st.self, st.from))
 		passanswer(outside, fulljid(asker, w), NULL);
-	else if (iq && !isanswer)
+	else if (st.iq && !isanswer)
 		refuse(ILLEGAL);
-	else if (iq)
-		drop(mine ? "no requester in the address" : "to nobody who has asked");
-	else if (!relay || (mine && !st.resource))
+	else if (st.iq)
+		drop(st.mine ? "no requester in the address" : "to nobody who has asked");
+	else if (!relay || (st.mine && !st.resource))
 		refuse(UNKNOWN);
 	else if (child(NULL, "sent", NS_CARBONS) || child(NULL, "received", NS_CARBONS))
 		drop("a carbon copy");
-	else if (mine && stranger)
-		handout(st.id, st.self, st.self, st.other, NULL, w);
-	else if (!mine && !st.resource)
+	else if (st.mine && stranger)
+		handout(st.id, NULL, st.other, NULL);
+	else if (!st.mine && !st.resource)
 		totarget();
 	else
 		refuse(NOBODY);
@@ -1614,25 +1548,29 @@ static void
 handlestanza(void)
 {
 	int ispresence = same(st.kind, "presence");
-	struct resource *w;
-	size_t len;
+	Resource *w;
 
 	if (!st.from || !*st.from || !st.to || !isours(st.to)) {
 		drop("not from anybody to us");
 		return;
 	}
+	*stpncpy(st.self, st.to, strcspn(st.to, "/")) = '\0';
 	st.resource = strchr(st.to, '/');
-	len = st.resource ? (size_t)(st.resource - st.to) : strlen(st.to);
-	*stpncpy(st.self, st.to, len) = '\0';
 	if (!st.resource || !decode(st.other, st.resource + 1, '\0'))
 		*st.other = '\0';
 	st.mine = istarget(st.from);
 	st.name = st.mine ? strchr(st.from, '/') : NULL;
-	st.sender = w = st.name ? findresource(st.name + 1) : NULL;
+	w = st.name ? findmark(hash(0, st.name + 1, strlen(st.name + 1))) : NULL;
+	st.sender = w;
+	st.iq = same(st.kind, "iq");
 	st.error = same(st.type, "error");
 	st.bounced = haserror("recipient-unavailable");
-	if (w && haserror("service-unavailable"))
-		doubt(w);
+	if (w && haserror("service-unavailable") && ask.granted && now >= w->trusted) {
+		/* does its client say so, or its server, as it has left? probe, once */
+		w->trusted = AFTER(refresh);
+		ask.again = sweeptime != NEVER;
+		ask.next = ask.again ? ask.next : now;
+	}
 	if (w && !ispresence && (!st.bounced || w->pings < 2))
 		recover(w);
 	if (!st.mine && isours(st.from))
@@ -1655,7 +1593,7 @@ end(const char *why, const char *error)
 	ending = why;
 	if (error)
 		putall(&out, "<stream:error><", error, " xmlns='urn:ietf:params:xml:"
-		       "ns:xmpp-streams'/></stream:error>", NULL);
+		       "ns:xmpp-streams'/></stream:error>");
 	XML_StopParser(parser, XML_FALSE);
 }
 
@@ -1685,7 +1623,7 @@ handshake(void)
 	br_sha1_out(&sha1, digest);
 	for (i = 0; i < sizeof(digest); i++)
 		snprintf(hex + 2 * i, 3, "%02x", digest[i]);
-	putall(&out, "<handshake>", hex, "</handshake>", NULL);
+	putall(&out, "<handshake>", hex, "</handshake>");
 }
 
 /* The server's stream header has come: remember the prefixes that it declares;
@@ -1709,7 +1647,7 @@ startstream(const char **atts)
 		end(why, "bad-format");
 	else if (!isstream || !st.ns || !same(st.ns, NS_COMPONENT))
 		end(why, "invalid-namespace");
-	else if (st.attrs.full || st.body.full || decls.full)
+	else if (attrs.full || body.full || decls.full)
 		end(why, "policy-violation");
 	else
 		handshake();
@@ -1720,11 +1658,11 @@ static const char *
 streamerror(void)
 {
 	static char why[LINEMAX];
-	struct node *text = child(NULL, "text", NULL);
+	Node *text = child(NULL, "text", NULL);
 
-	if (!text || st.body.full || text->end[1] == '>')
-		return condition(NULL);
-	snprintf(why, sizeof(why), "%s: %.*s", condition(NULL),
+	if (!text || body.full || text->end[1] == '>')
+		return condition(nodes);
+	snprintf(why, sizeof(why), "%s: %.*s", condition(nodes),
 	         (int)strcspn(text->end + 1, "<"), text->end + 1);
 	return why;
 }
@@ -1734,8 +1672,8 @@ streamerror(void)
 static void
 handleelement(void)
 {
-	int isknown = !st.ns || same(st.ns, NS_COMPONENT) || same(st.ns, NS_CLIENT) ||
-	             same(st.ns, NS_SERVER);
+	int isknown = !st.ns || same(st.ns, NS_COMPONENT) ||
+	              same(st.ns, "jabber:client") || same(st.ns, "jabber:server");
 	int isstanza = isknown && (same(st.kind, "iq") || same(st.kind, "presence") ||
 	                          same(st.kind, "message"));
 
@@ -1806,6 +1744,8 @@ startelement(void *data, const char *name, const char **atts)
 		addelement(name, atts);
 	else
 		startstanza(name, atts);
+	put(&body, ">", 1);
+	st.tagend = body.len;
 	if (depth == 1)
 		startstream(atts);
 }
@@ -1819,16 +1759,17 @@ endelement(void *data, const char *name)
 		return;
 	}
 	/* nothing has come since its start tag: make that an empty element's */
-	if (st.body.len == st.tagend) {
-		st.body.s[st.tagend - 1] = '/';
-		put(&st.body, ">", 1);
+	if (body.len == st.tagend) {
+		body.s[st.tagend - 1] = '/';
+		put(&body, ">", 1);
 	} else {
-		put(&st.body, "</", 2);
-		put(&st.body, name, strlen(name));
-		put(&st.body, ">", 1);
+		put(&body, "</", 2);
+		put(&body, name, strlen(name));
+		put(&body, ">", 1);
 	}
 	if (depth > 1)
 		return;
+	body.s[body.len] = '\0';
 	handleelement();
 	/* a fresh parser has to follow one that remembers too much, or may soon
 	 * have counted more bytes than a long holds on 32-bit machines */
@@ -1841,8 +1782,8 @@ static void XMLCALL
 characters(void *data, const char *s, int n)
 {
 	(void)data;
-	if (depth > 1 && !st.body.full)
-		putescaped(&st.body, s, (size_t)n, "&<>\r");
+	if (depth > 1 && !body.full)
+		putescaped(&body, s, (size_t)n, "&<>\r");
 }
 
 /* What no other handler is for. Document types, comments and processing
@@ -1874,6 +1815,7 @@ freeparser(void)
 {
 	XML_ParserFree(parser);
 	parser = NULL;
+	suspended = 0;
 #ifdef __GLIBC__
 	malloc_trim(0); /* or it keeps what the largest stanza has taken */
 #endif
@@ -1904,17 +1846,6 @@ newparser(void)
 	XML_SetDefaultHandler(parser, otherwise);
 }
 
-static int
-issuspended(void)
-{
-	XML_ParsingStatus status;
-
-	if (!parser)
-		return 0;
-	XML_GetParsingStatus(parser, &status);
-	return status.parsing == XML_SUSPENDED;
-}
-
 /* The parser gave up, or a handler has told it to. */
 static void
 endbroken(void)
@@ -1925,7 +1856,7 @@ endbroken(void)
 	/* once the stream is open, a document type is bad syntax to expat */
 	if (error == XML_ERROR_INVALID_TOKEN && at >= 2 &&
 	    at < (XML_Index)in.len && !memcmp(in.s + at - 2, "<!D", 3))
-		end("the server sends XML that is forbidden in XMPP", "restricted-xml");
+		otherwise(NULL, in.s + at - 2, 3);
 	else if (error == XML_ERROR_NO_MEMORY)
 		end("the server sends more in one stanza than may be kept",
 		    "policy-violation");
@@ -1944,8 +1875,9 @@ parse(void)
 	size_t used;
 
 	while (!ending && hasroom()) {
-		status = issuspended() ? XML_ResumeParser(parser) :
+		status = suspended ? XML_ResumeParser(parser) :
 		         XML_Parse(parser, in.s, (int)in.len, 0);
+		suspended = status == XML_STATUS_SUSPENDED;
 		if (status == XML_STATUS_ERROR) {
 			endbroken();
 		} else if (status == XML_STATUS_OK) {
@@ -1965,7 +1897,7 @@ parse(void)
 /* ---- TLS ---- */
 
 /* The settings are pins: what they allow is all the trust there is. Read them,
- * 64 digits each, in lower case. 0 if they are malformed. */
+ * 64 digits each. 0 if they are malformed. */
 static int
 readpins(void)
 {
@@ -1973,11 +1905,11 @@ readpins(void)
 	size_t n = 0;
 
 	for (s = tlspin; *s; s++)
-		if (n < sizeof(pins) - 1 && strchr("0123456789abcdefABCDEF", *s))
-			pins[n++] = (char)(*s | ' ');
-		else if (n % 64 ? *s != ':' : !strchr(", \t\n", *s))
+		if (n < sizeof(pins) - 1 && isxdigit((unsigned char)*s))
+			n += (size_t)snprintf(pins + n, 3, n % 3 ? "%c:" : "%c", toupper(*s));
+		else if (n % 96 ? *s != ':' : !strchr(", \t\n", *s))
 			return 0;
-	return n % 64 == 0 && (n > 0 || !*tlspin);
+	return n % 96 == 0 && (n > 0 || !*tlspin);
 }
 
 /* BearSSL's validator that knows the server's key serves us, except that the
@@ -2004,17 +1936,17 @@ static unsigned
 endchain(const br_x509_class **ctx)
 {
 	const br_x509_pkey *key = br_x509_decoder_get_pkey(&tls.certificate);
-	char hex[64 + 1];
+	unsigned char digest[br_sha256_SIZE];
 	size_t i;
 
 	(void)ctx;
 	if (key)
 		tls.known.pkey = *key;
-	br_sha256_out(&tls.hash, tls.fingerprint);
-	for (i = 0; i < br_sha256_SIZE; i++)
-		snprintf(hex + 2 * i, 3, "%02x", tls.fingerprint[i]);
-	for (i = 0; pins[i]; i += 64)
-		if (!strncmp(pins + i, hex, 64))
+	br_sha256_out(&tls.hash, digest);
+	for (i = 0; i < sizeof(digest); i++)
+		snprintf(tls.fingerprint + 3 * i, 4, "%02X:", digest[i]);
+	for (i = 0; pins[i]; i += 96)
+		if (!strncmp(pins + i, tls.fingerprint, 96))
 			return (unsigned)br_x509_decoder_last_error(&tls.certificate);
 	return BR_ERR_X509_NOT_TRUSTED;
 }
@@ -2033,8 +1965,7 @@ starttls(void)
 		BR_TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
 		BR_TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384
 	};
-	int i;
-	int isname = !strchr(host, ':') && host[strspn(host, "0123456789.")];
+	int i, isname = !strchr(host, ':') && host[strspn(host, "0123456789.")];
 
 	br_ssl_client_init_full(&tls.client, &unused, NULL, 0);
 	br_ssl_engine_set_versions(eng, BR_TLS12, BR_TLS12);
@@ -2062,9 +1993,7 @@ static const char *
 tlserror(void)
 {
 	static char why[160];
-	char hex[3 * br_sha256_SIZE + 1];
 	int error = br_ssl_engine_last_error(eng);
-	size_t i;
 
 	if (br_ssl_engine_current_state(eng) != BR_SSL_CLOSED)
 		return "the connection was cut, TLS did not end";
@@ -2073,11 +2002,9 @@ tlserror(void)
 	if (error == BR_ERR_UNSUPPORTED_VERSION || error == BR_ERR_BAD_VERSION ||
 	    error == BR_ERR_RECV_FATAL_ALERT + 70)
 		return "the server does not speak TLS 1.2";
-	for (i = 0; i < br_sha256_SIZE; i++)
-		snprintf(hex + 3 * i, 4, ":%02X", tls.fingerprint[i]);
 	if (error == BR_ERR_X509_NOT_TRUSTED)
 		snprintf(why, sizeof(why), "the server's certificate is not in tlspin, "
-		         "it is %s", hex + 1);
+		         "it is %.95s", tls.fingerprint);
 	else
 		snprintf(why, sizeof(why), "TLS failed: error %d of BearSSL, above %d "
 		         "an alert of the server", error, BR_ERR_RECV_FATAL_ALERT);
@@ -2184,9 +2111,7 @@ disconnect(const char *why)
 static void
 attempt(void)
 {
-	static const struct addrinfo hints = {
-		.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM
-	};
+	static const struct addrinfo hints = { .ai_socktype = SOCK_STREAM };
 	int error = 0;
 
 	if (!server) {
@@ -2225,7 +2150,7 @@ hangup(const char *why)
 		exit(0);
 	ending = NULL;
 	reset();
-	putall(&out, "</stream:stream>", NULL);
+	putall(&out, "</stream:stream>");
 	freeparser();
 	in.len = 0;
 	state = CLOSING;
@@ -2243,7 +2168,7 @@ flush(void)
 	unsigned char *s;
 	size_t len;
 	ssize_t n;
-	struct request *r;
+	Request *r;
 
 	while ((len = unsent(&s)) > 0 && (n = write(fd, s, len)) > 0) {
 		if (!hasroom())
@@ -2318,10 +2243,8 @@ finishconnect(void)
 	int error = 0, one = 1;
 	socklen_t len = sizeof(error);
 
-	if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) < 0)
-		error = errno;
-	if (error) {
-		disconnect(strerror(error));
+	if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) < 0 || error) {
+		disconnect(strerror(error ? error : errno));
 		return;
 	}
 	/* an answer is written at once, there is nothing to gather */
@@ -2330,7 +2253,7 @@ finishconnect(void)
 	state = OPENING;
 	deadline = AFTER(patience);
 	putall(&out, "<?xml version='1.0'?><stream:stream xmlns='" NS_COMPONENT
-	       "' xmlns:stream='" NS_STREAM "'", NULL);
+	       "' xmlns:stream='" NS_STREAM "'");
 	putattr(&out, "to", domain);
 	put(&out, ">", 1);
 	newparser();
@@ -2362,7 +2285,7 @@ static void
 report(void)
 {
 	char refused[512] = "";
-	struct resource *w;
+	Resource *w;
 	size_t i, n = 0;
 
 	reporting = 0;
@@ -2386,7 +2309,7 @@ report(void)
 static int
 isreading(void)
 {
-	return state >= OPENING && !ending && !issuspended() && hasroom() &&
+	return state >= OPENING && !ending && !suspended && hasroom() &&
 	       (!*tlspin || tlshas(TLSUNREAD | BR_SSL_RECVREC));
 }
 
@@ -2406,10 +2329,10 @@ run(void)
 		next = MIN(deadline, linetime);
 		if (state == ONLINE && isreading())
 			next = MIN(MIN(next, sweeptime < SWEEPING ? sweeptime : ask.next),
-			           MAX(due.next, MIN(checktime, lists[OPEN].next->due)));
+			           MAX(due.next, MIN(due.check, lists[OPEN].next->due)));
 		/* nothing else will wake us for these */
 		if (state >= OPENING && hasroom() &&
-		    (issuspended() || tlshas(TLSUNREAD) || lists[FAILED].next != lists + FAILED))
+		    (suspended || tlshas(TLSUNREAD) || lists[FAILED].next != lists + FAILED))
 			next = now;
 		n = poll(p, 2, (int)MIN(MAX(next - now, 0), INT_MAX));
 		now = milliseconds();
@@ -2423,7 +2346,7 @@ run(void)
 			hangup("signal");
 		if (state == CONNECTING && p[1].revents)
 			finishconnect();
-		if (issuspended())
+		if (suspended)
 			parse();
 		if (isreading() && ((p[1].revents & ~POLLOUT) || tlshas(TLSUNREAD)))
 			receive();
@@ -2484,18 +2407,17 @@ islikeservers(const char *s)
 static void
 checkconfig(void)
 {
-	const char *at = strchr(target, '@');
+	size_t node = strcspn(target, "@"), length = strlen(target);
 	const char *unlike = "is not in lower case, holds a space or slash, or ends in a dot";
 	const char *wrongtime = "is 0, over 30 days or less than another needs";
 
 	check(!islikeservers(domain), "domain", unlike);
 	check(!islikeservers(target), "target", unlike);
-	check(strchr(domain, '@') || strlen(domain) > PARTMAX,
+	check(!isours(domain) || strlen(domain) > PARTMAX,
 	      "domain", "is not the domain of a component");
-	check(!at || at == target || at - target > PARTMAX || !at[1] ||
-	      strchr(at + 1, '@') || strlen(at + 1) > PARTMAX,
-	      "target", "is not a bare JID, account@domain");
-	check(same(at + 1, domain), "target", "is at our own domain");
+	check(node - 1 >= PARTMAX || length - node - 2 >= PARTMAX ||
+	      strchr(target + node + 1, '@'), "target", "is not a bare JID, account@domain");
+	check(isours(target), "target", "is at our own domain");
 	check(!*secret, "secret", "is empty");
 	check(!*host, "host", "is empty");
 	check(!*port, "port", "is empty");
