@@ -299,7 +299,7 @@ sayunsaid(void)
 	nlines = 0;
 	linetime = LLONG_MAX;
 	if (n > 0)
-		say("log: %lu lines left out: too many, or the log did not take them", n);
+		say("log: %lu lines lost: too many in a second, or the log was full", n);
 	nunsaid = nunsaid > n ? n : 0;
 }
 
@@ -490,14 +490,14 @@ addresource(const char *name)
 		seen = w->missed ? 2 : seen;
 		w->missed = 0;
 	} else if (len == 0 || len > PARTMAX) {
-		say("ignored: %s/%.99s: not a legal resource", target, name);
+		say("ignored: %s/%.99s: invalid resource", target, name);
 	} else if (nresources < MAXRESOURCES) {
 		w = resources + nresources++;
 		*w = (Resource){ .mark = mark };
 		memcpy(w->name, name, len);
 		say("joined: %s/%.99s: %d online", target, name, nresources);
 	} else if (!toomany) {
-		say("ignored: %s/%.99s and any more: %d online is the limit",
+		say("ignored: %s/%.99s and any more: %d online, which is the limit",
 		    target, name, nresources);
 		toomany = 1;
 	} else {
@@ -931,7 +931,7 @@ isgreedy(const char *user, uint64_t who)
 	int greedy = n >= MAXREQUESTS - nopen;
 
 	if (greedy && !shedding && maysay())
-		say("busy: %d requests are open, %d of %.99s: refusing more", nopen, n, user);
+		say("busy: %d requests open, %d from %.99s: refusing more", nopen, n, user);
 	shedding = greedy || (shedding && nopen > MAXREQUESTS / 4);
 	return greedy;
 }
@@ -967,8 +967,8 @@ track(const char *address, uint64_t who, Resource *holder)
 	if (text.full) {
 		memset(text.s, 0, 2);
 		if (count.untracked++ == 0)
-			say("untracked: request from %.99s: its addresses and id are longer "
-			    "than %d bytes, and so may be others'", st.from, REQUESTSIZE);
+			say("untracked: request from %.99s: addresses and id exceed %d "
+			    "bytes; further ones are not logged", st.from, REQUESTSIZE);
 	}
 	put(&text, body.s, body.len);
 	put(&text, "", 1);
@@ -1085,7 +1085,7 @@ expire(long long t)
 		text = texts[r->text];
 		w = r->holder;
 		if (n == 0 && maysay())
-			say("timed out: request of %.99s to %.99s%s%.99s, and maybe others",
+			say("timed out: request from %.99s to %.99s%s%.99s, and perhaps others",
 			    *text ? text : "(untracked)", text + strlen(text) + 1,
 			    w ? " at " : "", w ? w->name : "");
 		if (w)
@@ -1198,7 +1198,7 @@ sweep(void)
 	sweeptime = NEVER;
 	ask.next = ask.again ? now : ask.next;
 	if (!seen && unanswered++ == 0) {
-		say("unanswered: a probe of %s: subscribing again", target);
+		say("unanswered: probe of %s: subscribing again", target);
 		ask.next = now;
 	}
 	for (i = nresources - 1; i >= 0; i--)
@@ -1275,7 +1275,7 @@ targetpresence(void)
 		ask.granted = 1;
 		askpresence(1);
 	} else if (same(st.type, "unsubscribed")) {
-		losetarget("it refuses or has withdrawn the subscription");
+		losetarget("subscription refused or withdrawn");
 	} else if (st.error) {
 		presenceerror();
 	}
@@ -1300,7 +1300,7 @@ handlepresence(void)
 	} else if (st.mine && same(st.to, domain)) {
 		targetpresence();
 	} else if (!st.mine && maysay()) {
-		say("ignored: presence %.99s of %.99s: the target is %.99s",
+		say("ignored: presence %.99s from %.99s: the target is %.99s",
 		    *st.type ? st.type : "(no type)", st.from, target);
 	}
 }
@@ -1356,8 +1356,8 @@ drop(const char *why)
 	count.dropped++;
 	if (maysay())
 		say("dropped: %.99s %.99s from %.99s to %.99s: %s", st.kind,
-		    *st.type ? st.type : "(no type)", st.from ? st.from : "(nobody)",
-		    st.to ? st.to : "(nobody)", why);
+		    *st.type ? st.type : "(no type)", st.from ? st.from : "(none)",
+		    st.to ? st.to : "(none)", why);
 }
 
 /* Put the stanza that is being read with these attributes. 0 if it is too
@@ -1529,7 +1529,7 @@ route(void)
 	else if (st.iq && !isanswer)
 		refuse(ILLEGAL);
 	else if (st.iq)
-		drop(st.mine ? "no requester in the address" : "to nobody who has asked");
+		drop(st.mine ? "no requester in the address" : "nobody asked for it");
 	else if (!relay || (st.mine && !st.resource))
 		refuse(UNKNOWN);
 	else if (child(NULL, "sent", NS_CARBONS) || child(NULL, "received", NS_CARBONS))
@@ -1551,7 +1551,7 @@ handlestanza(void)
 	Resource *w;
 
 	if (!st.from || !*st.from || !st.to || !isours(st.to)) {
-		drop("not from anybody to us");
+		drop("no sender, or not addressed to us");
 		return;
 	}
 	*stpncpy(st.self, st.to, strcspn(st.to, "/")) = '\0';
@@ -1631,7 +1631,7 @@ handshake(void)
 static void
 startstream(const char **atts)
 {
-	static const char why[] = "this is no component port: its stream header is not one";
+	static const char why[] = "not a component port: unexpected stream header";
 	int isstream = 0;
 
 	decls.len = 0;
@@ -1680,7 +1680,7 @@ handleelement(void)
 	if (isstanza && state == ONLINE) {
 		handlestanza();
 	} else if (isstanza) {
-		end("the server sends stanzas before the handshake is done", "bad-format");
+		end("stanza before the handshake was complete", "bad-format");
 	} else if (same(st.kind, "stream:error")) {
 		end(streamerror(), NULL);
 	} else if (state == ONLINE) {
@@ -1795,7 +1795,7 @@ otherwise(void *data, const char *s, int n)
 	if (n < 3 || *s != '<' || (s[1] == '!' && s[2] == '[') ||
 	    (depth == 0 && n > 6 && !memcmp(s, "<?xml", 5) && s[5] <= ' '))
 		return;
-	end("the server sends XML that is forbidden in XMPP", "restricted-xml");
+	end("the server sent XML that XMPP forbids", "restricted-xml");
 }
 
 /* Some expats have this function and hold the end of a stanza back for more
@@ -1858,7 +1858,7 @@ endbroken(void)
 	    at < (XML_Index)in.len && !memcmp(in.s + at - 2, "<!D", 3))
 		otherwise(NULL, in.s + at - 2, 3);
 	else if (error == XML_ERROR_NO_MEMORY)
-		end("the server sends more in one stanza than may be kept",
+		end("a stanza needs more memory than PARSERHARD",
 		    "policy-violation");
 	else
 		end(XML_ErrorString(error), "not-well-formed");
@@ -1996,18 +1996,18 @@ tlserror(void)
 	int error = br_ssl_engine_last_error(eng);
 
 	if (br_ssl_engine_current_state(eng) != BR_SSL_CLOSED)
-		return "the connection was cut, TLS did not end";
+		return "connection cut without a TLS close";
 	if (error == BR_ERR_OK)
 		return "the server has closed the connection";
 	if (error == BR_ERR_UNSUPPORTED_VERSION || error == BR_ERR_BAD_VERSION ||
 	    error == BR_ERR_RECV_FATAL_ALERT + 70)
 		return "the server does not speak TLS 1.2";
 	if (error == BR_ERR_X509_NOT_TRUSTED)
-		snprintf(why, sizeof(why), "the server's certificate is not in tlspin, "
-		         "it is %.95s", tls.fingerprint);
+		snprintf(why, sizeof(why), "the server's certificate is not in tlspin; "
+		         "its fingerprint is %.95s", tls.fingerprint);
 	else
-		snprintf(why, sizeof(why), "TLS failed: error %d of BearSSL, above %d "
-		         "an alert of the server", error, BR_ERR_RECV_FATAL_ALERT);
+		snprintf(why, sizeof(why), "TLS failed: BearSSL error %d (above %d: "
+		         "an alert from the server)", error, BR_ERR_RECV_FATAL_ALERT);
 	return why;
 }
 
@@ -2270,7 +2270,7 @@ overdue(void)
 	if (state == WAITING) {
 		attempt();
 	} else if (state == OPENING) {
-		hangup("the server does not answer the handshake in time");
+		hangup("no answer to the handshake in time");
 	} else if (state == ONLINE && !pinged) {
 		putping("ping", domain);
 		alive();
@@ -2299,7 +2299,7 @@ report(void)
 	    nresources, nopen, bytesin, bytesout + outpos);
 	for (w = resources; w < resources + nresources; w++)
 		say("resource: %s/%.99s: %d open, %lu handed out, %lu answered, "
-		    "%lu retried away, %lu timed out, %llu ms, %s", target, w->name,
+		    "%lu taken back, %lu timed out, %llu ms, %s", target, w->name,
 		    w->open, w->nhanded, w->nanswered, w->nretried, w->nlate,
 		    w->waited / MAX(w->nanswered, 1),
 		    w->pings > 1 ? "stalled" : w->drains ? "draining" : "up");
@@ -2423,7 +2423,7 @@ checkconfig(void)
 	check(!*port, "port", "is empty");
 	check(!readpins(), "tlspin", "is not SHA-256 fingerprints, eight at most");
 	check(!isutf8(prefix) || strlen(prefix) > PARTMAX,
-	      "prefix", "is not the start of any resource");
+	      "prefix", "cannot start a resource");
 	check(choice < RANDOM || choice > STANDBY,
 	      "choice", "is not RANDOM, STICKY, LEASTBUSY or STANDBY");
 	check(retry > 9, "retry", "is over 9");
@@ -2455,7 +2455,7 @@ main(int argc, char *argv[])
 	checkconfig();
 	br_hmac_drbg_init(&rng, &br_sha256_vtable, NULL, 0);
 	check(!seeder || !seeder(&rng.vtable),
-	      "random numbers", "the system has no seed for them");
+	      "random numbers", "the system provides no seed");
 	br_hmac_drbg_generate(&rng, &salt, sizeof(salt));
 	br_hmac_drbg_generate(&rng, &seed, sizeof(seed));
 	/* closed, descriptors 0 to 2 would be a socket; a core would hold the
