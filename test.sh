@@ -6758,14 +6758,10 @@ handicapped(const struct res *r)
 	return r->st != OUT && (!well(r) || r->drains || r->risky + nopenhi + nmistaken >= MAXREQUESTS);
 }
 
-/* Who was served lately, or never by who has joined since, stays. */
-static void
-checkstick(const char *who, int get, struct res *r, int fair, int sure)
+static struct stick *
+stickof(const char *who)
 {
 	struct stick *l;
-	struct res *x;
-	long long until;
-	int stayed, free, joined = 0;
 
 	for (l = sticks; l && !eq(l->who, who); l = l->next)
 		;
@@ -6774,6 +6770,31 @@ checkstick(const char *who, int get, struct res *r, int fair, int sure)
 		*l = (struct stick){ .next = sticks, .who = who, .at = onlineat };
 		sticks = l;
 	}
+	return l;
+}
+
+/* A request was refused, but only after somebody was chosen for it, who stays. */
+static void
+unseenchoice(const char *who)
+{
+	struct stick *l = stickof(who);
+
+	if (vt > l->at + sticktime * 1000LL - 3000) {
+		l->res = NULL;
+		l->seq0 = 0;
+	}
+	l->at = vt;
+}
+
+/* Who was served lately, or never by who has joined since, stays. */
+static void
+checkstick(const char *who, int get, struct res *r, int fair, int sure)
+{
+	struct stick *l = stickof(who);
+	struct res *x;
+	long long until;
+	int stayed, free, joined = 0;
+
 	until = l->at + sticktime * 1000LL;
 	free = vt > until + 3000;
 	stayed = l->res && known(l->res) == 1 && l->res->joined == l->joined;
@@ -6977,9 +6998,11 @@ sends(struct res *r, const struct stanza *s)
 static void
 serviceless(struct res *r, const struct stanza *s, const struct expect *e)
 {
+	if (r->left >= r->svctime || r->joinedat >= r->svctime)
+		r->svctime = 0;         /* it is another */
+	mayask |= !r->svctime || vt - r->svctime >= refresh * 1000LL - 100;
 	if (!r->svctime || vt - r->svctime >= refresh * 1000LL)
 		r->svctime = vt;
-	mayask |= r->svctime == vt || r->left >= r->svctime || r->joinedat >= r->svctime;
 	if (e->key && isanswer(s) && known(r) == 1 && msub && s->elements <= 200 &&
 	    r->left < r->joinedat && (!r->svcat || vt > r->svcat + refresh * 1000LL + 100)) {
 		if (probeend == OPEN && (!lastprobe || back2 >= 0))
@@ -7023,6 +7046,8 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		serviceless(r, s, e);
 	if (oftarget(s->from) && ours && eq(s->kind, "presence"))
 		heardof(s, r);
+	if (e->stays && (!a || a->w == AERR))
+		unseenchoice(e->stays);
 	if (a && eq(s->kind, "message"))
 		count("messages");
 	if (a && a->w == AFWD && isanswer(s))
