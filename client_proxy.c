@@ -135,7 +135,7 @@ typedef struct {
 	unsigned long long waited;  /* ms, for its answers */
 	char name[PARTMAX + 1];
 } Resource;
-static Resource resources[MAXRESOURCES], *lastfound[8 * MAXRESOURCES];
+static Resource resources[MAXRESOURCES], *marks[8 * MAXRESOURCES];
 static int nresources, toomany;
 /* the stalled one to be tried next, if it still is one */
 static Resource *trial = resources + MAXRESOURCES;
@@ -459,7 +459,7 @@ decode(char *dst, const char *src, char stop)
 static Resource *
 findmark(uint64_t mark)
 {
-	Resource **last = lastfound + mark % LEN(lastfound);
+	Resource **last = marks + mark % LEN(marks);
 	Resource *w, *end = resources + nresources;
 
 	if (*last && *last < end && (*last)->mark == mark)
@@ -594,10 +594,10 @@ put(Buffer *b, const char *s, size_t n)
 /* Put several strings. */
 #define putall(b, ...) putstrings(b, (const char *const []){ __VA_ARGS__, NULL })
 static void
-putstrings(Buffer *b, const char *const *strings)
+putstrings(Buffer *b, const char *const *s)
 {
-	for (; *strings; strings++)
-		put(b, *strings, strlen(*strings));
+	for (; *s; s++)
+		put(b, *s, strlen(*s));
 }
 
 /* Put s[n] with references for what is `special' there (XML 1.0 2.4, 3.3.3), as
@@ -2407,7 +2407,7 @@ islikeservers(const char *s)
 static void
 checkconfig(void)
 {
-	size_t node = strcspn(target, "@"), length = strlen(target);
+	size_t node = strcspn(target, "@"), len = strlen(target);
 	const char *unlike = "is not in lower case, holds a space or slash, or ends in a dot";
 	const char *wrongtime = "is 0, over 30 days or less than another needs";
 
@@ -2415,7 +2415,7 @@ checkconfig(void)
 	check(!islikeservers(target), "target", unlike);
 	check(!isours(domain) || strlen(domain) > PARTMAX,
 	      "domain", "is not the domain of a component");
-	check(node - 1 >= PARTMAX || length - node - 2 >= PARTMAX ||
+	check(node - 1 >= PARTMAX || len - node - 2 >= PARTMAX ||
 	      strchr(target + node + 1, '@'), "target", "is not a bare JID, account@domain");
 	check(isours(target), "target", "is at our own domain");
 	check(!*secret, "secret", "is empty");
