@@ -3153,7 +3153,7 @@ the_target_denies() {
 			logged "not subscribed: service@localhost: gone"
 		else
 			deliver presence unsubscribed service@localhost/x proxy.localhost /
-			logged "not subscribed: service@localhost: it refuses"
+			logged "not subscribed: service@localhost: subscription refused"
 		fi
 		logged "left: service@localhost, all.*: 0 online"
 		has_failed recipient-unavailable $how
