@@ -49,7 +49,7 @@ enum { RANDOM, STICKY, LEASTBUSY, STANDBY }; /* how to choose among resources */
 #define AFTER(s)      (now + (s) * 1000LL) /* so many seconds from now */
 
 /* times that no clock reaches */
-#define SWEEPING      (LLONG_MAX - 2) /* it is over, but not all that came in it is read */
+#define SWEEPING      (LLONG_MAX - 2) /* over, but what came before its end is not all read */
 #define NEVER         (LLONG_MAX - 1)
 #define UNWRITTEN     LLONG_MAX       /* not begun: what starts it is not written yet */
 
@@ -69,12 +69,13 @@ enum {
 	TIMEMAX    = 30 * 86400,    /* s, of any setting */
 	LINEMAX    = 512,           /* bytes of a log line: a pipe takes all or none */
 	LINERATE   = 20,            /* lines of the log that others may cause in a second */
-	SHARES     = 4096           /* places for counts: two requesters hardly meet in two */
+	SHARES     = 4096           /* places for counts: two hardly ever share both of theirs */
 };
 
 /* One stanza must fit with what else has to go out, and so must the header of
  * our stream before it: until TLS is up, that waits while we read. */
 typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + 2 * OWNROOM ? 1 : -1];
+typedef char requestsize_is_too_small[REQUESTSIZE >= 4 ? 1 : -1];
 
 /* Bytes in a fixed place, with one more for a NUL; full: some did not fit. */
 typedef struct {
@@ -183,7 +184,7 @@ static struct { char id[16]; long long next, pause; int granted, again; } ask;
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
 static int seen;                /* presence came since, 2: of who was there before */
-static int unanswered;          /* probes before it that brought none */
+static int unanswered;          /* probes in a row that brought no presence */
 /* the id of our last ping for what is due, when it was sent, when to send one;
  * when somebody may have been silent for too long */
 static struct { char id[16]; long long sent, next, check; } due;
@@ -537,7 +538,7 @@ static Resource *
 choose(const char *jid, int lost, const Resource *loser)
 {
 	int how = relay && choice != STANDBY ? STICKY : choice;
-	/* who talks to one that drains stays */
+	/* with relay, who talks to one that drains or has too many stays */
 	int i, ties = 0, enough = how == STICKY && relay ? 4 : 1;
 	uint64_t who = 0, cost, best = UINT64_MAX;
 	Resource *w, *found, *stays = NULL, *end = resources + nresources;
@@ -601,8 +602,8 @@ putstrings(Buffer *b, const char *const *s)
 }
 
 /* Put s[n] with references for what is `special' there (XML 1.0 2.4, 3.3.3), as
- * few as can be: servers count bytes as written, and what its sender may send
- * has to fit. Most often there is nothing special, so copy it, then look. */
+ * few as possible: servers count bytes as written, so what fitted for its sender
+ * must fit for us. Most often there is nothing special, so copy it, then look. */
 static void
 putescaped(Buffer *b, const char *s, size_t n, const char *special)
 {
@@ -782,7 +783,7 @@ startstanza(const char *name, const char **atts)
 	st.largest = body.len;
 }
 
-/* An element in the stanza begins. It is in the tree if there is room for it
+/* An element in the stanza begins. It is in nodes if there is room for it
  * and it is not too deep. */
 static void
 addelement(const char *name, const char **atts)
@@ -797,7 +798,7 @@ addelement(const char *name, const char **atts)
 	n->ns = "";
 	for (; *atts; atts += 2) {
 		putattr(&body, atts[0], atts[1]);
-		if (same(*atts, "xmlns"))
+		if (!body.full && same(*atts, "xmlns"))
 			n->ns = body.s + body.len - 1 - strlen(atts[1]);
 	}
 	n->end = body.s + body.len;
@@ -902,7 +903,7 @@ giveto(Request *r, Resource *w)
 	move(r, OPEN);
 }
 
-/* A hash of what tells the request in the tree from others. */
+/* A hash of what tells the request or answer that has come from others. */
 static uint64_t
 makekey(const char *requester, const char *address)
 {
@@ -912,7 +913,7 @@ makekey(const char *requester, const char *address)
 	return st.id && *st.id ? hash(h, st.id, strlen(st.id)) : h;
 }
 
-/* 1 if the request in the tree is a get that can be kept with its content, so
+/* 1 if the request that has come is a get that can be kept with its content, so
  * that it may be handed on. */
 static int
 isrepeatable(void)
@@ -965,7 +966,7 @@ track(const char *address, uint64_t who, Resource *holder)
 	putall(&text, st.id ? st.id : "");
 	put(&text, "", 1);
 	if (text.full) {
-		memset(text.s, 0, 2);
+		memset(text.s, 0, text.len = 2);
 		if (count.untracked++ == 0)
 			say("untracked: request from %.99s: addresses and id exceed %d "
 			    "bytes; further ones are not logged", st.from, REQUESTSIZE);
@@ -1028,7 +1029,7 @@ removeresource(Resource *w)
 
 	if (n > 0)
 		say("failed: %u requests held by resources that left", n);
-	/* who had no place must be heard to have one now */
+	/* probe, so that those who had no place can have one now */
 	if (toomany && ask.granted)
 		ask.next = now;
 	toomany = 0;
@@ -1072,7 +1073,7 @@ reset(void)
 	removeresource(NULL);
 }
 
-/* Fail the requests whose answers were due at time t. */
+/* Fail the requests whose answers were due by time t. */
 static void
 expire(long long t)
 {
@@ -1096,7 +1097,7 @@ expire(long long t)
 }
 
 /* Request r has failed. A get goes, as it came, to another resource than the
- * one that had it, if there is one; it is due when it was. Otherwise we answer.
+ * one that had it, if there is one; its answer is due when it was. Otherwise we answer.
  * What we cannot answer is forgotten: its answer may still come. */
 static void
 settle(Request *r)
@@ -1178,7 +1179,7 @@ askpresence(int probe)
 	ask.pause = MIN(2 * ask.pause, askmax * 1000LL);
 	if (probe) {
 		putping(ask.id, domain);
-		/* one that follows another too soon only takes its place */
+		/* one sent before the last one is over only replaces it */
 		for (w = resources; sweeptime == NEVER && w < resources + nresources; w++)
 			w->missed++;
 		seen = ask.again = 0;
@@ -1294,7 +1295,7 @@ handlepresence(void)
 			            st.self, st.from);
 		if (st.mine)
 			putpresence(NULL, NULL, st.self, st.from);
-		/* the roster of a fresh installation may know us only now */
+		/* on a fresh installation the target's roster may hold us only now */
 		if (st.mine && subscribes && (!ask.granted || unanswered))
 			ask.next = MIN(ask.next, now + 500);
 	} else if (st.mine && same(st.to, domain)) {
@@ -1333,9 +1334,10 @@ chores(void)
 		settle(lists[FAILED].next);
 }
 
-/* A ping to ourselves is back, if it has the id of one. The server has read the
- * probe before the first of two and we all that came before the second; or all
- * that came before something was due. */
+/* A ping to ourselves is back, if the id is one of ours. After a probe, the first
+ * says that the server has read it, the second that we have read all that came
+ * before its end. The other says that we have read what came before something
+ * was due. */
 static void
 judge(const char *ping)
 {
@@ -1392,8 +1394,8 @@ refuse(int why)
 /* Hand out a request or a message with this id: to `holder', a resource of the
  * target, or with NULL from the resource that has sent it to a user. `far' is the
  * address that stands for the user: the target sees it, the user does not.
- * Either way it is the user's share that counts: he could keep requests of
- * others open. */
+ * Either way it is the user's share that counts: otherwise one who never answers
+ * could use up the places of others. */
 static void
 handout(const char *id, const char *far, const char *to, Resource *holder)
 {
@@ -1501,8 +1503,8 @@ totarget(void)
 		refuse(LONGADDRESS);
 }
 
-/* Do with an IQ or a message what the tables of the man page say, in their
- * order: the first line that fits applies. The address encodes a stranger if
+/* Do with an IQ or a message what the table of the man page says. The order
+ * matters: the first case that fits applies. The address encodes a stranger if
  * that is neither the target nor one of us. */
 static void
 route(void)
@@ -1713,7 +1715,7 @@ resize(void *p, size_t size)
 	union block *b = p ? (union block *)p - 1 : NULL;
 	size_t had = b ? b->size : 0;
 
-	if (heap - had + size > PARSERHARD ||
+	if (size > PARSERHARD - (heap - had) ||
 	    !(b = realloc(b, sizeof(*b) + size)))
 		return NULL;
 	heap = heap - had + size;
@@ -1896,8 +1898,7 @@ parse(void)
 
 /* ---- TLS ---- */
 
-/* The settings are pins: what they allow is all the trust there is. Read them,
- * 64 digits each. 0 if they are malformed. */
+/* Read the pins in tlspin, 64 digits each: they are all the trust there is. 0 if they are malformed. */
 static int
 readpins(void)
 {
@@ -2084,6 +2085,7 @@ disconnect(const char *why)
 	br_ssl_client_zero(&tls.client);
 	freeparser();
 	outpos = out.len = in.len = 0;
+	out.full = 0;
 	if (server)
 		server = server->ai_next;
 	if (now - onlinetime >= backoffmax * 1000LL) {
@@ -2458,7 +2460,7 @@ main(int argc, char *argv[])
 	      "random numbers", "the system provides no seed");
 	br_hmac_drbg_generate(&rng, &salt, sizeof(salt));
 	br_hmac_drbg_generate(&rng, &seed, sizeof(seed));
-	/* closed, descriptors 0 to 2 would be a socket; a core would hold the
+	/* if 0 to 2 were closed, a socket would get one of them; a core would hold the
 	 * secret */
 	while ((n = open("/dev/null", O_RDWR)) >= 0 && n < 3)
 		;
