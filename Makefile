@@ -25,6 +25,8 @@ config.h:
 	umask 077 && cat $(SRC)/config.def.h >config.h
 
 client_proxy: $(SRC)/client_proxy.c config.h $(SRC)/Makefile
+	@[ $(SRC) = . ] || [ ! -f $(SRC)/config.h ] || \
+		{ echo "$(SRC)/config.h would be used: remove it" >&2; exit 1; }
 	umask 077 && $(CC) $(CPPFLAGS) $(FLAGS) $(CFLAGS) -o $@ $(SRC)/client_proxy.c $(LDFLAGS) $(LIBS)
 
 install: all

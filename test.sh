@@ -2651,16 +2651,20 @@ small_in_memory() {
 
 # "The requester is all that follows the first slash of from."
 # "A worker in Python, with slixmpp, which accepts the subscription by itself:"
+# "It ends with its connection: run it, too, under a supervisor that starts it again."
 the_worker_of_the_man_page_answers() {
 	library
 	prosody
 	proxy
 	example WORKERS 1 >"$dir/worker.py"
 	background /usr/bin/python3 "$TESTDIR/talk.py" "$c2s" "$log" example "$dir/worker.py" >"$dir/python" 2>&1
+	worker=$pid
 	logged "joined: service@localhost/a:"
 	login user x
 	tell user "<iq type='get' id='1' to='proxy.localhost'><hello xmlns='urn:example'/></iq>"
 	hear user "<iq" "id='1'" "type='result'" ">Hello user@localhost/x</hello>"
+	end "$serverpids"
+	await gone "$worker"
 }
 
 # "Answer pings (XEP-0199), to show that the worker is busy and does not hang."
@@ -3137,7 +3141,7 @@ refusals_are_logged() {
 }
 
 # "The target has accepted the subscription."
-# "If this never comes, nobody has accepted it."
+# "If this never comes, nobody has accepted it, or target is not an account there."
 # "The target refuses or has withdrawn the subscription, or its server says why there is
 # none."
 # "It is asked again, see askmin."
