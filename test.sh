@@ -10837,8 +10837,8 @@ newcomer() {
 	# shellcheck disable=SC2016 # for apt
 	mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' \
 	    'Origin: Debian' | grep -v security | head -n 1)
-	some="compiles_without_a_warning the_worker_of_the_man_page_answers \
-	    runit_runs_it jitsi_meet"
+	some="compiles_without_a_warning the_worker_of_the_man_page_answers runit_runs_it \
+	    a_week_on_prosody_with_tls a_week_on_ejabberd_with_tls a_week_on_jabberd2 jitsi_meet"
 	[ $# != 0 ] || set -- bookworm trixie
 	for suite; do
 		root=$TESTDIR/$suite
