@@ -670,7 +670,7 @@ hasroom(void)
  * than servers take. */
 static int
 putstanza(const char *name, const char *type, const char *id, const char *from,
-          const char *to, const char *rest, size_t tag)
+          const char *to, const char *rest, size_t len, size_t tag)
 {
 	size_t start = out.len, space = 0;
 
@@ -682,7 +682,7 @@ putstanza(const char *name, const char *type, const char *id, const char *from,
 	putattr(&out, "from", from);
 	putattr(&out, "to", to);
 	tag += out.len - start;
-	put(&out, rest, strlen(rest));
+	put(&out, rest, len);
 	for (; tag > PADABOVE && space < tag && !out.full; space++)
 		put(&out, " ", 1);
 	if (out.full || out.len - start > MAXSTANZA) {
@@ -702,7 +702,7 @@ puterror(const char *name, const char *id, const char *from, const char *to, int
 	refusals[why].n++;
 	snprintf(rest, sizeof(rest), "><error type='%s'><%s xmlns='" NS_STANZAS
 	         "'/></error></%s>", refusals[why].type, condition, name);
-	if (putstanza(name, "error", id, from, to, rest, 0))
+	if (putstanza(name, "error", id, from, to, rest, strlen(rest), 0))
 		return;
 	count.dropped++;
 	if (maysay())
@@ -712,14 +712,16 @@ puterror(const char *name, const char *id, const char *from, const char *to, int
 static void
 putpresence(const char *type, const char *id, const char *from, const char *to)
 {
-	putstanza("presence", type, id, from, to, "/>", 0);
+	putstanza("presence", type, id, from, to, "/>", 2, 0);
 }
 
 /* Put a ping (XEP-0199). One to ourselves comes back from the server. */
 static void
 putping(const char *id, const char *to)
 {
-	putstanza("iq", "get", id, domain, to, "><ping xmlns='urn:xmpp:ping'/></iq>", 0);
+	static const char rest[] = "><ping xmlns='urn:xmpp:ping'/></iq>";
+
+	putstanza("iq", "get", id, domain, to, rest, sizeof(rest) - 1, 0);
 }
 
 /* ---- the stanza that is being read ---- */
@@ -1119,7 +1121,8 @@ settle(Request *r)
 		encode(src, address, requester);
 		rest += strlen(rest) + 1;
 		fulljid(dst, w);
-		if (putstanza("iq", "get", id, src, dst, rest, strlen(rest))) {
+		if (putstanza("iq", "get", id, src, dst, rest,
+		              strlen(rest), strlen(rest))) {
 			r->tries--;
 			giveto(r, w);
 			return;
@@ -1369,7 +1372,7 @@ forward(const char *id, const char *from, const char *to)
 {
 	return !attrs.full && !body.full &&
 	       putstanza(st.kind, *st.type ? st.type : NULL, id, from, to, body.s,
-	                 st.largest);
+	                 body.len, st.largest);
 }
 
 /* Answer the stanza with an error, from the address that was asked. Errors
