@@ -471,6 +471,13 @@ findmark(uint64_t mark)
 	return NULL;
 }
 
+/* The resource with this name, or NULL. */
+static Resource *
+findresource(const char *name)
+{
+	return findmark(hash(0, name, strlen(name)));
+}
+
 /* Write the full JID of a resource into dst[JIDMAX + 1]. */
 static char *
 fulljid(char *dst, const Resource *w)
@@ -573,8 +580,7 @@ choose(const char *jid, int lost, const Resource *loser)
 		return found;
 	if (how == STANDBY && last->mark != found->mark)
 		say("in charge: %s/%.99s", target, found->name);
-	*last = (Stick){ who, found->mark,
-	                        how == STANDBY ? NEVER : AFTER(sticktime) };
+	*last = (Stick){ who, found->mark, how == STANDBY ? NEVER : AFTER(sticktime) };
 	return found;
 }
 
@@ -1099,8 +1105,8 @@ expire(long long t)
 }
 
 /* Request r has failed. A get goes, as it came, to another resource than the
- * one that had it, if there is one; its answer is due when it was. Otherwise we answer.
- * What we cannot answer is forgotten: its answer may still come. */
+ * one that had it, if there is one; its answer is due when it was. Otherwise we
+ * answer. What we cannot answer is forgotten: its answer may still come. */
 static void
 settle(Request *r)
 {
@@ -1109,6 +1115,7 @@ settle(Request *r)
 	const char *id = address + strlen(address) + 1, *rest = id;
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
 	Resource *w;
+	size_t len;
 
 	if (!r->hasid)
 		id = NULL;
@@ -1120,9 +1127,8 @@ settle(Request *r)
 		}
 		encode(src, address, requester);
 		rest += strlen(rest) + 1;
-		fulljid(dst, w);
-		if (putstanza("iq", "get", id, src, dst, rest,
-		              strlen(rest), strlen(rest))) {
+		len = strlen(rest);
+		if (putstanza("iq", "get", id, src, fulljid(dst, w), rest, len, len)) {
 			r->tries--;
 			giveto(r, w);
 			return;
@@ -1438,7 +1444,7 @@ findasker(void)
 {
 	char name[PARTMAX + 1];
 	const char *own = st.id ? decode(name, st.id, '/') : NULL;
-	Resource *w = own ? findmark(hash(0, name, strlen(name))) : NULL;
+	Resource *w = own ? findresource(name) : NULL;
 
 	if (w)
 		st.id = own + 1;
@@ -1565,7 +1571,7 @@ handlestanza(void)
 		*st.other = '\0';
 	st.mine = istarget(st.from);
 	st.name = st.mine ? strchr(st.from, '/') : NULL;
-	w = st.name ? findmark(hash(0, st.name + 1, strlen(st.name + 1))) : NULL;
+	w = st.name ? findresource(st.name + 1) : NULL;
 	st.sender = w;
 	st.iq = same(st.kind, "iq");
 	st.error = same(st.type, "error");

@@ -4239,11 +4239,17 @@ own() { deliver iq get "service@localhost/$2" "${3:-proxy.localhost/u@h/r}" "id=
 # A user says that to it: id, from, type, to.
 own_reply() { deliver iq "${3:-result}" "${2:-u@h/r}" "${4:-proxy.localhost}" "id='$1'/"; }
 
-# A resource bounces the request with this id.
-bounce() {
-	deliver iq error "service@localhost/$2" proxy.localhost/u@h/r "id='$1'><error type='cancel'>
-		<$3 xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq"
+# What the server says for worker $1: that request $2 has bounced; that it has left.
+bounced() {
+	printf %s "<iq type='error' id='$2' from='service@localhost/$1' to='proxy.localhost/u@h/r'>" \
+	    "<error type='cancel'><${3-recipient-unavailable}" \
+	    " xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq>"
 }
+
+gone_too() { printf %s "<presence type='unavailable' from='service@localhost/$1' to='proxy.localhost'/>"; }
+
+# It says that alone.
+bounce() { tell srv "$(bounced "$2" "$1" "$3")"; }
 
 # Presence of the target's resources.
 online() {
@@ -4259,7 +4265,7 @@ joins() {
 	done
 }
 
-unavailable() { deliver presence unavailable "service@localhost/$1" proxy.localhost /; }
+unavailable() { tell srv "$(gone_too "$1")"; }
 
 leaves() {
 	unavailable "$1"
@@ -4387,14 +4393,6 @@ probe_is_over() {
 	hear srv "<iq type='get' id='$(last_ask)' from='proxy.localhost' to='proxy.localhost'>"
 	tell srv "$heard"
 }
-
-# What the server says for worker $1: that request $2 has bounced; that it has left.
-bounced() {
-	printf %s "<iq type='error' id='$2' from='service@localhost/$1' to='proxy.localhost/u@h/r'><error type='cancel'>" \
-	    "<recipient-unavailable xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq>"
-}
-
-gone_too() { printf %s "<presence type='unavailable' from='service@localhost/$1' to='proxy.localhost'/>"; }
 
 # A probe that only these resources answer.
 only_answer() {
