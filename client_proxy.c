@@ -49,7 +49,7 @@ enum { RANDOM, STICKY, LEASTBUSY, STANDBY }; /* how to choose among resources */
 #define AFTER(s)      (now + (s) * 1000LL) /* so many seconds from now */
 
 /* times that no clock reaches */
-#define SWEEPING      (LLONG_MAX - 2) /* over, but what came before its end is not all read */
+#define SWEEPING      (LLONG_MAX - 2) /* over, but we have not read all of it */
 #define NEVER         (LLONG_MAX - 1)
 #define UNWRITTEN     LLONG_MAX       /* not begun: what starts it is not written yet */
 
@@ -211,9 +211,9 @@ static struct {
 	int iq;                     /* that is its kind */
 	int error;                  /* that is its type */
 	int bounced;                /* it says that a client is not there any more */
-	int mine;                   /* it is from the target, */
-	const char *name;           /* from this resource, with the slash; or NULL */
-	Resource *sender;           /* that one, if it is known */
+	int fromtarget;             /* it is from the target, */
+	const char *name;           /* from this resource of it; NULL: from the account */
+	Resource *sender;           /* that resource, if it is online */
 } st;
 
 /* the parser and its input */
@@ -1268,12 +1268,12 @@ targetpresence(void)
 		seen = MAX(seen, 1);
 		unanswered = 0;
 	}
-	if (!*st.type && st.name && !strncmp(st.name + 1, prefix, strlen(prefix))) {
+	if (!*st.type && st.name && !strncmp(st.name, prefix, strlen(prefix))) {
 		/* while a probe is out maybe only the server says so */
 		if (w && sweeptime == NEVER)
 			recover(w);
 		drains = show && !strncmp(show->end, ">dnd<", 5);
-		if ((w = addresource(st.name + 1)) && drains != w->drains) {
+		if ((w = addresource(st.name)) && drains != w->drains) {
 			w->drains = drains;
 			say("%s: %s/%.99s", drains ? "draining" : "back", target, w->name);
 		}
@@ -1299,17 +1299,17 @@ handlepresence(void)
 	int subscribes = same(st.type, "subscribe");
 
 	if (subscribes || same(st.type, "probe")) {
-		if (subscribes || !st.mine)
-			putpresence(st.mine ? "subscribed" : "unsubscribed", NULL,
+		if (subscribes || !st.fromtarget)
+			putpresence(st.fromtarget ? "subscribed" : "unsubscribed", NULL,
 			            st.self, st.from);
-		if (st.mine)
+		if (st.fromtarget)
 			putpresence(NULL, NULL, st.self, st.from);
 		/* on a fresh installation the target's roster may hold us only now */
-		if (st.mine && subscribes && (!ask.granted || unanswered))
+		if (st.fromtarget && subscribes && (!ask.granted || unanswered))
 			ask.next = MIN(ask.next, now + 500);
-	} else if (st.mine && same(st.to, domain)) {
+	} else if (st.fromtarget && same(st.to, domain)) {
 		targetpresence();
-	} else if (!st.mine && maysay()) {
+	} else if (!st.fromtarget && maysay()) {
 		say("ignored: presence %.99s from %.99s: the target is %.99s",
 		    *st.type ? st.type : "(no type)", st.from, target);
 	}
@@ -1318,7 +1318,8 @@ handlepresence(void)
 /* ---- routing ---- */
 
 /* Do what is due while online. Answers may still be on their way, here or in
- * the server: a ping to ourselves follows them, and judge() does the rest. */
+ * the server: a ping to ourselves follows them, and handleping() does the
+ * rest. */
 static void
 chores(void)
 {
@@ -1348,7 +1349,7 @@ chores(void)
  * before its end. The other says that we have read what came before something
  * was due. */
 static void
-judge(const char *ping)
+handleping(const char *ping)
 {
 	if (same(ping, due.id) && *ping) {
 		due.next = now + 100; /* so that this is not all we do */
@@ -1524,30 +1525,30 @@ route(void)
 	int stranger = *st.other && !istarget(st.other) && !isours(st.other);
 	Resource *w = st.sender;
 
-	if (isanswer && st.mine && !st.resource && st.id && same(st.id, "stall"))
+	if (isanswer && st.fromtarget && !st.resource && st.id && same(st.id, "stall"))
 		; /* that it is alive is all it says */
-	else if (isrequest && !st.mine && !st.resource)
+	else if (isrequest && !st.fromtarget && !st.resource)
 		totarget();
 	else if (isrequest && relay && w && stranger && encode(outside, st.self, st.other))
 		handout(leadid(w->name), outside, st.other, NULL);
 	else if (isrequest)
-		refuse(!st.mine || (relay && st.resource) ? NOBODY : UNKNOWN);
+		refuse(!st.fromtarget || (relay && st.resource) ? NOBODY : UNKNOWN);
 	else if (isanswer && st.name && stranger)
 		passanswer(st.self, st.other, w);
-	else if (isanswer && relay && !st.mine && !st.resource && (w = findasker()) &&
+	else if (isanswer && relay && !st.fromtarget && !st.resource && (w = findasker()) &&
 	         encode(outside, st.self, st.from))
 		passanswer(outside, fulljid(asker, w), NULL);
 	else if (st.iq && !isanswer)
 		refuse(ILLEGAL);
 	else if (st.iq)
-		drop(st.mine ? "no requester in the address" : "nobody asked for it");
-	else if (!relay || (st.mine && !st.resource))
+		drop(st.fromtarget ? "no requester in the address" : "nobody asked for it");
+	else if (!relay || (st.fromtarget && !st.resource))
 		refuse(UNKNOWN);
 	else if (child(NULL, "sent", NS_CARBONS) || child(NULL, "received", NS_CARBONS))
 		drop("a carbon copy");
-	else if (st.mine && stranger)
+	else if (st.fromtarget && stranger)
 		handout(st.id, NULL, st.other, NULL);
-	else if (!st.mine && !st.resource)
+	else if (!st.fromtarget && !st.resource)
 		totarget();
 	else
 		refuse(NOBODY);
@@ -1569,9 +1570,9 @@ handlestanza(void)
 	st.resource = strchr(st.to, '/');
 	if (!st.resource || !decode(st.other, st.resource + 1, '\0'))
 		*st.other = '\0';
-	st.mine = istarget(st.from);
-	st.name = st.mine ? strchr(st.from, '/') : NULL;
-	w = st.name ? findresource(st.name + 1) : NULL;
+	st.fromtarget = istarget(st.from);
+	st.name = st.fromtarget && st.from[strlen(target)] ? st.from + strlen(target) + 1 : NULL;
+	w = st.name ? findresource(st.name) : NULL;
 	st.sender = w;
 	st.iq = same(st.kind, "iq");
 	st.error = same(st.type, "error");
@@ -1584,8 +1585,8 @@ handlestanza(void)
 	}
 	if (w && !ispresence && (!st.bounced || w->pings < 2))
 		recover(w);
-	if (!st.mine && isours(st.from))
-		judge(st.id ? st.id : "");
+	if (!st.fromtarget && isours(st.from))
+		handleping(st.id ? st.id : "");
 	else if (ispresence)
 		handlepresence();
 	else
@@ -1907,7 +1908,8 @@ parse(void)
 
 /* ---- TLS ---- */
 
-/* Read the pins in tlspin, 64 digits each: they are all the trust there is. 0 if they are malformed. */
+/* Read the pins in tlspin, 64 digits each: they are all the trust there is. 0 if
+ * they are malformed. */
 static int
 readpins(void)
 {
