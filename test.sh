@@ -1630,6 +1630,7 @@ a_read_only_source_is_built_elsewhere() {
 # "client_proxy refuses to start with a setting that cannot work."
 # "A setting that cannot work is named at the start, with what is wrong with it."
 # "It must be longer than patience."
+# "Times are in seconds, 30 days at most, and defaults are in parentheses."
 # "...; 9 at most."
 # "1 if the arguments or a setting cannot work, ..."
 configurations_that_cannot_work() {
@@ -3431,7 +3432,6 @@ The setting choice says which worker gets a request:
 For stateless services.
 For services that must be in one place.
 Edit it and run make again.
-Times are in seconds, defaults in parentheses.
 The component's address, as the server knows it, in lower case.
 The bare JID of the workers, account@domain, in lower case.
 The server's port for components.
