@@ -1105,8 +1105,9 @@ expire(long long t)
 }
 
 /* Request r has failed. A get goes, as it came, to another resource than the
- * one that had it, if there is one; its answer is due when it was. Otherwise we
- * answer. What we cannot answer is forgotten: its answer may still come. */
+ * one that had it; its answer is due when it was. If there is no other, that
+ * one keeps it. With none at all, we answer. What we cannot answer is
+ * forgotten: its answer may still come. */
 static void
 settle(Request *r)
 {
@@ -1119,8 +1120,8 @@ settle(Request *r)
 
 	if (!r->hasid)
 		id = NULL;
-	if (r->due > 0 && r->tries > 0 && nresources > (r->holder != NULL)) {
-		/* with STANDBY it may be in charge again, and keeps it */
+	if (r->due > 0 && r->tries > 0 && nresources > 0) {
+		/* there is no other or, with STANDBY, it is in charge again */
 		if ((w = choose(requester, 1, r->holder)) == r->holder) {
 			move(r, OPEN);
 			return;

@@ -1938,6 +1938,21 @@ a_get_that_is_taken_back_bounces() {
 	passes b 2
 }
 
+# It is taken back from a, and in the same read the only other one leaves.
+# "A request that is not handed on is answered with an error when its worker goes offline or
+# answertime is over; ..."
+a_get_stays_with_who_is_left() {
+	scripted stall=1
+	goes_to a 1
+	joins b
+	is_pinged a
+	await find_stanza srv "^<iq type='get' id='due"
+	tell srv "$heard$(gone_too b)"
+	logged "left: service@localhost/b"
+	passes a 1
+	fares a "0 open, 1 handed out, 1 answered, 1 taken back"
+}
+
 # It was set aside, and has come back, in one read.
 # "All to one, which is in charge until it leaves, drains or is stalled, no matter who joins
 # or comes back."
