@@ -1152,7 +1152,14 @@ checkresources(long long t)
 	int well = 0;
 
 	due.check = NEVER;
-	for (w = resources; stall && w < end; w++) {
+	if (!stall)
+		return;
+	/* on so slow a way they may not even have been asked */
+	if (now - t > stall * 1000LL) {
+		due.check = AFTER(stall);
+		return;
+	}
+	for (w = resources; w < end; w++) {
 		if (w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t && hasroom()) {
 			putping("stall", fulljid(dst, w));
 			if (++w->pings == 2)
