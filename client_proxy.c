@@ -2297,6 +2297,8 @@ overdue(void)
 		alive();
 		pinged = 1;
 	} else {
+		/* if we were stopped meanwhile, our last words may still be here */
+		flush();
 		disconnect(state == CONNECTING ? strerror(ETIMEDOUT) : "the server is silent");
 	}
 }
