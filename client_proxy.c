@@ -166,6 +166,7 @@ static struct request {
 	int text;                   /* which of texts */
 	uint64_t key;               /* hash of requester, address asked and id */
 	uint64_t share;             /* hash of the requester's bare JID */
+	size_t largest;             /* bytes of the largest tag in its content */
 	long long handed;           /* ms, to its resource */
 	long long due;              /* its answer, in ms; UNWRITTEN: still in out; 0: it
 	                             * has not come in time */
@@ -983,6 +984,7 @@ track(const char *address, uint64_t who, Resource *holder)
 	put(&text, "", 1);
 	r->tries = holder && isrepeatable() ? (int)retry : -1;
 	r->hasid = st.id != NULL;
+	r->largest = st.largest;
 	r->key = makekey(st.from, address);
 	r->chain = buckets[r->key % MAXREQUESTS];
 	buckets[r->key % MAXREQUESTS] = r;
@@ -1116,7 +1118,6 @@ settle(Request *r)
 	const char *id = address + strlen(address) + 1, *rest = id;
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
 	Resource *w;
-	size_t len;
 
 	if (!r->hasid)
 		id = NULL;
@@ -1128,8 +1129,8 @@ settle(Request *r)
 		}
 		encode(src, address, requester);
 		rest += strlen(rest) + 1;
-		len = strlen(rest);
-		if (putstanza("iq", "get", id, src, fulljid(dst, w), rest, len, len)) {
+		if (putstanza("iq", "get", id, src, fulljid(dst, w), rest,
+		              strlen(rest), r->largest)) {
 			r->tries--;
 			giveto(r, w);
 			return;
