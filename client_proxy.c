@@ -1028,6 +1028,14 @@ takeback(const Resource *w, int each)
 	return n;
 }
 
+/* Probe at once, or after the probe that is out. */
+static void
+probeagain(void)
+{
+	ask.again = sweeptime != NEVER;
+	ask.next = ask.again ? ask.next : now;
+}
+
 /* A resource, or with NULL each of them, has left: fail its requests. The last
  * one takes its place in the table, so that there are no holes. */
 static void
@@ -1041,7 +1049,7 @@ removeresource(Resource *w)
 		say("failed: %u requests held by resources that left", n);
 	/* probe, so that those who had no place can have one now */
 	if (toomany && ask.granted)
-		ask.next = now;
+		probeagain();
 	toomany = 0;
 	for (r = requests; r < requests + nused; r++) {
 		if (r->asker && (!w || r->asker == w))
@@ -1589,8 +1597,7 @@ handlestanza(void)
 	if (w && haserror("service-unavailable") && ask.granted && now >= w->trusted) {
 		/* does its client say so, or its server, as it has left? probe, once */
 		w->trusted = AFTER(refresh);
-		ask.again = sweeptime != NEVER;
-		ask.next = ask.again ? ask.next : now;
+		probeagain();
 	}
 	if (w && !ispresence && (!st.bounced || w->pings < 2))
 		recover(w);
