@@ -564,7 +564,7 @@ choose(const char *jid, int lost, const Resource *loser)
 	found = stays ? stays : resources;
 	w = stays && !lost && handicap(stays) < enough ? end : resources;
 	for (; w < end; w++) {
-		if (w == loser)
+		if (w == loser && lost)
 			continue;
 		cost = (uint64_t)(lost && w->pings > 0) << 63 | (uint64_t)handicap(w) << 60;
 		/* who stays does so rather than move to any that is no better */
