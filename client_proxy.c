@@ -1688,7 +1688,7 @@ streamerror(void)
 	static char why[LINEMAX];
 	Node *text = child(NULL, "text", NULL);
 
-	if (!text || body.full || text->end[1] == '>')
+	if (!text || body.full || *text->end == '/')
 		return condition(nodes);
 	snprintf(why, sizeof(why), "%s: %.*s", condition(nodes),
 	         (int)strcspn(text->end + 1, "<"), text->end + 1);
