@@ -160,6 +160,7 @@ static struct request {
 	int list;
 	int hasid;
 	int tries;                  /* how often it may still be handed on; -1: never */
+	int bounced;                /* the server of its holder cannot deliver it */
 	Request *prev, *next, *chain; /* in its list; in the bucket of its key */
 	Resource *holder;           /* that has it or has failed it, if it is online */
 	Resource *asker;            /* that has asked it of a user */
@@ -901,6 +902,7 @@ static void
 giveto(Request *r, Resource *w)
 {
 	r->holder = w;
+	r->bounced = 0;
 	r->handed = now;
 	if (w) {
 		w->nhanded++;
@@ -1115,8 +1117,8 @@ expire(long long t)
 }
 
 /* Request r has failed. A get goes, as it came, to another resource than the
- * one that had it; its answer is due when it was. If there is no other, that
- * one keeps it. With none at all, we answer. What we cannot answer is
+ * one that had it; its answer is due when it was. If there is no other, that one
+ * keeps it, unless it has bounced. Otherwise we answer. What we cannot answer is
  * forgotten: its answer may still come. */
 static void
 settle(Request *r)
@@ -1129,7 +1131,7 @@ settle(Request *r)
 
 	if (!r->hasid)
 		id = NULL;
-	if (r->due > 0 && r->tries > 0 && nresources > 0) {
+	if (r->due > 0 && r->tries > 0 && nresources > (r->holder && r->bounced)) {
 		/* there is no other or, with STANDBY, it is in charge again */
 		if ((w = choose(requester, 1, r->holder)) == r->holder) {
 			move(r, OPEN);
@@ -1481,6 +1483,7 @@ passanswer(const char *src, const char *requester, Resource *w)
 	int holds = r && w && r->holder == w;
 
 	if (st.bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
+		r->bounced = 1;
 		/* it may have been taken back in this turn */
 		if (r->list == OPEN) {
 			w->nretried++;

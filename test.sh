@@ -315,6 +315,18 @@ white_space_follows_large_tags() {
 }
 
 # "A stanza with a tag of more than 2048 bytes is followed by about as much white ..."
+no_white_space_follows_long_texts() {
+	scripted REQUESTSIZE=8192
+	tell srv "<iq type='get' id='1' from='u@h/r' to='proxy.localhost'><q>$(bytes 5000 x)</q></iq>"
+	written "id='1'"
+	joins b
+	leaves a
+	written "id='1' .*service@localhost/b"
+	news
+	! grep "</iq> " "$dir/srv.out"
+}
+
+# "A stanza with a tag of more than 2048 bytes is followed by about as much white ..."
 split_anywhere_on_each_expat() {
 	split_anywhere
 	need apt-get apt
@@ -1226,6 +1238,27 @@ one_is_in_charge() {
 	logged_times 5 "in charge: "
 }
 
+# Nobody takes over who is worse: a, which drains and is stalled, as b is stalled and in
+# the same read c leaves.
+# "All to one, which is in charge until it leaves, drains or is stalled, no matter ..."
+nobody_takes_over_who_is_worse() {
+	scripted stall=1 choice=STANDBY
+	goes_to a 0 set
+	shows a dnd
+	joins b c
+	is_pinged a
+	sleep 0.4
+	goes_to b 1
+	is_pinged a
+	is_pinged b
+	is_pinged a
+	await find_stanza srv "^<iq type='get' id='due"
+	tell srv "$heard$(gone_too c)"
+	logged "stalled: service@localhost/b"
+	passes b 1
+	logged_times 1 "in charge: service@localhost/a$"
+}
+
 # "All to one, which is in charge until it leaves, drains or is stalled, no matter ..."
 # "Then the first of the others by name takes over."
 conversations_are_in_one_place() {
@@ -1968,6 +2001,16 @@ a_get_stays_with_who_is_left() {
 	fares a "0 open, 1 handed out, 1 answered, 1 taken back"
 }
 
+# "That happens when its worker leaves or is stalled or, except with STANDBY, when the
+# error recipient-unavailable comes for it, ..."
+a_bounce_is_an_error_if_all_others_leave() {
+	scripted
+	goes_to a 1
+	joins b
+	tell srv "$(bounced a 1)$(gone_too b)"
+	has_failed recipient-unavailable 1
+}
+
 # It was set aside, and has come back, in one read.
 # "All to one, which is in charge until it leaves, drains or is stalled, no matter who joins
 # or comes back."
@@ -2340,6 +2383,18 @@ the_dead_do_not_fill_the_table() {
 	logged "left: service@localhost/a: 0 online"
 	probe_is_read
 	joins c
+}
+
+# "Then a probe finds who was ignored."
+a_probe_follows_the_one_that_is_out() {
+	scripted MAXRESOURCES=1 patience=1
+	probed
+	online b
+	logged "ignored: service@localhost/b"
+	leaves a
+	probe_is_over
+	probe_is_read
+	joins b
 }
 
 # However long his ids are, and from how many resources he comes.
@@ -3165,9 +3220,9 @@ refusals_are_logged() {
 	tell srv "<stream:stream id='x' xmlns='jabber:component:accept'
 		xmlns:stream='http://etherx.jabber.org/streams'>
 		<stream:error><not-authorized xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>
-		<text a='&gt;' xmlns='urn:ietf:params:xml:ns:xmpp-streams'>Not
+		<text a='&gt;' xmlns='urn:ietf:params:xml:ns:xmpp-streams'>&gt;Not
 		today€</text></stream:error></stream:stream>"
-	logged "^client_proxy: disconnected: not-authorized: Not%0A.*today%E2%82%AC$"
+	logged "^client_proxy: disconnected: not-authorized: >Not%0A.*today%E2%82%AC$"
 	unlogged "$(sha1 xsecret)"
 }
 
@@ -6447,6 +6502,7 @@ struct alt {
 	int w;
 	const char *kind, *type, *id, *from, *to, *cond;
 	uint64_t pay;
+	int longid;             /* it may not fit with the addresses */
 };
 struct expect {
 	struct alt a[10];
@@ -6495,7 +6551,8 @@ static void
 may(struct expect *e, int w, const struct stanza *s, const char *type, const char *from,
     const char *to, const char *cond)
 {
-	e->a[e->n++] = (struct alt){ w, s->kind, type, w == APLAIN ? NULL : s->id, from, to, cond, s->pay };
+	e->a[e->n++] = (struct alt){ w, s->kind, type, w == APLAIN ? NULL : s->id, from, to, cond, s->pay,
+		s->id && strlen(s->id) + strlen(s->from) + strlen(s->to) + 60 > MAXSTANZA };
 	if (w == AERR && isfull(headbytes(s->kind, "error", s->id, from, to), 120))
 		e->must = 0;    /* there is no room to say it */
 }
@@ -7124,9 +7181,8 @@ isalt(const struct alt *a, const struct stanza *o)
 		return 0;
 	if (a->w == APLAIN)
 		return 1;
-	if (a->w == AERR) /* an id that is too long is left out */
-		return eq(a->cond, o->cond) && o->elements == 2 && (eq(a->id, o->id) || (!o->id && a->id &&
-		       strlen(a->id) + strlen(a->from) + strlen(a->to) + 60 > MAXSTANZA));
+	if (a->w == AERR)
+		return eq(a->cond, o->cond) && o->elements == 2 && (eq(a->id, o->id) || (!o->id && a->longid));
 	return eq(a->id, o->id) && a->pay == o->pay && (a->w == AFWD || resourceof(o->to));
 }
 
