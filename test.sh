@@ -5992,7 +5992,8 @@ static long long sawtype, prestook; /* presence of the target with a type was re
                                      * one taken */
 static long long lastheld;      /* it had to wait before it could write or read, or slept */
 static long long onlineat, turnedat; /* this turn of the loop began */
-static size_t loglost;          /* lines that the log did not take */
+static size_t loglost;          /* lines that the log did not take, */
+static size_t loguntold;        /* and those of them that it has not been told of */
 
 static const char *
 shorten(const char *s)
@@ -8249,6 +8250,7 @@ writelog(const char *s, size_t n)
 		bad("logblock", "writes to a log that nobody reads, and blocks for ever");
 	if (full || logstate == LOGCLOSED || logstate == LOGFULL) {
 		loglost++;
+		loguntold++;
 		return fails(full ? EAGAIN : logstate == LOGCLOSED ? EPIPE : ENOSPC);
 	}
 	logused += logstate == LOGBLOCK ? n : 0;
@@ -8536,6 +8538,11 @@ logged(const char *s)
 			bad("log", "a line has byte %d in it", s[i]);
 	if (starts(what, "left: ") && c.open)
 		claim(what + 6);
+	if (starts(what, "log: ")) {
+		if (strtoul(what + 5, NULL, 10) < loguntold)
+			bad("loglost", "%zu lines are lost, and it says: %s", loguntold, what + 5);
+		loguntold = 0;
+	}
 	if (starts(what, "online: "))
 		outagelines = 0;
 	if (starts(what, "connect: ") || starts(what, "resolve: ") || starts(what, "waiting: ")) {
