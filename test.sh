@@ -2575,6 +2575,8 @@ strangers_do_not_fill_the_log() {
 	logged "log: [0-9]* lines lost"
 	[ $(($(wc -l <"$log") - before)) -lt 1500 ]
 	awk 'length($0) > 511 { exit 1 }' "$log"
+	# each is there or counted as missing
+	await awk '/: (dropped|ignored): / { n++ } /: log: / { n += $3 } END { exit n != 10000 }' "$log"
 	logged "ignored: presence (no type) from u@h/x\{95\}: the target is service@localhost"
 }
 
