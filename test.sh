@@ -2190,6 +2190,19 @@ silent_departures_are_found() {
 	has_failed recipient-unavailable 2
 }
 
+# Who joins after it was sent does not answer it, however often he shows himself.
+# "A worker that does not answer while others do may be late, so a second probe follows."
+who_joins_during_a_probe_does_not_answer_it() {
+	scripted patience=1
+	probed
+	joins b
+	shows b away
+	probe_is_over
+	news
+	[ "$(grep -c "<presence type='probe'" "$dir/old")" = 1 ]
+	unlogged "unanswered\|left: "
+}
+
 # "When a worker's answer to a request is service-unavailable, which servers also send for
 # one that has gone, a probe is sent at once, but not again for the same worker within
 # refresh."
