@@ -1914,6 +1914,17 @@ a_bounce_asks_another() {
 	done
 }
 
+# The requester's other requests stay where they were.
+# "The same for every request from one full JID, as long as it is online."
+a_bounce_moves_no_requester() {
+	scripted choice=STICKY
+	goes_to a 1
+	joins b
+	bounce 1 a recipient-unavailable
+	is_handed_to b 1
+	goes_to a 2
+}
+
 # What fails in one turn is handed on at its end: not to b, which leaves in it.
 # "Every request is answered once."
 # "If its worker goes offline or hangs, a get is handed to another worker, see retry."
