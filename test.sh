@@ -1121,6 +1121,15 @@ only_who_must_moves() {
 	cmp "$dir/eleven" "$dir/restarted"
 }
 
+# "The same for every request from one full JID, as long as it is online."
+clients_of_one_account_are_spread() {
+	scripted choice=STICKY b
+	all "request 1 get" u@h/1 u@h/2 u@h/3 u@h/4 u@h/5 u@h/6 u@h/7 u@h/8
+	for r in a b; do
+		hear srv "<iq type='get' id='1' from='proxy.localhost/u@h/.' to='service@localhost/$r'/>"
+	done
+}
+
 # "When a worker leaves, only its own requesters move, spread over the others."
 only_its_own_requesters_move_when_a_resource_leaves() {
 	scripted choice=STICKY MAXREQUESTS=100000 b c d
