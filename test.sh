@@ -623,6 +623,18 @@ what_is_too_large_is_refused() {
 	unlogged disconnected
 }
 
+# "A request or message that is larger than MAXSTANZA."
+# "Bytes of a stanza, as written to the server, with the white space behind it."
+so_many_bytes_and_no_more() {
+	scripted MAXSTANZA=5000
+	head="<iq type='set' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'>"
+	for more in 0 1; do
+		large $((5000 - ${#head} - 5 + more)) "iq type='set' id='$more' from='u@h/r' to='proxy.localhost'" >"$dir/srv.in"
+	done
+	hear srv "<iq type='set' id='0' .*x</iq>$"
+	hear srv "$(error modify policy-violation 1)"
+}
+
 # Prosody's expat holds a large tag until as much again has come, and what follows is
 # held with it: without the space it would be too much for Prosody together.
 # "Bytes of a stanza, as written to the server, with the white space behind it."
