@@ -264,6 +264,7 @@ nothing_else_is_rewritten() {
 	kept "" "><a b=\"&quot;&quot;'\"/></iq>" "><a b='\"\"&apos;'/></iq>"
 	kept "" ">></iq>"
 	kept "" "><a b='&apos;&apos;'/></iq>" "><a b=\"''\"/></iq>"
+	kept "" "><a b=\"''&amp;&lt;>&#13;&#10;&#9; \"/></iq>"
 	kept "" "><a>&gt;&apos;&quot;&#x20AC;</a></iq>" "><a>>'\"€</a></iq>"
 	kept "" "><a><![CDATA[<b>]]]]><![CDATA[>]]></a></iq>" "><a>&lt;b>]]&gt;</a></iq>"
 	kept "" "><a b='€🙂ß'>€🙂ß</a></iq>"
