@@ -465,6 +465,7 @@ no_error_is_larger_than_a_stanza() {
 	request "$(bytes 524150 x)"
 	comes ""
 	logged "dropped: error service-unavailable to u@h/r: too large"
+	counted ".* 1 dropped,"
 }
 
 # "The answer to a request that has got an error passes if MAXREQUESTS later requests have
