@@ -2672,7 +2672,7 @@ a_chat_state_behind_256_elements() {
 	leaves a
 	for n in 255 256; do
 		news
-		message $n u@h/r proxy.localhost "$(bytes $(((n - 1) * 4)) "<a/>")$composing"
+		message $n u@h/r proxy.localhost "<a><b>$(bytes 1200 "<c/>")</b></a>$(bytes $(((n - 3) * 4)) "<a/>")$composing"
 		[ $n = 256 ] || comes ""
 	done
 	comes "$(error wait recipient-unavailable 256 proxy.localhost u@h/r message)"
