@@ -1948,6 +1948,18 @@ a_bounce_moves_no_requester() {
 	goes_to a 2
 }
 
+# An element of that name in another namespace is no condition (RFC 6120 8.3.2).
+# "That happens when its worker leaves or is stalled or, except with STANDBY, when the
+# error recipient-unavailable comes for it, ..."
+another_elements_name_asks_nobody() {
+	scripted
+	goes_to a 1
+	joins b
+	tell srv "$(bounced a 1 | sed 's/urn:ietf[^ ]*stanzas/urn:x/')"
+	hear srv "^<iq type='error' id='1' from='proxy.localhost' to='u@h/r'><error type='cancel'><recipient-unavailable xmlns='urn:x'/></error></iq>$"
+	unsent "localhost/b'"
+}
+
 # What fails in one turn is handed on at its end: not to b, which leaves in it.
 # "Every request is answered once."
 # "If its worker goes offline or hangs, a get is handed to another worker, see retry."
