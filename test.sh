@@ -2470,9 +2470,10 @@ a_request_makes_room_when_it_fails() {
 # "A get that is longer is not handed to another worker, see retry."
 what_is_too_large_is_not_handed_on() {
 	scripted REQUESTSIZE=200
-	small=$(bytes 160 x)
+	# with `>', `</iq>', addresses, id and four
+	small=$(bytes $((200 - 1 - 5 - 5 - 15 - 1 - 4)) x)
 	deliver iq get u@h/r proxy.localhost "id='1'>$small</iq"
-	deliver iq get u@h/r proxy.localhost "id='2'>$small$small</iq"
+	deliver iq get u@h/r proxy.localhost "id='2'>${small}x</iq"
 	hear srv "id='2'" "to='service@localhost/a'>x*</iq>"
 	joins b
 	leaves a
