@@ -1446,6 +1446,23 @@ who_was_set_aside_is_tried_with_a_get() {
 	fares a "1 open, 3 handed out, 1 answered, 1 taken back, 0 timed out, [0-9]* ms, up"
 }
 
+# In the turn in which it has been given one it is not judged by its silence.
+# "Some clients answer no pings, so after every third one it is also tried with a ..."
+who_is_tried_has_time() {
+	scripted stall=1
+	goes_to a 1 set
+	joins b
+	is_set_aside a
+	all is_pinged a a a
+	await find_stanza srv "^<iq type='get' id='due"
+	due=$heard
+	news
+	tell srv "<iq type='get' id='2' from='u@h/r' to='proxy.localhost'/>$due"
+	is_handed_to a 2
+	news
+	unsent "id='2'.*localhost/b'"
+}
+
 # "With STICKY or relay it is tried with such a get only."
 who_was_set_aside_is_not_tried_with_a_set() {
 	scripted stall=1 choice=STICKY
