@@ -2377,6 +2377,9 @@ full_table() {
 	online e f
 	logged "joined: service@localhost/e: 3 online"
 	logged "ignored: service@localhost/f"
+	# nor is there a probe, or a request for the subscription, before that is granted
+	news
+	[ "$(grep -c "<presence" "$dir/old")" = 1 ]
 }
 
 # Those who have left without a word do not keep it full: who has no place in it
