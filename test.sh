@@ -2217,7 +2217,8 @@ asking_again() {
 		at=$((at + took))
 		echo "asked again after $took ms"
 		# a little less, as what is heard is looked for now and then
-		[ $took -ge $((least - 200)) ] && [ $took -lt $((least + 900)) ]
+		[ $took -ge $((least - 200)) ]
+		[ $took -lt $((least + 900)) ]
 	done
 	deliver presence subscribed service@localhost proxy.localhost /
 	hear srv "type='probe'"
@@ -2236,7 +2237,8 @@ probes_have_pauses() {
 		probe_is_read
 		took=$(($(milliseconds) - at))
 		echo "probed again after $took ms"
-		[ $took -ge 1800 ] && [ $took -lt 2900 ]
+		[ $took -ge 1800 ]
+		[ $took -lt 2900 ]
 		online a
 	done
 }
