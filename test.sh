@@ -1463,6 +1463,25 @@ who_is_tried_has_time() {
 	unsent "id='2'.*localhost/b'"
 }
 
+# It has as long for it as others: neither its own last ping nor another's silence ends
+# that.
+# "Some clients answer no pings, so after every third one it is also tried with a ..."
+who_is_tried_has_as_long_as_others() {
+	scripted stall=2
+	goes_to a 1 set
+	joins b
+	is_set_aside a
+	all is_pinged a a a
+	goes_to b 2 set
+	sleep 1
+	goes_to a 3
+	is_pinged b
+	news
+	unsent "id='3'.*localhost/b'"
+	is_pinged a
+	is_handed_to b 3
+}
+
 # "With STICKY or relay it is tried with such a get only."
 who_was_set_aside_is_not_tried_with_a_set() {
 	scripted stall=1 choice=STICKY
