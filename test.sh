@@ -986,6 +986,18 @@ what_all_have_asked_is_forgotten() {
 	counted ".* 0 open"
 }
 
+# Its place in the table is another by then: a's.
+# "What a worker has asked is forgotten when it leaves."
+who_has_moved_up_is_forgotten() {
+	scripted relay=1 b
+	own 1 b
+	hear srv "id='b/1'"
+	leaves a
+	counted ".* 1 open"
+	leaves b
+	counted ".* 0 open"
+}
+
 # "What a worker has asked is forgotten when it leaves."
 who_comes_back_asks_anew() {
 	scripted relay=1
