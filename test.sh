@@ -2368,6 +2368,15 @@ an_unreachable_target_has_not_left() {
 	unlogged "left: "
 }
 
+# The subscription is asked for as soon as if nothing had been said.
+# "It is asked again, see refresh."
+an_unreachable_target_is_asked_no_later() {
+	scripted askmin=2 refresh=3600
+	presence_error "remote-server-not-found cancel" service@localhost "$(last_ask)"
+	logged "unreachable: "
+	hear srv "<presence type='subscribe'"
+}
+
 presence_error() {
 	deliver presence error "$2" proxy.localhost "id='$3'><error type='${1#* }'>
 		<${1% *} xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></presence"
