@@ -707,6 +707,21 @@ the_target_subscribes_and_is_asked_again() {
 	[ $(($(milliseconds) - begun)) -lt 1500 ]
 }
 
+# Its roster may have been lost: nobody has answered the probe.
+# "If it asks before it has accepted the component's own subscription request, that
+# request is repeated within a second."
+the_target_subscribes_after_an_unanswered_probe() {
+	scripted patience=1
+	probed
+	probe_is_over
+	hear srv "<presence type='subscribe'"
+	deliver presence subscribe service@localhost proxy.localhost /
+	hear srv "<presence type='subscribed'"
+	begun=$(milliseconds)
+	hear srv "<presence type='subscribe' "
+	[ $(($(milliseconds) - begun)) -lt 1500 ]
+}
+
 # "Any other presence that is not from the target is ignored and logged."
 # "Presence from somebody else."
 # "If it is your worker's, the setting target is not its address."
