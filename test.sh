@@ -2304,7 +2304,7 @@ silent_departures_are_found() {
 	only_answer b
 	probe_is_read
 	unlogged "left: "
-	only_answer b c
+	only_answer b c c
 	logged "left: service@localhost/a: 2 online"
 	unlogged "left: service@localhost/[bc]"
 	hear srv "<iq type='get' id='1' .*/[bc]'"
