@@ -2362,6 +2362,20 @@ a_lost_subscription_is_asked_for_again() {
 	unlogged "left: "
 }
 
+# What was not answered before the target withdrew it does not count.
+# "No worker is online, or the target's roster has lost the subscription, see refresh."
+a_lost_subscription_is_seen_again() {
+	scripted patience=1
+	probed
+	probe_is_over
+	logged "unanswered: "
+	deliver presence unsubscribed service@localhost proxy.localhost /
+	logged "not subscribed: "
+	probed
+	probe_is_over
+	logged_times 2 "unanswered: "
+}
+
 # Servers send errors when a session dies, too: only the answer to what was asked
 # last counts, and an unreachable server says nothing of the target.
 # "While the target's server cannot be reached, no worker is removed, and probes go on."
