@@ -1955,6 +1955,23 @@ who_speaks_before_our_own_ping_is_back_is_not_silent() {
 	unsent "id='stall'"
 }
 
+# It was not silent for too long yet when that was sent: what it has said since may be
+# behind it.
+# "A worker that answers in time is sent nothing."
+who_was_not_silent_when_our_own_ping_was_sent_is_not() {
+	scripted stall=1
+	goes_to a 1 set
+	hear srv "^<iq type='get' id='due"
+	due=$heard
+	joins b
+	each_gets_a_set b
+	sleep 1.1
+	tell srv "$due<iq type='result' id='other' from='service@localhost/b' to='proxy.localhost/u@h/r'/>"
+	hear srv "id='stall' .*/a'"
+	news
+	unsent "id='stall'.*localhost/b'"
+}
+
 # "How often a get is handed to another worker, with the same from, id and content."
 # "0: never; ..."
 so_often_it_is_handed_on() {
