@@ -2040,6 +2040,16 @@ another_elements_name_asks_nobody() {
 	unsent "localhost/b'"
 }
 
+# With nobody else to ask the error passes as it is.
+# "..., an error counts only from the worker that was given the get last."
+a_bounce_of_the_only_one_passes() {
+	scripted
+	goes_to a 1
+	bounce 1 a recipient-unavailable
+	hear srv "^<iq type='error' id='1' from='proxy.localhost' to='u@h/r'><error type='cancel'><recipient-unavailable "
+	counted ".* 1 answers, 0 late"
+}
+
 # What fails in one turn is handed on at its end: not to b, which leaves in it.
 # "Every request is answered once."
 # "If its worker goes offline or hangs, a get is handed to another worker, see retry."
