@@ -1539,6 +1539,22 @@ what_drains_is_not_tried() {
 	done
 }
 
+# What it shows while a probe is out does not bring it back, but does count.
+# "With STANDBY, or while it drains, it is not tried."
+who_begins_to_drain_is_not_tried() {
+	scripted stall=1
+	goes_to a 1 set
+	joins b
+	is_set_aside a
+	all is_pinged a a a
+	probed
+	shows a dnd
+	logged "draining: service@localhost/a"
+	works b 2
+	works b 3
+	fares a "1 open, .*, stalled"
+}
+
 # "Anything it sends ends this, except what its server may have sent for it: the error
 # recipient-unavailable, and presence while a probe is out, or after one that could not
 # reach the target's server."
