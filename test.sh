@@ -486,6 +486,13 @@ a_failed_request_is_forgotten_after_as_many_others() {
 	passes a 2
 }
 
+# Their ids may be those of our own pings.
+# "Every request is answered once."
+requests_have_any_id() {
+	scripted
+	all "works a" stall ping due ask
+}
+
 # "A second answer from a worker passes unless the request was handed to several."
 what_follows_an_answer_passes() {
 	scripted
