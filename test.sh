@@ -2767,6 +2767,8 @@ prefixes_of_the_stream_have_a_limit() {
 	tell srv "<stream:stream id='1' xmlns='jabber:component:accept' xmlns:a='$(bytes 1016 u)'
 		xmlns:stream='http://etherx.jabber.org/streams'>"
 	hear srv "<policy-violation"
+	serve
+	welcome
 }
 
 # "512 bytes of a line, and 99 of each address in it."
