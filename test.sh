@@ -8566,7 +8566,7 @@ writelog(const char *s, size_t n)
 		bad("logblock", "writes to a log that nobody reads, and blocks for ever");
 	if (full || logstate == LOGCLOSED || logstate == LOGFULL) {
 		loglost++;
-		loguntold++;
+		loguntold += strncmp(s, "client_proxy: log: ", 19) != 0;
 		return fails(full ? EAGAIN : logstate == LOGCLOSED ? EPIPE : ENOSPC);
 	}
 	logused += logstate == LOGBLOCK ? n : 0;
