@@ -129,7 +129,8 @@ typedef struct {
 	int open;                   /* requests that it has not answered */
 	int missed;                 /* probes in a row that it has not answered */
 	int drains;                 /* it shows dnd */
-	int pings;                  /* since it was heard of; 2 or more: it is stalled */
+	int pings;                  /* since it was heard of; 2: it is stalled, 5: to be
+	                             * tried with a get, 8: with any request */
 	long long steptime;         /* ms: it was heard of, pinged, or given its first request */
 	long long trusted;          /* until then its service-unavailable starts no probe */
 	unsigned long nhanded, nanswered, nretried, nlate;
@@ -160,7 +161,7 @@ static struct request {
 	int list;
 	int hasid;
 	int tries;                  /* how often it may still be handed on; -1: never */
-	int bounced;                /* the server of its holder cannot deliver it */
+	int bounced;                /* its holder's server has sent it back */
 	Request *prev, *next, *chain; /* in its list; in the bucket of its key */
 	Resource *holder;           /* that has it or has failed it, if it is online */
 	Resource *asker;            /* that has asked it of a user */
@@ -205,7 +206,7 @@ static struct {
 	const char *kind, *from, *to, *type, *id, *ns;
 	int nnodes;
 	size_t tagend;              /* where the last start tag in body has ended */
-	size_t largest;             /* bytes of its largest tag */
+	size_t largest;             /* bytes of its largest tag, but for what is in attrs */
 	/* what handlestanza() finds out about it */
 	char self[BAREMAX + 1];     /* our address that it is for, without a resource */
 	const char *resource;       /* of that address, from the slash on; or NULL */
@@ -214,7 +215,7 @@ static struct {
 	int error;                  /* that is its type */
 	int bounced;                /* it says that a client is not there any more */
 	int fromtarget;             /* it is from the target, */
-	const char *name;           /* from this resource of it; NULL: from the account */
+	const char *name;           /* from this resource of it; or NULL */
 	Resource *sender;           /* that resource, if it is online */
 } st;
 
@@ -541,7 +542,7 @@ handicap(const Resource *w)
  * STICKY the least hash of requester and resource, so that nobody else moves
  * when a resource joins or leaves (rendezvous hashing). A request that another
  * resource has lost goes, except with STANDBY, first of all to one that is not
- * silent itself, and not to `loser', unless that is NULL. Where it goes is not
+ * silent itself, and to `loser' only if there is no other. Where it goes is not
  * remembered: the requester's others stay where they are. */
 static Resource *
 choose(const char *jid, int lost, const Resource *loser)
@@ -1117,8 +1118,8 @@ expire(long long t)
 }
 
 /* Request r has failed. A get goes, as it came, to another resource than the
- * one that had it; its answer is due when it was. If there is no other, that one
- * keeps it, unless it has bounced. Otherwise we answer. What we cannot answer is
+ * one that had it, or stays there if there is no other and it has not bounced;
+ * its answer is due when it was. Otherwise we answer. What we cannot answer is
  * forgotten: its answer may still come. */
 static void
 settle(Request *r)
@@ -1162,15 +1163,12 @@ checkresources(long long t)
 	char dst[JIDMAX + 1];
 	int well = 0;
 
-	due.check = NEVER;
-	if (!stall)
-		return;
 	/* on so slow a way they may not even have been asked */
-	if (now - t > stall * 1000LL) {
-		due.check = AFTER(stall);
+	due.check = AFTER(stall);
+	if (stall && now - t > stall * 1000LL)
 		return;
-	}
-	for (w = resources; w < end; w++) {
+	due.check = NEVER;
+	for (w = resources; stall && w < end; w++) {
 		if (w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t && hasroom()) {
 			putping("stall", fulljid(dst, w));
 			if (++w->pings == 2)
@@ -1363,10 +1361,10 @@ chores(void)
 		settle(lists[FAILED].next);
 }
 
-/* A ping to ourselves is back, if the id is one of ours. After a probe, the first
- * says that the server has read it, the second that we have read all that came
- * before its end. The other says that we have read what came before something
- * was due. */
+/* A ping to ourselves is back, if the id is one of ours. The one for what is due
+ * says that we have read all that came before it. Of the two of a probe, the
+ * first says that the server has read that, the second that we have read all
+ * that came before its end. */
 static void
 handleping(const char *ping)
 {
@@ -1580,6 +1578,7 @@ static void
 handlestanza(void)
 {
 	int ispresence = same(st.kind, "presence");
+	const char *slash;
 	Resource *w;
 
 	if (!st.from || !*st.from || !st.to || !isours(st.to)) {
@@ -1591,7 +1590,8 @@ handlestanza(void)
 	if (!st.resource || !decode(st.other, st.resource + 1, '\0'))
 		*st.other = '\0';
 	st.fromtarget = istarget(st.from);
-	st.name = st.fromtarget && st.from[strlen(target)] ? st.from + strlen(target) + 1 : NULL;
+	slash = strchr(st.from, '/');
+	st.name = st.fromtarget && slash ? slash + 1 : NULL;
 	w = st.name ? findresource(st.name) : NULL;
 	st.sender = w;
 	st.iq = same(st.kind, "iq");

@@ -302,9 +302,9 @@ byte_by_byte() {
 	[ "$(stanzas <"$dir/srv.out" | grep -c "<iq type='get' id='b")" = 20 ]
 }
 
-# "A stanza with a tag of more than 2048 bytes is followed by about as much white space as
-# its largest tag is long: servers with the expat of Debian 12 and 13 would otherwise hold
-# it back until as many bytes more have come."
+# "A stanza whose start tag and largest other tag have more than 2048 bytes together is
+# followed by as much white space: servers with the expat of Debian 12 and 13 would
+# otherwise hold it back until as many bytes more have come."
 white_space_follows_large_tags() {
 	scripted
 	for n in 2000 5000; do
@@ -315,7 +315,7 @@ white_space_follows_large_tags() {
 	! grep "x </iq> \|</iq> <" "$dir/srv.out"
 }
 
-# "A stanza with a tag of more than 2048 bytes is followed by about as much white ..."
+# "A stanza whose start tag and largest other tag have more than 2048 bytes together is ..."
 no_white_space_follows_long_texts() {
 	scripted REQUESTSIZE=8192
 	tell srv "<iq type='get' id='1' from='u@h/r' to='proxy.localhost'><q>$(bytes 5000 x)</q></iq>"
@@ -327,7 +327,7 @@ no_white_space_follows_long_texts() {
 	! grep "</iq> " "$dir/srv.out"
 }
 
-# "A stanza with a tag of more than 2048 bytes is followed by about as much white ..."
+# "A stanza whose start tag and largest other tag have more than 2048 bytes together is ..."
 split_anywhere_on_each_expat() {
 	split_anywhere
 	need apt-get apt
@@ -2012,7 +2012,8 @@ who_speaks_before_our_own_ping_is_back_is_not_silent() {
 	unsent "id='stall'"
 }
 
-# "While a ping of the component to itself takes longer than stall, silence does not count."
+# "While a ping of the component to itself takes longer than stall, no worker is pinged or
+# set aside for its silence."
 on_a_slow_way_nobody_is_silent() {
 	scripted stall=1
 	goes_to a 1
