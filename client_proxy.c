@@ -2308,8 +2308,11 @@ overdue(void)
 		alive();
 		pinged = 1;
 	} else {
-		/* if we were stopped meanwhile, our last words may still be here */
+		/* if we were stopped meanwhile, our last words may still be here, or
+		 * the server reads again */
 		flush();
+		if (now < deadline)
+			return;
 		disconnect(state == CONNECTING ? strerror(ETIMEDOUT) : "the server is silent");
 	}
 }
