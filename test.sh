@@ -6452,7 +6452,7 @@ static struct {                 /* a ping to itself, whether what is due has com
 	const char *id;
 	long long asked, from;  /* written; due before that is meant */
 } dueping;
-static long long duetill, duejudged, dueback; /* of the last that was back */
+static long long duetill, duejudged, dueback, duepause; /* of the last that was back */
 static long long duetook, slowback; /* how long; when one was back that says nothing of silence */
 
 #define EACHOPEN(q) (q = openlist.next; q != &openlist; q = q->next)
@@ -7287,6 +7287,7 @@ dueisback(void)
 	duetill = dueping.from;
 	duejudged = dueping.asked;
 	dueback = vt;
+	duepause = turnedat;
 	duetook = turnedat - dueping.from;
 	if (duetook > stall * 1000LL - 100)
 		slowback = vt;
@@ -7576,6 +7577,8 @@ isselfping(struct stanza *o)
 		if (back1 < 0 || vt < back1 + patience * 1000LL - slack(0))
 			bad("ask", "a probe that was read %lld ms ago is taken to be over", vt - back1);
 	} else if (!eq(o->id, lastid()) && !eq(o->id, "ping")) {
+		if (dueback >= 0 && turnedat < duepause + 100)
+			bad("duesoon", "asks again what is due %lld ms after the last answer", turnedat - duepause);
 		dueping.id = copy(o->id);
 		dueping.asked = vt;
 		dueping.from = turnedat;
@@ -8112,6 +8115,9 @@ reason(void)
 	if (keepalive && vt - c.lastread >= 2000LL * keepalive - slack(2)) {
 		if (c.came > c.took && vt > slept && c.rpending == 0 && c.blockedat < 0 && !on[SLOWCALL])
 			bad("silence", "gives up a silent server with %lld bytes unread", c.came - c.took);
+		if (c.came > c.took && vt > slept && vt < c.lastwrite + keepalive * 1000LL && !c.tls)
+			bad("silence", "gives up a server that has just taken something, with %lld bytes unread",
+			    c.came - c.took);
 		return "silence";
 	}
 	return NULL;
@@ -8842,7 +8848,7 @@ logged(const char *s)
 		"stopping: ", "lost: ", "log: ", "stalled: ", "recovered: ", "draining: ",
 		"back: ", "in charge: "
 	};
-	const char *what = s + strlen("client_proxy: ");
+	const char *what = s + strlen("client_proxy: "), *end;
 	long most = naddrs + 3, n;
 	size_t i;
 
@@ -8855,6 +8861,12 @@ logged(const char *s)
 			bad("log", "a line has byte %d in it", s[i]);
 	if (starts(what, "left: ") && c.open)
 		claim(what + 6);
+	if (starts(what, "counted: ") && (end = strstr(what, " bytes in, "))) {
+		peek();
+		n = c.open && !c.connecting && !c.error ? c.nmade - (size_t)c.wtotal : 0;
+		if (!c.tls && strtoull(end + 11, NULL, 10) != made - (unsigned long long)n)
+			bad("counted", "has written %llu bytes, and says: %s", made - (unsigned long long)n, end + 11);
+	}
 	if (starts(what, "log: ")) {
 		if (strtoul(what + 5, NULL, 10) < loguntold)
 			bad("loglost", "%zu lines are lost, and it says: %s", loguntold, what + 5);
