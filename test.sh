@@ -7321,7 +7321,8 @@ serviceless(struct res *r, const struct stanza *s, const struct expect *e)
 		r->svctime = 0;         /* it is another */
 	}
 	mayask |= r->svcvague || !r->svctime || vt - r->svctime >= refresh * 1000LL - 100;
-	if (!r->svctime || vt - r->svctime >= refresh * 1000LL)
+	/* before the target can be probed it starts none, and does not count */
+	if (msub && (!r->svctime || vt - r->svctime >= refresh * 1000LL))
 		r->svctime = vt;
 	if (e->key && isanswer(s) && known(r) == 1 && msub && s->elements <= 200 &&
 	    r->left < r->joinedat && (!r->svcat || vt > r->svcat + refresh * 1000LL + 100)) {
