@@ -2348,6 +2348,40 @@ a_server_that_comes_back_is_seen_at_once() {
 	logged_times 1 "connect: "
 }
 
+# Here the first 2500 seconds pass at once, some 3300 rounds.
+# "While it cannot be, this and the pause are logged for the first round through all ..."
+every_thousandth_round_is_logged() {
+	plainly
+	cc -shared -fPIC -o "$dir/hasty.so" -x c - -ldl <<-\E
+	#define _GNU_SOURCE
+	#include <dlfcn.h>
+	#include <poll.h>
+	#include <time.h>
+	static long long passed;
+	int
+	poll(struct pollfd *p, nfds_t n, int ms)
+	{
+		int hurries = passed < 2500000;
+		int ready = ((int (*)(struct pollfd *, nfds_t, int))dlsym(RTLD_NEXT, "poll"))(p, n, hurries ? 0 : ms);
+
+		passed += hurries && !ready ? ms : 0;
+		return ready;
+	}
+	int
+	clock_gettime(clockid_t clock, struct timespec *t)
+	{
+		int bad = ((int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime"))(clock, t);
+
+		t->tv_sec += (t->tv_nsec / 1000000 + passed) / 1000;
+		t->tv_nsec = (t->tv_nsec / 1000000 + passed) % 1000 * 1000000;
+		return bad;
+	}
+	E
+	LD_PRELOAD=$dir/hasty.so proxy
+	logged_times 4 "connect: 127.0.0.1 port $cport: Connection refused"
+	logged_times 4 "waiting: "
+}
+
 # "How long each address of the server has to accept the connection, ..."
 a_server_that_accepts_no_connection() {
 	peer deaf "$cport" >"$dir/deaf"
