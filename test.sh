@@ -4041,7 +4041,7 @@ brief() {
 stop() {
 	kill "-${1-TERM}" "$proxypid"
 	n=20
-	[ -z "${WRAPPER-}" ] || n=100
+	case ${WRAPPER:+slow}${CFLAGS-} in slow* | *sanitize*) n=100 ;; esac
 	until gone "$proxypid" || [ $n = 0 ]; do
 		sleep 0.05
 		n=$((n - 1))
