@@ -1696,16 +1696,6 @@ a_resource_has_its_share() {
 	[ "$(grep -c "to='service@localhost/a'" "$dir/old")" -le 33 ]
 }
 
-# "A worker has too many open requests if it has as many as there are places left, see
-# MAXREQUESTS."
-who_has_as_many_as_are_left_gets_no_more() {
-	scripted MAXREQUESTS=4 stall=0
-	goes_to a 1 set
-	goes_to a 2 set v@h/r
-	joins b
-	all "works b" 3 4 5 6 7 8 9 10
-}
-
 # "STANDBY ignores this."
 one_in_charge_gets_all() {
 	scripted choice=STANDBY MAXREQUESTS=64 stall=0 b
@@ -2908,7 +2898,6 @@ strangers_do_not_fill_the_log() {
 	}' >"$dir/srv.in"
 	goes_to a last
 	logged "log: [0-9]* lines lost"
-	counted ".* 5000 dropped"
 	[ $(($(wc -l <"$log") - before)) -lt 1500 ]
 	awk 'length($0) > 511 { exit 1 }' "$log"
 	# each is there or counted as missing
