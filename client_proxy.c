@@ -132,7 +132,6 @@ typedef struct {
 	int pings;                  /* since it was heard of; 2: it is stalled, 5: to be
 	                             * tried with a get, 8: with any request */
 	long long steptime;         /* ms: it was heard of, pinged, or given its first request */
-	long long trusted;          /* until then its service-unavailable starts no probe */
 	unsigned long nhanded, nanswered, nretried, nlate;
 	unsigned long long waited;  /* ms, for its answers */
 	char name[PARTMAX + 1];
@@ -181,9 +180,10 @@ static int nopen, shedding;     /* without an answer; some were refused lately *
 static int shares[2][SHARES];   /* of nopen, each requester's: the less of two places */
 
 /* the target's presence: the id of what we have asked last, when to ask next, the
- * pause after that; whether the subscription is granted; whether to probe again,
- * as somebody may have left during the probe */
-static struct { char id[16]; long long next, pause; int granted, again; } ask;
+ * pause after that; until when service-unavailable starts no probe; whether the
+ * subscription is granted; whether to probe again, as somebody may have left
+ * during the probe */
+static struct { char id[16]; long long next, pause, trust; int granted, again; } ask;
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
 static int seen;                /* presence came since, 2: of who was there before */
@@ -1084,7 +1084,8 @@ reset(void)
 	memset(buckets, 0, sizeof(buckets));
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(shares, 0, sizeof(shares));
-	due.next = nused = nopen = shedding = depth = ask.granted = unanswered = 0;
+	ask.trust = due.next = 0;
+	nused = nopen = shedding = depth = ask.granted = unanswered = 0;
 	due.check = NEVER;
 	for (i = 0; i < LISTS; i++)
 		lists[i].prev = lists[i].next = lists + i;
@@ -1597,9 +1598,10 @@ handlestanza(void)
 	st.iq = same(st.kind, "iq");
 	st.error = same(st.type, "error");
 	st.bounced = haserror("recipient-unavailable");
-	if (w && haserror("service-unavailable") && ask.granted && now >= w->trusted) {
-		/* does its client say so, or its server, as it has left? probe, once */
-		w->trusted = AFTER(refresh);
+	if (w && haserror("service-unavailable") && ask.granted && now >= ask.trust) {
+		/* does its client say so, or its server, as it has left? probe, but not
+		 * each time: all the others answer as well */
+		ask.trust = AFTER(askmin);
 		probeagain();
 	}
 	if (w && !ispresence && (!st.bounced || w->pings < 2))

@@ -2475,8 +2475,7 @@ who_joins_during_a_probe_does_not_answer_it() {
 }
 
 # "When a worker's answer to a request is service-unavailable, which servers also send for
-# one that has gone, a probe is sent at once, but not again for the same worker within
-# refresh."
+# one that has gone, a probe is sent at once, but not again within askmin."
 service_unavailable_leads_to_one_probe() {
 	scripted patience=1 b
 	probed
@@ -2487,11 +2486,26 @@ service_unavailable_leads_to_one_probe() {
 			bounce $r$i $r service-unavailable
 			hear srv "<iq type='error' id='$r$i'"
 		done
-		probe_is_read
-		only_answer a b
 	done
+	probe_is_read
+	only_answer a b
+	bounce 2 b service-unavailable
 	news
-	[ "$(grep -c "<presence type='probe'" "$dir/old")" = 3 ]
+	[ "$(grep -c "<presence type='probe'" "$dir/old")" = 2 ]
+	unlogged "left: "
+}
+
+# "..., a probe is sent at once, but not again within askmin."
+service_unavailable_leads_to_another_probe_later() {
+	scripted patience=1 askmin=2
+	probed
+	only_answer a
+	for i in 1 2; do
+		bounce $i a service-unavailable
+		probe_is_read
+		only_answer a
+		sleep 1.5
+	done
 	unlogged "left: "
 }
 
@@ -6292,8 +6306,6 @@ struct res {
 	unsigned long joined;   /* number of its joining */
 	long long heard;        /* by its presence */
 	long long toldgone;     /* the log has said that it left */
-	long long svcat, svctime; /* service-unavailable came, and was a reason to probe */
-	int svcvague;           /* when it will be one again is not known */
 	uint64_t share;         /* of all choices, when last chosen */
 	int drains;             /* it shows dnd */
 	int pings, doubtful;    /* since it was heard of; it may have been heard of since */
@@ -6316,6 +6328,7 @@ static int lastprobe, npings;   /* the last ask was a probe; pings that went wit
 static enum { OPEN, DENIED, UNREACHED } probeend; /* how it is over */
 static int doubted, unans;      /* one has left, maybe; a probe was unanswered, maybe */
 static int mayask;              /* there is a reason to ask again */
+static long long svcat, svcsure; /* service-unavailable came; and surely was one */
 static int counts, clean1;      /* of the last probe, who is silent; of the one before surely */
 static long long back1, back2, pingat; /* its pings were read again; the second was written */
 static long long wantask;       /* at the latest */
@@ -7225,6 +7238,7 @@ forgetmodel(void)
 	probeend = OPEN;
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = -1;
 	lastheld = onlineat = dueback = slowback = duejudged = duetill = -1;
+	svcat = svcsure = -FOREVER / 4;
 	wantask = FOREVER;
 }
 
@@ -7339,22 +7353,18 @@ sends(struct res *r, const struct stanza *s)
 static void
 serviceless(struct res *r, const struct stanza *s, const struct expect *e)
 {
-	if (r->left >= r->svctime || r->joinedat >= r->svctime) {
-		r->svcvague |= r->left == r->joinedat; /* nobody knows whether it left */
-		r->svctime = 0;         /* it is another */
-	}
-	mayask |= r->svcvague || !r->svctime || vt - r->svctime >= refresh * 1000LL - 100;
-	/* before the target can be probed it starts none, and does not count */
-	if (msub && (!r->svctime || vt - r->svctime >= refresh * 1000LL))
-		r->svctime = vt;
-	if (e->key && isanswer(s) && known(r) == 1 && msub && s->elements <= 200 &&
-	    r->left < r->joinedat && (!r->svcat || vt > r->svcat + refresh * 1000LL + 100)) {
+	int surely = e->key && isanswer(s) && known(r) == 1 && msub && s->elements <= 200 &&
+	             r->left < r->joinedat;
+
+	mayask |= vt >= svcsure + askmin * 1000LL - 100;
+	if (surely && vt > svcat + askmin * 1000LL + 100) {
+		svcsure = vt;
 		if (probeend == OPEN && (!lastprobe || back2 >= 0))
 			want(vt);
 		else
 			doubted |= lastask < vt && probeend == OPEN;
 	}
-	r->svcat = vt;
+	svcat = vt;
 }
 
 /* 1 if it surely has been given no request since it was heard of. What is too long
