@@ -1299,12 +1299,12 @@ one_is_in_charge() {
 # the same read c leaves.
 # "All to one, which is in charge until it leaves, drains or is stalled, no matter ..."
 nobody_takes_over_who_is_worse() {
-	scripted stall=1 choice=STANDBY
+	scripted stall=2 choice=STANDBY
 	goes_to a 0 set
 	shows a dnd
 	joins b c
 	is_pinged a
-	sleep 0.4
+	sleep 0.8
 	goes_to b 1
 	is_pinged a
 	is_pinged b
