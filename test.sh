@@ -10517,7 +10517,7 @@ plan(void)
 static void
 stuck(int sig)
 {
-	bad("stuck", "takes more than 90 s of the machine's time");
+	bad("stuck", "takes more than 300 s of the machine's time");
 }
 
 /* Nothing of one world is left in the next, if that is in the same process. */
@@ -10578,7 +10578,7 @@ world(uint64_t seed)
 		fprintf(stderr, "seed %llu, build %d, wild %d: %s\n", (unsigned long long)seed, BUILD, wild, settings);
 	running = 1;
 #ifndef FUZZ                            /* libFuzzer has a limit of its own */
-	setitimer(ITIMER_PROF, &(struct itimerval){ .it_value = { 90, 0 } }, NULL);
+	setitimer(ITIMER_PROF, &(struct itimerval){ .it_value = { 300, 0 } }, NULL);
 #endif
 	if (!setjmp(ending))
 		client_proxy(1, argv);
