@@ -10262,7 +10262,7 @@ static void
 terminate(void *p, long sig)
 {
 	/* where places are few some move as they share one */
-	if (BUILD != 0 && total->stayed > 60 && total->moved == 0)
+	if (BUILD != 0 && total->stayed > 300 && total->moved == 0)
 		bad("sticktime", "nobody has ever moved to who has joined, though %.0f should have", total->stayed);
 	if (!c.open && rounds && !p && rnd(2)) {
 		termarmed = (int)sig;
