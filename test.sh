@@ -1269,7 +1269,9 @@ one_is_in_charge() {
 	scripted choice=STANDBY stall=1
 	logged "in charge: service@localhost/a$"
 	leaves a
-	joins m z b c a
+	joins m
+	logged "in charge: service@localhost/m$"
+	joins z b c a
 	logged_times 1 "in charge: service@localhost/m$"
 	for i in 1 2 3 4; do
 		works m $i get "u$i@h/r"
@@ -1335,7 +1337,9 @@ conversations_are_in_one_place() {
 who_was_in_charge_is_so_after_a_new_connection() {
 	scripted choice=STANDBY
 	leaves a
-	joins m a
+	joins m
+	logged "in charge: service@localhost/m$"
+	joins a
 	goes_to m 1
 	cut_off srv
 	logged disconnected
