@@ -187,6 +187,7 @@ static struct { char id[16]; long long next, pause, trust; int granted, again; }
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
 static int seen;                /* presence came since, 2: of who was there before */
+static int second;              /* the probe is for who missed the last one */
 static int unanswered;          /* probes in a row that brought no presence */
 /* the id of our last ping for what is due, when it was sent, when to send one;
  * when somebody may have been silent for too long */
@@ -1085,7 +1086,7 @@ reset(void)
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(shares, 0, sizeof(shares));
 	ask.trust = due.next = 0;
-	nused = nopen = shedding = depth = ask.granted = unanswered = 0;
+	nused = nopen = shedding = depth = ask.granted = unanswered = second = 0;
 	due.check = NEVER;
 	for (i = 0; i < LISTS; i++)
 		lists[i].prev = lists[i].next = lists + i;
@@ -1216,15 +1217,15 @@ askpresence(int probe)
 
 /* The probe is over. If some have answered, those who have not may only be
  * late, but after two probes they have left without a word, as when their
- * server's machine has died. If nobody has, the subscription may have been
- * lost. */
+ * server's machine has died. A second probe has no second one of its own:
+ * among many, others may miss each. If nobody has answered, the subscription
+ * may have been lost. */
 static void
 sweep(void)
 {
-	int i;
+	int i, late = 0;
 
 	sweeptime = NEVER;
-	ask.next = ask.again ? now : ask.next;
 	if (!seen && unanswered++ == 0) {
 		say("unanswered: probe of %s: subscribing again", target);
 		ask.next = now;
@@ -1234,8 +1235,10 @@ sweep(void)
 			resources[i].missed = 0;
 		else if (resources[i].missed > 1)
 			removeresource(resources + i);
-		else if (resources[i].missed)
-			ask.next = now;
+		else
+			late |= resources[i].missed;
+	second = late && !second;
+	ask.next = ask.again || second ? now : ask.next;
 }
 
 /* The target, or its server, does not let us see its presence. */
@@ -1246,7 +1249,7 @@ losetarget(const char *why)
 	removeresource(NULL);
 	if (ask.granted)
 		ask.next = now + (ask.pause = askmin * 1000LL);
-	ask.granted = unanswered = 0;
+	ask.granted = unanswered = second = 0;
 	sweeptime = NEVER;
 }
 

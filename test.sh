@@ -2465,6 +2465,23 @@ silent_departures_are_found() {
 	has_failed recipient-unavailable 2
 }
 
+# Among many, each probe may be missed by others.
+# "Who misses only the second probe waits for the next one."
+a_second_probe_has_no_second_one() {
+	scripted patience=1 refresh=3 b c
+	probed
+	only_answer b c
+	probe_is_read
+	only_answer a c
+	news
+	[ "$(grep -c "<presence type='probe'" "$dir/old")" = 2 ]
+	unlogged "left: "
+	probe_is_read
+	only_answer a c c
+	logged "left: service@localhost/b: 2 online"
+	unlogged "left: service@localhost/[ac]"
+}
+
 # Who joins after it was sent does not answer it, however often he shows himself.
 # "A worker that does not answer while others do may be late, so a second probe follows."
 who_joins_during_a_probe_does_not_answer_it() {
@@ -6329,6 +6346,8 @@ static unsigned long nasks, nsince; /* asks; since it was subscribed */
 static int msub, sawpres;       /* sawpres: presence has come since */
 static long long probe0, probe1, probe2, anyheard, lastask, deniedat;
 static int lastprobe, npings;   /* the last ask was a probe; pings that went with it */
+static int followed;            /* and surely followed one that somebody had missed */
+static int crowded;             /* somebody may have been ignored: who leaves starts a probe */
 static enum { OPEN, DENIED, UNREACHED } probeend; /* how it is over */
 static int doubted, unans;      /* one has left, maybe; a probe was unanswered, maybe */
 static int mayask;              /* there is a reason to ask again */
@@ -6668,6 +6687,7 @@ static void
 joins(struct res *r)
 {
 	size_t n = strlen(r->name);
+	int isin;
 
 	if (strncmp(r->name, prefix, strlen(prefix)) || n == 0 || n > 1023)
 		return;
@@ -6684,8 +6704,10 @@ joins(struct res *r)
 		r->passed = 0;
 	}
 	/* if they are too many one may have left unseen */
+	isin = nin + nmaybe < MAXRESOURCES + (r->st == MAYBE);
+	crowded |= r->st != IN && !isin;
 	if (r->st != IN)
-		setres(r, nin + nmaybe < MAXRESOURCES + (r->st == MAYBE) ? IN : MAYBE);
+		setres(r, isin ? IN : MAYBE);
 	r->joined = ++njoins;
 	r->joinedat = vt;
 	r->share = shares;
@@ -7238,7 +7260,7 @@ forgetmodel(void)
 	nasks = nsince = nmoved = 0;
 	nin = nmaybe = nopenlo = nopenhi = nmistaken = 0;
 	shares = hashandicaps = 0;
-	msub = sawpres = mayask = lastprobe = npings = doubted = unans = counts = clean1 = 0;
+	msub = sawpres = mayask = lastprobe = followed = crowded = npings = doubted = unans = counts = clean1 = 0;
 	probeend = OPEN;
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = -1;
 	lastheld = onlineat = dueback = slowback = duejudged = duetill = -1;
@@ -7646,6 +7668,7 @@ static int
 ispresenceask(struct stanza *o)
 {
 	int probe = eq(o->type, "probe"), over = back2 >= 0 && probeend == OPEN, silent = 0, clean;
+	int follows;
 	long long gap = vt - lastask;
 	struct res *r;
 	size_t i;
@@ -7666,9 +7689,13 @@ ispresenceask(struct stanza *o)
 		bad("ask", "asks again before a probe is over");
 	if (!probe && msub && lastprobe && probeend == UNREACHED && !unans && lastheld < lastask)
 		bad("ask", "subscribes anew though the target cannot be reached");
-	if (probe && lastprobe && !on[SLOWCALL] && !silent && iarr == iread &&
-	    gap < refresh * 1000LL - 100 && !mayask && lastheld < lastask)
+	follows = probe && lastprobe && !on[SLOWCALL] && iarr == iread &&
+	          gap < refresh * 1000LL - 100 && !mayask && lastheld < lastask;
+	if (follows && !silent)
 		bad("askrate", "probes again after %lld ms for no reason", gap);
+	if (follows && followed && !crowded)
+		bad("askrate", "probes again after %lld ms for who missed a second probe", gap);
+	followed = follows;
 	if (nasks > 0 && !msub && !sawpres && vt < nextask() - 20 && !isslow())
 		bad("askrate", "asks again %lld ms too early", nextask() - vt);
 	nsince++;
