@@ -5602,7 +5602,7 @@ static struct total {
 		long n;
 	} counts[160];
 	long worlds, moved;     /* so many have moved to who joined */
-	double hours, stayed;   /* and so many should have, who have not */
+	double hours, tomove;   /* and so many should have */
 	uint64_t hash;
 } *total;
 static const char *without = "", *with = "", *masked = ""; /* for hunting */
@@ -6325,6 +6325,7 @@ struct res {
 	int open, risky;        /* requests surely, and maybe, in its hands */
 	long long joinedat, left; /* left: it may have been taken out */
 	unsigned long joined;   /* number of its joining */
+	unsigned long nth;      /* of all that have ever joined */
 	long long heard;        /* by its presence */
 	long long toldgone;     /* the log has said that it left */
 	uint64_t share;         /* of all choices, when last chosen */
@@ -6337,7 +6338,7 @@ struct res {
 };
 static struct res *resbuckets[4096], *resources;
 static long nin, nmaybe;        /* of them */
-static unsigned long njoins, nleft;
+static unsigned long njoins, nleft, nbeen;
 static uint64_t shares;
 
 /* The subscription, and what the program has asked. Times are -1 for never. */
@@ -6382,6 +6383,25 @@ static long long
 slack(long long ms)
 {
 	return on[SLOWCALL] ? MAX(ms, 3000) : ms;
+}
+
+/* Which of all workers that have ever joined, in this world, the one of this name is. */
+static unsigned long
+nth(const char *name)
+{
+	static struct been {
+		struct been *chain;
+		const char *name;
+		unsigned long nth;
+	} *buckets[256];
+	struct been **b = buckets + hashstring(7, name) % COUNT(buckets);
+
+	for (; *b; b = &(*b)->chain)
+		if (eq((*b)->name, name))
+			return (*b)->nth;
+	*b = mem(sizeof(**b));
+	**b = (struct been){ NULL, copy(name), ++nbeen };
+	return nbeen;
 }
 
 static struct res *
@@ -6709,6 +6729,7 @@ joins(struct res *r)
 	if (r->st != IN)
 		setres(r, isin ? IN : MAYBE);
 	r->joined = ++njoins;
+	r->nth = nth(r->name);
 	r->joinedat = vt;
 	r->share = shares;
 }
@@ -7079,6 +7100,7 @@ static struct stick {           /* who was served last, by whom */
 	const char *who;
 	struct res *res;
 	unsigned long joined, seq, seq0; /* how many had joined, and when it was free to choose */
+	unsigned long been;     /* and how many different ones */
 	long long at;
 } *sticks;
 static struct res *charge;      /* with STANDBY */
@@ -7184,17 +7206,19 @@ checkstick(const char *who, int get, struct res *r, int fair, int sure)
 			bad("sticktime", "%s was served by %s %lld ms ago, and now by %s",
 			    who, l->res->name, vt - l->at, r->name);
 	}
+	/* of who joins again it is known whom he is preferred to */
 	for (x = resources; x; x = x->next)
-		joined += x->joined > l->seq && x != r;
-	if (free && fair && nmaybe == 0 && l->res == r && nin > 1)
-		total->stayed += (double)joined / (double)nin;
-	else if (free && fair && nmaybe == 0 && stayed && l->res != r && r->joined > l->seq)
-		total->moved++;
+		joined += x->st == IN && x->nth > l->been;
+	if (free && fair && nmaybe == 0 && (l->res == r || stayed)) {
+		total->tomove += (double)joined / (double)nbeen;
+		total->moved += l->res != r && r->nth > l->been;
+	}
 	/* before this connection somebody else may have been chosen */
 	l->seq0 = free ? njoins : l->seq0;
 	l->res = r;
 	l->joined = r->joined;
 	l->seq = njoins;
+	l->been = nbeen;
 	l->at = vt;
 }
 
@@ -10293,8 +10317,8 @@ static void
 terminate(void *p, long sig)
 {
 	/* where places are few some move as they share one */
-	if (BUILD != 0 && total->stayed > 300 && total->moved == 0)
-		bad("sticktime", "nobody has ever moved to who has joined, though %.0f should have", total->stayed);
+	if (BUILD != 0 && total->tomove > 40 && (double)total->moved < total->tomove / 8)
+		bad("sticktime", "%ld have moved to who has joined, and %.0f should have", total->moved, total->tomove);
 	if (!c.open && rounds && !p && rnd(2)) {
 		termarmed = (int)sig;
 		at(vt + 2000, terminate, &termarmed, sig, 0);
