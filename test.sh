@@ -2315,7 +2315,7 @@ backing_off() {
 			tell srv "<stream:error><conflict xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>
 				</stream:error></stream:stream>"
 			logged_times $i 'disconnected: conflict'
-			end "$(cat "$dir/srv.pid")"
+			await gone "$(cat "$dir/srv.pid")"
 		done
 		await sh -c "[ \$(grep -c waiting '$log') -ge 5 ]"
 		grep -A 1 "disconnected: conflict" "$log" | awk '/waiting/ { t[++n] = $3 }
@@ -3260,7 +3260,7 @@ runit_runs_it() {
 	welcome
 	logged "client_proxy: online"
 	kill -9 "$(cat "$dir/service/supervise/pid")"
-	cut_off srv
+	await gone "$(cat "$dir/srv.pid")"
 	serve
 	welcome
 	logged_times 2 'client_proxy: online'
