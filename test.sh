@@ -71,7 +71,7 @@ a_week_on_jabberd2() { need jabberd2-router jabberd2; week jabberd2; }
 week() {
 	$1
 	service a
-	proxy keepalive=1
+	proxy keepalive=2
 	logged online
 	login user x
 	ask user 1
@@ -84,7 +84,7 @@ week() {
 	served user 3 b room@proxy.localhost
 	tell a "<presence/>"
 	logged "joined: service@localhost/a: 2 online"
-	sleep 3
+	sleep 5
 	unlogged disconnected
 	stop
 	proxy
@@ -2282,7 +2282,7 @@ two_who_share_a_place() {
 # "Silence of the server after which client_proxy sends a ping through it to itself; after
 # as much again it reconnects."
 liveness() {
-	scripted keepalive=1
+	scripted keepalive=3
 	for back in "result" "error"; do
 		hear srv "<iq type='get' id='ping' from='proxy.localhost' to='proxy.localhost'><ping xmlns='urn:xmpp:ping'/></iq>"
 		deliver iq $back proxy.localhost proxy.localhost "id='ping'/"
