@@ -1301,12 +1301,12 @@ one_is_in_charge() {
 # the same read c leaves.
 # "All to one, which is in charge until it leaves, drains or is stalled, no matter ..."
 nobody_takes_over_who_is_worse() {
-	scripted stall=2 choice=STANDBY
+	scripted stall=3 choice=STANDBY
 	goes_to a 0 set
 	shows a dnd
 	joins b c
 	is_pinged a
-	sleep 0.8
+	sleep 1.2
 	goes_to b 1
 	is_pinged a
 	is_pinged b
@@ -1520,7 +1520,7 @@ who_was_set_aside_is_tried_with_a_get() {
 # In the turn in which it has been given one it is not judged by its silence.
 # "Some clients answer no pings, so after every third one it is also tried with a ..."
 who_is_tried_has_time() {
-	scripted stall=1
+	scripted stall=3
 	goes_to a 1 set
 	joins b
 	is_set_aside a
@@ -1538,7 +1538,7 @@ who_is_tried_has_time() {
 # that.
 # "Some clients answer no pings, so after every third one it is also tried with a ..."
 who_is_tried_has_as_long_as_others() {
-	scripted stall=2
+	scripted stall=3
 	goes_to a 1 set
 	joins b
 	is_set_aside a
@@ -1981,10 +1981,10 @@ zero_is_for_ever() {
 # answered.
 # "A worker that answers in time is sent nothing."
 nobody_is_pinged_who_talks() {
-	scripted stall=2
+	scripted stall=4
 	goes_to a slow set
 	joins b
-	for i in 1 2 3 4 5 6 7 8; do
+	for i in 1 2 3 4 5 6 7 8 9 10 11 12; do
 		reply $i a result x@h/r
 		sleep 0.5
 		! find_stanza srv "^<iq type='get' id='due" || tell srv "$heard"
@@ -2026,14 +2026,14 @@ on_a_slow_way_nobody_is_silent() {
 # behind it.
 # "A worker that answers in time is sent nothing."
 who_was_not_silent_when_our_own_ping_was_sent_is_not() {
-	scripted stall=3
+	scripted stall=5
 	goes_to a 1 set
 	joins b
-	sleep 1
+	sleep 1.5
 	each_gets_a_set b
 	hear srv "^<iq type='get' id='due"
 	due=$heard
-	sleep 1.8
+	sleep 3
 	tell srv "$due<iq type='result' id='other' from='service@localhost/b' to='proxy.localhost/u@h/r'/>"
 	hear srv "id='stall' .*/a'"
 	news
@@ -2137,7 +2137,7 @@ a_bounce_asks_nobody_who_leaves() {
 # The ping that tells that a hangs is back, and in the same read what it held bounces.
 # "Every request is answered once."
 a_get_that_is_taken_back_bounces() {
-	scripted stall=1
+	scripted stall=3
 	goes_to a 1
 	goes_to a 2
 	joins b
@@ -2155,7 +2155,7 @@ a_get_that_is_taken_back_bounces() {
 # "A request that is not handed on is answered with an error when its worker goes offline or
 # answertime is over; ..."
 a_get_stays_with_who_is_left() {
-	scripted stall=1
+	scripted stall=3
 	goes_to a 1
 	joins b
 	is_pinged a
@@ -2180,7 +2180,7 @@ a_bounce_is_an_error_if_all_others_leave() {
 # "All to one, which is in charge until it leaves, drains or is stalled, no matter who joins
 # or comes back."
 who_is_in_charge_again_is_not_asked_twice() {
-	scripted stall=1 choice=STANDBY
+	scripted stall=3 choice=STANDBY
 	goes_to a 1
 	joins b
 	is_pinged a
