@@ -4580,9 +4580,10 @@ welcome() {
 }
 
 # A scripted server, the proxy with these settings NAME=VALUE, resource a and these.
+# However long the test takes, the subscription is not requested again meanwhile.
 scripted() {
 	serve
-	proxy "$@"
+	proxy askmin=3600 "$@"
 	welcome
 	joins a
 	for who in "$@"; do
