@@ -7200,8 +7200,14 @@ static void
 unseenchoice(const char *who)
 {
 	struct stick *l = stickof(who);
+	struct res *x;
+	int fair;
 
-	if (vt > l->at + sticktime * 1000LL - 3000) {
+	for (x = resources; x && !handicapped(x); x = x->next)
+		;
+	fair = !x;
+	hashandicaps |= !fair;
+	if (!fair || vt > l->at + sticktime * 1000LL - 3000) {
 		l->res = NULL;
 		l->seq0 = 0;
 	}
