@@ -52,6 +52,8 @@ enum { RANDOM, STICKY, LEASTBUSY, STANDBY }; /* how to choose among resources */
 #define SWEEPING      (LLONG_MAX - 2) /* over, but we have not read all of it */
 #define NEVER         (LLONG_MAX - 1)
 #define UNWRITTEN     LLONG_MAX       /* not begun: what starts it is not written yet */
+#define ANSWERED      '\1'            /* for the id of what we have asked: nothing that
+                                       * comes has it */
 
 #define NS_COMPONENT  "jabber:component:accept"
 #define NS_CARBONS    "urn:xmpp:carbons:2"
@@ -180,14 +182,14 @@ static int nopen, shedding;     /* without an answer; some were refused lately *
 static int shares[2][SHARES];   /* of nopen, each requester's: the less of two places */
 
 /* the target's presence: the id of what we have asked last, when to ask next, the
- * pause after that; until when service-unavailable starts no probe; whether the
+ * pause after that; when service-unavailable may start a probe; whether the
  * subscription is granted; whether to probe again, as somebody may have left
  * during the probe */
-static struct { char id[16]; long long next, pause, trust; int granted, again; } ask;
+static struct { char id[16]; long long next, pause, extra; int granted, again; } ask;
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
 static int seen;                /* presence came since, 2: of who was there before */
-static int second;              /* the probe is for who missed the last one */
+static int second;              /* it is for who missed the last one */
 static int unanswered;          /* probes in a row that brought no presence */
 /* the id of our last ping for what is due, when it was sent, when to send one;
  * when somebody may have been silent for too long */
@@ -513,7 +515,7 @@ addresource(const char *name)
 		    target, name, nresources);
 		toomany = 1;
 	} else {
-		seen = 2; /* it was there before, and the dead may fill the table */
+		seen = 2; /* it may have been there before; the dead may fill the table */
 	}
 	return w;
 }
@@ -1032,11 +1034,12 @@ takeback(const Resource *w, int each)
 	return n;
 }
 
-/* Probe at once, or after the probe that is out. */
+/* Probe at once, or after the probe that is out, but not after one that could
+ * not reach the target. */
 static void
 probeagain(void)
 {
-	ask.again = sweeptime != NEVER;
+	ask.again = sweeptime != NEVER && *ask.id != ANSWERED;
 	ask.next = ask.again ? ask.next : now;
 }
 
@@ -1085,9 +1088,9 @@ reset(void)
 	memset(buckets, 0, sizeof(buckets));
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(shares, 0, sizeof(shares));
-	ask.trust = due.next = 0;
+	ask.extra = due.next = 0;
 	nused = nopen = shedding = depth = ask.granted = unanswered = second = 0;
-	due.check = NEVER;
+	due.check = sweeptime = NEVER;
 	for (i = 0; i < LISTS; i++)
 		lists[i].prev = lists[i].next = lists + i;
 	lists[OPEN].due = NEVER;
@@ -1211,15 +1214,15 @@ askpresence(int probe)
 		for (w = resources; sweeptime == NEVER && w < resources + nresources; w++)
 			w->missed++;
 		seen = ask.again = 0;
+		sweeptime = UNWRITTEN;
 	}
-	sweeptime = probe ? UNWRITTEN : NEVER;
 }
 
 /* The probe is over. If some have answered, those who have not may only be
  * late, but after two probes they have left without a word, as when their
  * server's machine has died. A second probe has no second one of its own:
- * among many, others may miss each. If nobody has answered, the subscription
- * may have been lost. */
+ * among many, there may always be somebody who misses it. If nobody has
+ * answered, the subscription may have been lost. */
 static void
 sweep(void)
 {
@@ -1274,7 +1277,7 @@ presenceerror(void)
 	say("unreachable: %s: %s", target, why);
 	ask.next = MIN(ask.next, AFTER(refresh));
 	sweeptime = UNWRITTEN;
-	*ask.id = '\1'; /* it is answered: nothing that comes has this id */
+	*ask.id = ANSWERED;
 }
 
 /* Presence from the target to our domain. */
@@ -1583,7 +1586,6 @@ handlestanza(void)
 {
 	int ispresence = same(st.kind, "presence");
 	const char *slash;
-	Resource *w;
 
 	if (!st.from || !*st.from || !st.to || !isours(st.to)) {
 		drop("no sender, or not addressed to us");
@@ -1596,19 +1598,19 @@ handlestanza(void)
 	st.fromtarget = istarget(st.from);
 	slash = strchr(st.from, '/');
 	st.name = st.fromtarget && slash ? slash + 1 : NULL;
-	w = st.name ? findresource(st.name) : NULL;
-	st.sender = w;
+	st.sender = st.name ? findresource(st.name) : NULL;
 	st.iq = same(st.kind, "iq");
 	st.error = same(st.type, "error");
 	st.bounced = haserror("recipient-unavailable");
-	if (w && haserror("service-unavailable") && ask.granted && now >= ask.trust) {
-		/* does its client say so, or its server, as it has left? probe, but not
-		 * each time: all the others answer as well */
-		ask.trust = AFTER(askmin);
+	if (st.sender && haserror("service-unavailable") && ask.granted &&
+	    now >= ask.extra) {
+		/* does its client say so, or its server, as it has left? a probe tells,
+		 * but everybody answers it, so not each time */
+		ask.extra = AFTER(askmin);
 		probeagain();
 	}
-	if (w && !ispresence && (!st.bounced || w->pings < 2))
-		recover(w);
+	if (st.sender && !ispresence && (!st.bounced || st.sender->pings < 2))
+		recover(st.sender);
 	if (!st.fromtarget && isours(st.from))
 		handleping(st.id ? st.id : "");
 	else if (ispresence)
@@ -2313,12 +2315,11 @@ overdue(void)
 		alive();
 		pinged = 1;
 	} else {
-		/* if we were stopped meanwhile, our last words may still be here, or
-		 * the server reads again */
+		/* we may have been stopped: our last words may still be here, or a
+		 * server that left us no room has begun to read again */
 		flush();
-		if (now < deadline)
-			return;
-		disconnect(state == CONNECTING ? strerror(ETIMEDOUT) : "the server is silent");
+		if (now >= deadline)
+			disconnect(state == CONNECTING ? strerror(ETIMEDOUT) : "the server is silent");
 	}
 }
 

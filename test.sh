@@ -302,9 +302,9 @@ byte_by_byte() {
 	[ "$(stanzas <"$dir/srv.out" | grep -c "<iq type='get' id='b")" = 20 ]
 }
 
-# "A stanza whose start tag and largest other tag have more than 2048 bytes together is
-# followed by as much white space: servers with the expat of Debian 12 and 13 would
-# otherwise hold it back until as many bytes more have come."
+# "A stanza with a tag of more than 2048 bytes, or of nearly as many, is followed by about
+# as much white space: servers with the expat of Debian 12 and 13 would otherwise hold it
+# back until as many bytes more have come."
 white_space_follows_large_tags() {
 	scripted
 	for n in 2000 5000; do
@@ -315,7 +315,7 @@ white_space_follows_large_tags() {
 	! grep "x </iq> \|</iq> <" "$dir/srv.out"
 }
 
-# "A stanza whose start tag and largest other tag have more than 2048 bytes together is ..."
+# "A stanza with a tag of more than 2048 bytes, or of nearly as many, is followed by ..."
 no_white_space_follows_long_texts() {
 	scripted REQUESTSIZE=8192
 	tell srv "<iq type='get' id='1' from='u@h/r' to='proxy.localhost'><q>$(bytes 5000 x)</q></iq>"
@@ -327,7 +327,7 @@ no_white_space_follows_long_texts() {
 	! grep "</iq> " "$dir/srv.out"
 }
 
-# "A stanza whose start tag and largest other tag have more than 2048 bytes together is ..."
+# "A stanza with a tag of more than 2048 bytes, or of nearly as many, is followed by ..."
 split_anywhere_on_each_expat() {
 	split_anywhere
 	need apt-get apt
@@ -2472,7 +2472,8 @@ silent_departures_are_found() {
 }
 
 # Among many, each probe may be missed by others.
-# "Who misses only the second probe waits for the next one."
+# "A worker that misses only the second one is taken to have left if it misses the next,
+# too."
 a_second_probe_has_no_second_one() {
 	scripted patience=3 refresh=9 b c
 	probed
@@ -2501,8 +2502,9 @@ who_joins_during_a_probe_does_not_answer_it() {
 	unlogged "unanswered\|left: "
 }
 
-# "When a worker's answer to a request is service-unavailable, which servers also send for
-# one that has gone, a probe is sent at once, but not again within askmin."
+# "When a worker's answer is the error service-unavailable, which servers also send for one
+# that has gone, a probe is sent at once, or after the one that is out, but not again for
+# this reason within askmin."
 service_unavailable_leads_to_one_probe() {
 	scripted patience=3 b
 	probed
@@ -2522,7 +2524,8 @@ service_unavailable_leads_to_one_probe() {
 	unlogged "left: "
 }
 
-# "..., a probe is sent at once, but not again within askmin."
+# "..., a probe is sent at once, or after the one that is out, but not again for this
+# reason within askmin."
 service_unavailable_leads_to_another_probe_later() {
 	scripted patience=3 askmin=2
 	probed
@@ -2534,6 +2537,18 @@ service_unavailable_leads_to_another_probe_later() {
 		only_answer a
 	done
 	unlogged "left: "
+}
+
+# No probe is out that this one could follow.
+# "..., a probe is sent at once, or after the one that is out, but not again for this
+# reason within askmin."
+service_unavailable_counts_after_an_unreachable_target() {
+	scripted refresh=3600 b
+	probed
+	presence_error "remote-server-not-found cancel" service@localhost "$(last_ask)"
+	logged "unreachable: "
+	bounce 1 a service-unavailable
+	hear srv "<presence type='probe'"
 }
 
 # "The target's roster may then have lost the subscription, so that is requested again."
@@ -2569,7 +2584,8 @@ a_lost_subscription_is_seen_again() {
 
 # Servers send errors when a session dies, too: only the answer to what was asked
 # last counts, and an unreachable server says nothing of the target.
-# "While the target's server cannot be reached, no worker is removed, and probes go on."
+# "While the target's server cannot be reached, no worker is removed, and it is asked again
+# each time."
 # "The target's server cannot be reached; why is what the component's server says."
 # "It is asked again, see refresh."
 an_unreachable_target_has_not_left() {
@@ -2586,6 +2602,25 @@ an_unreachable_target_has_not_left() {
 		logged "unreachable: service@localhost: ${c% *}"
 	done
 	unlogged "left: "
+}
+
+# Nor has anybody missed such a probe if the next thing asked for is the subscription.
+# "A worker that does not answer while others do may be late, so a second probe follows."
+nobody_has_missed_a_probe_that_has_not_arrived() {
+	scripted patience=3 refresh=5 b
+	probed
+	probe_is_over
+	hear srv "<presence type='subscribe'"
+	deliver presence subscribed service@localhost proxy.localhost /
+	hear srv "<presence type='probe'"
+	presence_error "remote-server-not-found cancel" service@localhost "$(last_ask)"
+	hear srv "<presence type='subscribe'"
+	probed
+	only_answer a
+	probe_is_read
+	unlogged "left: "
+	only_answer a
+	logged "left: service@localhost/b: 1 online"
 }
 
 # The subscription is asked for as soon as if nothing had been said.
@@ -3341,7 +3376,7 @@ ejabberd_accepts_both_copies() {
 # "In a cluster of two ejabberd nodes (measured), a component on one node serves
 # requesters and workers on both."
 # "When the other node dies, nothing says that its workers have gone: requests handed to
-# them fail with service-unavailable until the next probe is over, see refresh."
+# them fail with service-unavailable until two probes are over, see refresh."
 a_cluster_of_two_nodes() {
 	need ejabberdctl ejabberd
 	ERL_EPMD_PORT=$tport ERL_EPMD_ADDRESS=127.0.0.1
@@ -6374,6 +6409,7 @@ static int lastprobe, npings;   /* the last ask was a probe; pings that went wit
 static int followed;            /* and surely followed one that somebody had missed */
 static int crowded;             /* somebody may have been ignored: who leaves starts a probe */
 static enum { OPEN, DENIED, UNREACHED } probeend; /* how it is over */
+static int unreached;           /* the last probe could not reach the target */
 static int doubted, unans;      /* one has left, maybe; a probe was unanswered, maybe */
 static int mayask;              /* there is a reason to ask again */
 static long long svcat, svcsure; /* service-unavailable came; and surely was one */
@@ -7314,7 +7350,7 @@ forgetmodel(void)
 	nasks = nsince = nmoved = 0;
 	nin = nmaybe = nopenlo = nopenhi = nmistaken = 0;
 	shares = hashandicaps = 0;
-	msub = sawpres = mayask = lastprobe = followed = crowded = npings = doubted = unans = counts = clean1 = 0;
+	msub = sawpres = mayask = lastprobe = followed = crowded = unreached = npings = doubted = unans = counts = clean1 = 0;
 	probeend = OPEN;
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = -1;
 	lastheld = onlineat = dueback = slowback = duejudged = duetill = -1;
@@ -7347,6 +7383,7 @@ denied(void)
 		nsince = sawpres = 0;
 	}
 	probeend = DENIED;
+	unreached = 0;
 	msub = doubted = unans = 0;
 }
 
@@ -7390,6 +7427,7 @@ heardof(const struct stanza *s, struct res *r)
 		} else if (probeend == OPEN) {
 			want(vt + refresh * 1000LL);
 			probeend = UNREACHED;
+			unreached |= lastprobe;
 		}
 	}
 }
@@ -7439,7 +7477,7 @@ serviceless(struct res *r, const struct stanza *s, const struct expect *e)
 	mayask |= vt >= svcsure + askmin * 1000LL - 100;
 	if (surely && vt > svcat + askmin * 1000LL + 100) {
 		svcsure = vt;
-		if (probeend == OPEN && (!lastprobe || back2 >= 0))
+		if (probeend == UNREACHED || (probeend == OPEN && (!lastprobe || back2 >= 0)))
 			want(vt);
 		else
 			doubted |= lastask < vt && probeend == OPEN;
@@ -7766,10 +7804,11 @@ ispresenceask(struct stanza *o)
 	clean1 = clean;
 	counts = probe && (!lastprobe || (back2 >= 0 && probeend != UNREACHED));
 	/* one that could not reach the target does not count */
-	if (probe && (!lastprobe || probeend != UNREACHED || lastheld >= lastask)) {
+	if (probe && (!unreached || lastheld >= lastask)) {
 		probe0 = probe1;
 		probe1 = probe2;
 	}
+	unreached &= !probe;
 	if (probe)
 		probe2 = vt;
 	unans |= !probe && msub;
