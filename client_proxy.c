@@ -189,7 +189,7 @@ static struct { char id[16]; long long next, pause, extra; int granted, again; }
 static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
                                  * NEVER: there is none */
 static int seen;                /* presence came since, 2: of who was there before */
-static int second;              /* it is for who missed the last one */
+static int second;              /* the probe is for who missed the last one */
 static int unanswered;          /* probes in a row that brought no presence */
 /* the id of our last ping for what is due, when it was sent, when to send one;
  * when somebody may have been silent for too long */
@@ -1089,8 +1089,8 @@ reset(void)
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(shares, 0, sizeof(shares));
 	ask.extra = due.next = 0;
-	nused = nopen = shedding = depth = ask.granted = unanswered = second = 0;
-	due.check = sweeptime = NEVER;
+	nused = nopen = shedding = depth = ask.granted = unanswered = 0;
+	due.check = NEVER;
 	for (i = 0; i < LISTS; i++)
 		lists[i].prev = lists[i].next = lists + i;
 	lists[OPEN].due = NEVER;
@@ -1210,12 +1210,14 @@ askpresence(int probe)
 	ask.pause = MIN(2 * ask.pause, askmax * 1000LL);
 	if (probe) {
 		putping(ask.id, domain);
-		/* one sent before the last one is over only replaces it */
-		for (w = resources; sweeptime == NEVER && w < resources + nresources; w++)
-			w->missed++;
 		seen = ask.again = 0;
-		sweeptime = UNWRITTEN;
 	}
+	/* a probe sent before the last one is over only replaces it; with a request
+	 * for the subscription all begin anew */
+	for (w = resources; w < resources + nresources; w++)
+		w->missed = probe ? w->missed + (sweeptime == NEVER) : 0;
+	second &= probe;
+	sweeptime = probe ? UNWRITTEN : NEVER;
 }
 
 /* The probe is over. If some have answered, those who have not may only be
@@ -1252,7 +1254,7 @@ losetarget(const char *why)
 	removeresource(NULL);
 	if (ask.granted)
 		ask.next = now + (ask.pause = askmin * 1000LL);
-	ask.granted = unanswered = second = 0;
+	ask.granted = unanswered = 0;
 	sweeptime = NEVER;
 }
 
