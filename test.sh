@@ -6412,7 +6412,6 @@ static int lastprobe, npings;   /* the last ask was a probe; pings that went wit
 static int followed;            /* and surely followed one that somebody had missed */
 static int crowded;             /* somebody may have been ignored: who leaves starts a probe */
 static enum { OPEN, DENIED, UNREACHED } probeend; /* how it is over */
-static int unreached;           /* the last probe could not reach the target */
 static int doubted, unans;      /* one has left, maybe; a probe was unanswered, maybe */
 static int mayask;              /* there is a reason to ask again */
 static long long svcat, svcsure; /* service-unavailable came; and surely was one */
@@ -7219,6 +7218,18 @@ handicapped(const struct res *r)
 	return r->st != OUT && (!well(r) || r->drains || r->risky + nopenhi + nmistaken >= MAXREQUESTS);
 }
 
+/* 1 if nothing speaks against anybody. */
+static int
+isfair(void)
+{
+	struct res *r;
+
+	for (r = resources; r && !handicapped(r); r = r->next)
+		;
+	hashandicaps |= r != NULL;
+	return !r;
+}
+
 static struct stick *
 stickof(const char *who)
 {
@@ -7239,14 +7250,8 @@ static void
 unseenchoice(const char *who)
 {
 	struct stick *l = stickof(who);
-	struct res *x;
-	int fair;
 
-	for (x = resources; x && !handicapped(x); x = x->next)
-		;
-	fair = !x;
-	hashandicaps |= !fair;
-	if (!fair || vt > l->at + sticktime * 1000LL - 3000) {
+	if (!isfair() || vt > l->at + sticktime * 1000LL - 3000) {
 		l->res = NULL;
 		l->seq0 = 0;
 	}
@@ -7300,10 +7305,7 @@ checkchoice(const char *stays, int get, struct res *r)
 
 	if (checkhandicap(r, get))
 		return;
-	for (x = resources; x && !handicapped(x); x = x->next)
-		;
-	fair = !x;
-	hashandicaps |= !fair;
+	fair = isfair();
 	if (choice == STANDBY) {
 		if (charge && charge != r && charge->joined == chargejoined && well(charge) &&
 		    !charge->drains && sure)
@@ -7353,7 +7355,7 @@ forgetmodel(void)
 	nasks = nsince = nmoved = 0;
 	nin = nmaybe = nopenlo = nopenhi = nmistaken = 0;
 	shares = hashandicaps = 0;
-	msub = sawpres = mayask = lastprobe = followed = crowded = unreached = npings = doubted = unans = counts = clean1 = 0;
+	msub = sawpres = mayask = lastprobe = followed = crowded = npings = doubted = unans = counts = clean1 = 0;
 	probeend = OPEN;
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = -1;
 	lastheld = onlineat = dueback = slowback = duejudged = duetill = -1;
@@ -7386,7 +7388,6 @@ denied(void)
 		nsince = sawpres = 0;
 	}
 	probeend = DENIED;
-	unreached = 0;
 	msub = doubted = unans = 0;
 }
 
@@ -7430,7 +7431,6 @@ heardof(const struct stanza *s, struct res *r)
 		} else if (probeend == OPEN) {
 			want(vt + refresh * 1000LL);
 			probeend = UNREACHED;
-			unreached |= lastprobe;
 		}
 	}
 }
@@ -7807,13 +7807,14 @@ ispresenceask(struct stanza *o)
 	clean1 = clean;
 	counts = probe && (!lastprobe || (back2 >= 0 && probeend != UNREACHED));
 	/* one that could not reach the target does not count */
-	if (probe && (!unreached || lastheld >= lastask)) {
+	if (probe && (!lastprobe || probeend != UNREACHED || lastheld >= lastask)) {
 		probe0 = probe1;
 		probe1 = probe2;
 	}
-	unreached &= !probe;
 	if (probe)
 		probe2 = vt;
+	else /* all begin anew */
+		probe0 = probe1 = probe2 = -1;
 	unans |= !probe && msub;
 	mayask &= !lastprobe || back2 < 0 || sawtype >= back2;
 	lastask = vt;
