@@ -52,8 +52,8 @@ enum { RANDOM, STICKY, LEASTBUSY, STANDBY }; /* how to choose among resources */
 #define SWEEPING      (LLONG_MAX - 2) /* over, but we have not read all of it */
 #define NEVER         (LLONG_MAX - 1)
 #define UNWRITTEN     LLONG_MAX       /* not begun: what starts it is not written yet */
-#define ANSWERED      '\1'            /* for the id of what we have asked: nothing that
-                                       * comes has it */
+#define UNREACHED     '\1'            /* for the id of what could not reach the target:
+                                       * nothing that comes has it */
 
 #define NS_COMPONENT  "jabber:component:accept"
 #define NS_CARBONS    "urn:xmpp:carbons:2"
@@ -129,7 +129,7 @@ static long long linetime = LLONG_MAX; /* when this second is over */
 typedef struct {
 	uint64_t mark;              /* hash of its name */
 	int open;                   /* requests that it has not answered */
-	int missed;                 /* probes in a row that it has not answered */
+	int missed;                 /* probes in a row that it has not answered yet */
 	int drains;                 /* it shows dnd */
 	int pings;                  /* since it was heard of; 2: it is stalled, 5: to be
 	                             * tried with a get, 8: with any request */
@@ -1034,12 +1034,12 @@ takeback(const Resource *w, int each)
 	return n;
 }
 
-/* Probe at once, or after the probe that is out, but not after one that could
+/* Probe after the probe that is out; at once if there is none, or if it could
  * not reach the target. */
 static void
 probeagain(void)
 {
-	ask.again = sweeptime != NEVER && *ask.id != ANSWERED;
+	ask.again = sweeptime != NEVER && *ask.id != UNREACHED;
 	ask.next = ask.again ? ask.next : now;
 }
 
@@ -1208,15 +1208,14 @@ askpresence(int probe)
 	putpresence(probe ? "probe" : "subscribe", ask.id, domain, target);
 	ask.next = ask.granted ? AFTER(refresh) : now + ask.pause;
 	ask.pause = MIN(2 * ask.pause, askmax * 1000LL);
-	if (probe) {
+	if (probe)
 		putping(ask.id, domain);
-		seen = ask.again = 0;
-	}
-	/* a probe sent before the last one is over only replaces it; with a request
-	 * for the subscription all begin anew */
+	seen = ask.again = 0;
+	/* a probe sent before the last one is over only replaces it, but asks again
+	 * who has answered that; with a request for the subscription all begin anew */
 	for (w = resources; w < resources + nresources; w++)
-		w->missed = probe ? w->missed + (sweeptime == NEVER) : 0;
-	second &= probe;
+		w->missed = probe ? MAX(w->missed + (sweeptime == NEVER), 1) : 0;
+	second = second && probe;
 	sweeptime = probe ? UNWRITTEN : NEVER;
 }
 
@@ -1254,7 +1253,7 @@ losetarget(const char *why)
 	removeresource(NULL);
 	if (ask.granted)
 		ask.next = now + (ask.pause = askmin * 1000LL);
-	ask.granted = unanswered = 0;
+	ask.granted = ask.again = unanswered = second = 0;
 	sweeptime = NEVER;
 }
 
@@ -1277,9 +1276,11 @@ presenceerror(void)
 		return;
 	}
 	say("unreachable: %s: %s", target, why);
-	ask.next = MIN(ask.next, AFTER(refresh));
-	sweeptime = UNWRITTEN;
-	*ask.id = ANSWERED;
+	ask.next = ask.again ? now : MIN(ask.next, AFTER(refresh));
+	/* a probe that is out has no end, so that nobody has missed it */
+	if (sweeptime != NEVER)
+		sweeptime = UNWRITTEN;
+	*ask.id = UNREACHED;
 }
 
 /* Presence from the target to our domain. */

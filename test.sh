@@ -2415,8 +2415,10 @@ tls_that_is_not_answered() {
 	unlogged online
 }
 
-# "The subscription request is repeated until the target accepts it, and after it has
-# withdrawn it: first after askmin, then each time after twice as long, up to askmax."
+# "The subscription request is repeated until the target accepts it: first after askmin,
+# then each time after twice as long, up to askmax."
+# "After the target has withdrawn the subscription this begins anew, with the first
+# request after askmin."
 asking_again() {
 	scripted askmin=3 askmax=6
 	# since the first time, so that what is heard late makes nothing else early
@@ -2453,7 +2455,8 @@ probes_have_pauses() {
 }
 
 # "Probes find workers whose presence was missed."
-# "A worker that does not answer while others do may be late, so a second probe follows."
+# "A worker that does not answer while other workers do may be late, so a second probe
+# follows."
 # "If it does not answer that either, as when its server's machine has died, it is taken
 # to have left."
 # "..., and how long workers have to answer a probe once the server has read it, see
@@ -2492,8 +2495,38 @@ a_second_probe_has_no_second_one() {
 	unlogged "left: service@localhost/[ac]"
 }
 
+# A request for the subscription may not have come between.
+# "A worker that does not answer while other workers do may be late, so a second probe
+# follows."
+a_probe_after_the_target_withdrew_is_no_second_one() {
+	scripted patience=3 refresh=3600 b
+	probed
+	only_answer a
+	probe_is_read
+	deliver presence unsubscribed service@localhost proxy.localhost /
+	logged "not subscribed: "
+	online a b
+	probed
+	only_answer a
+	probe_is_read
+}
+
+# "If it does not answer that either, as when its server's machine has died, it is taken
+# to have left."
+a_probe_that_replaces_one_asks_all() {
+	scripted patience=3 refresh=3600 b
+	probed
+	only_answer a
+	probe_is_read
+	online a
+	probed
+	only_answer a
+	logged "left: service@localhost/b: 1 online"
+}
+
 # Who joins after it was sent does not answer it, however often he shows himself.
-# "A worker that does not answer while others do may be late, so a second probe follows."
+# "A worker that does not answer while other workers do may be late, so a second probe
+# follows."
 who_joins_during_a_probe_does_not_answer_it() {
 	scripted patience=3
 	probed
@@ -2542,6 +2575,17 @@ service_unavailable_leads_to_another_probe_later() {
 	unlogged "left: "
 }
 
+# "..., a probe is sent at once, or after the one that is out, but not again for this
+# reason within askmin."
+service_unavailable_counts_if_the_probe_does_not_arrive() {
+	scripted refresh=3600 b
+	probed
+	bounce 1 a service-unavailable
+	presence_error "remote-server-not-found cancel" service@localhost "$(last_ask)"
+	logged "unreachable: "
+	hear srv "<presence type='probe'"
+}
+
 # No probe is out that this one could follow.
 # "..., a probe is sent at once, or after the one that is out, but not again for this
 # reason within askmin."
@@ -2554,8 +2598,9 @@ service_unavailable_counts_after_an_unreachable_target() {
 	hear srv "<presence type='probe'"
 }
 
-# "The target's roster may then have lost the subscription, so that is requested again."
-# "A probe that nobody answers removes no worker."
+# "A probe that no worker answers removes no worker."
+# "If nobody answers it, the target's roster may have lost the subscription, so that is
+# requested again."
 # "No worker is online, or the target's roster has lost the subscription, see refresh."
 a_lost_subscription_is_asked_for_again() {
 	scripted patience=3
@@ -2569,6 +2614,18 @@ a_lost_subscription_is_asked_for_again() {
 	works a 2
 	logged_times 1 unanswered
 	unlogged "left: "
+}
+
+# Another client may use the account, see prefix.
+# "A probe that no worker answers removes no worker."
+who_is_no_worker_answers_for_none() {
+	scripted patience=3 refresh=5 prefix='"a"'
+	probed
+	for _ in 1 2; do
+		only_answer phone
+		probe_is_read
+	done
+	unlogged "unanswered\|left: "
 }
 
 # What was not answered before the target withdrew it does not count.
@@ -2588,7 +2645,7 @@ a_lost_subscription_is_seen_again() {
 # Servers send errors when a session dies, too: only the answer to what was asked
 # last counts, and an unreachable server says nothing of the target.
 # "While the target's server cannot be reached, no worker is removed, and the server is
-# asked again after each refresh."
+# asked again within refresh."
 # "The target's server cannot be reached; why is what the component's server says."
 # "It is asked again, see refresh."
 an_unreachable_target_has_not_left() {
@@ -2608,7 +2665,8 @@ an_unreachable_target_has_not_left() {
 }
 
 # Nor has anybody missed such a probe if the next thing asked for is the subscription.
-# "A worker that does not answer while others do may be late, so a second probe follows."
+# "A worker that does not answer while other workers do may be late, so a second probe
+# follows."
 nobody_has_missed_a_probe_that_has_not_arrived() {
 	scripted patience=3 refresh=5 b
 	probed
@@ -2624,6 +2682,27 @@ nobody_has_missed_a_probe_that_has_not_arrived() {
 	unlogged "left: "
 	only_answer a
 	logged "left: service@localhost/b: 1 online"
+}
+
+# Who has come back before the next one is asked by that as well.
+# "A worker that does not answer while other workers do may be late, so a second probe
+# follows."
+the_probe_after_one_that_has_not_arrived_counts() {
+	for lost in probe subscribe; do
+		scripted patience=3 refresh=5 b
+		probed
+		[ $lost = subscribe ] || only_answer a b
+		[ $lost = probe ] || probe_is_over
+		hear srv "<presence type='$lost'"
+		presence_error "remote-server-not-found cancel" service@localhost "$(last_ask)"
+		logged "unreachable: "
+		online a
+		probe_is_read
+		only_answer a
+		probe_is_read
+		only_answer a
+		logged "left: service@localhost/b: 1 online"
+	done
 }
 
 # The subscription is asked for as soon as if nothing had been said.
@@ -6410,6 +6489,7 @@ static int msub, sawpres;       /* sawpres: presence has come since */
 static long long probe0, probe1, probe2, anyheard, lastask, deniedat;
 static int lastprobe, npings;   /* the last ask was a probe; pings that went with it */
 static int followed;            /* and surely followed one that somebody had missed */
+static int second, nextsecond;  /* it is for who missed the last; so is the next; -1: maybe */
 static int crowded;             /* somebody may have been ignored: who leaves starts a probe */
 static enum { OPEN, DENIED, UNREACHED } probeend; /* how it is over */
 static int doubted, unans;      /* one has left, maybe; a probe was unanswered, maybe */
@@ -7355,6 +7435,7 @@ forgetmodel(void)
 	nasks = nsince = nmoved = 0;
 	nin = nmaybe = nopenlo = nopenhi = nmistaken = 0;
 	shares = hashandicaps = 0;
+	second = nextsecond = 0;
 	msub = sawpres = mayask = lastprobe = followed = crowded = npings = doubted = unans = counts = clean1 = 0;
 	probeend = OPEN;
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = -1;
@@ -7388,7 +7469,7 @@ denied(void)
 		nsince = sawpres = 0;
 	}
 	probeend = DENIED;
-	msub = doubted = unans = 0;
+	msub = doubted = unans = second = nextsecond = 0;
 }
 
 /* Presence of the target: what becomes of its resources. */
@@ -7429,7 +7510,7 @@ heardof(const struct stanza *s, struct res *r)
 		if (!eq(s->etype, "wait") && strncmp(s->cond, "remote-server", 13)) {
 			denied();
 		} else if (probeend == OPEN) {
-			want(vt + refresh * 1000LL);
+			want(doubted && back2 < 0 ? vt : vt + refresh * 1000LL);
 			probeend = UNREACHED;
 		}
 	}
@@ -7807,7 +7888,7 @@ ispresenceask(struct stanza *o)
 	clean1 = clean;
 	counts = probe && (!lastprobe || (back2 >= 0 && probeend != UNREACHED));
 	/* one that could not reach the target does not count */
-	if (probe && (!lastprobe || probeend != UNREACHED || lastheld >= lastask)) {
+	if (probe && (!lastprobe || probeend != UNREACHED || back2 >= 0 || lastheld >= lastask)) {
 		probe0 = probe1;
 		probe1 = probe2;
 	}
@@ -7815,6 +7896,9 @@ ispresenceask(struct stanza *o)
 		probe2 = vt;
 	else /* all begin anew */
 		probe0 = probe1 = probe2 = -1;
+	if (!probe || (lastprobe && back2 >= 0))
+		second = probe ? nextsecond : 0;
+	nextsecond = second;
 	unans |= !probe && msub;
 	mayask &= !lastprobe || back2 < 0 || sawtype >= back2;
 	lastask = vt;
@@ -7916,7 +8000,7 @@ static long outagelines, progress;
 static long long healtime;
 static void (*handlers[65])(int);
 static int wakebytes, resolving, termonline, goodbye;
-static long long termat, stoppedms;
+static long long termat, stoppedms, refusedat; /* last, a call had to be repeated */
 static int stopped;             /* the process is, for now */
 static int termarmed;           /* this signal comes just before a look-up, or as a stream opens */
 
@@ -8277,7 +8361,8 @@ reason(void)
 	if (keepalive && vt - c.lastread >= 2000LL * keepalive - slack(2)) {
 		if (c.came > c.took && vt > slept && c.rpending == 0 && c.blockedat < 0 && !on[SLOWCALL])
 			bad("silence", "gives up a silent server with %lld bytes unread", c.came - c.took);
-		if (c.came > c.took && vt > slept && vt < c.lastwrite + keepalive * 1000LL && !c.tls)
+		if (c.came > c.took && vt > slept && vt < c.lastwrite + keepalive * 1000LL && !c.tls &&
+		    refusedat < turnedat)
 			bad("silence", "gives up a server that has just taken something, with %lld bytes unread",
 			    c.came - c.took);
 		return "silence";
@@ -8393,6 +8478,31 @@ peek(void)
 	checkwhite(&sout);
 }
 
+/* A probe is over: a second one follows if some who were there before have answered,
+ * and others have not, unless it was a second one itself. */
+static void
+probeisover(void)
+{
+	int late = 0, answered = 0, maybe = 0;
+	struct res *r;
+
+	for (r = resources; r; r = r->next) {
+		maybe |= r->st == MAYBE || r->heard == lastask || r->joinedat == lastask;
+		if (known(r) == 1 && r->joinedat < lastask) {
+			late |= r->heard < lastask;
+			answered |= r->heard > lastask;
+		}
+	}
+	if (second == 0 && late && answered)
+		nextsecond = 1;
+	else if (second == 1 || (!late && !maybe))
+		nextsecond = 0;
+	else
+		nextsecond = -1;
+	if (nextsecond == 1)
+		want(vt);
+}
+
 /* Its parser is at the end of the next thing that the server has said. */
 static void
 taken(void)
@@ -8411,6 +8521,8 @@ taken(void)
 	if (i->s.id && !i->s.nons && eq(i->s.id, lastid()) && eq(i->s.from, domain)) {
 		*(back1 < 0 ? &back1 : &back2) = vt;
 		doubtsilent();
+		if (lastprobe && back2 >= 0 && probeend == OPEN)
+			probeisover();
 	}
 }
 
@@ -8671,6 +8783,7 @@ interrupted(int fd, const char *call)
 	checkfd(c.connected ? fd : -1, call);
 	if (!fault(AGAIN, 150))
 		return 0;
+	refusedat = vt;
 	progress++;
 	errno = rnd(2) ? EAGAIN : EINTR;
 	return 1;
@@ -8967,7 +9080,9 @@ w_exit(int status, int abrupt)
 		bad("exit", "status %d after a signal", status);
 	if (vt - termat > 1000 + stoppedms)
 		bad("term", "takes %lld ms to leave", vt - termat);
-	if (termonline && !goodbye && !c.blind && !c.rst && !c.fin && c.blockedat < 0)
+	/* who was asleep past the end has one more try */
+	if (termonline && !goodbye && !c.blind && !c.rst && !c.fin && c.blockedat < 0 &&
+	    (slept < termat || refusedat < slept))
 		bad("term", "leaves without closing the stream");
 	longjmp(ending, 1);
 }
@@ -10686,7 +10801,7 @@ world(uint64_t seed)
 	tracehash = 0xcbf29ce484222325;
 	blocks.next = blocks.prev = &blocks;
 	openlist.next = openlist.prev = &openlist;
-	lastend = termat = slept = paused = -1;
+	lastend = termat = slept = paused = refusedat = -1;
 	budget = 60000;
 	wild = (int)rnd(8) / 2;
 	for (i = 0; i < BEHAVIOURS; i++) {
