@@ -7472,6 +7472,22 @@ denied(void)
 	msub = doubted = unans = second = nextsecond = 0;
 }
 
+/* Resource r has sent s itself: it does not hang. */
+static void
+sends(struct res *r, const struct stanza *s)
+{
+	r->lifehi = vt;
+	/* of who is set aside its server may say so */
+	if (r->pings >= 2 && eq(s->type, "error") && eq(s->cond, "recipient-unavailable"))
+		return;
+	if (r->pings >= 2) {
+		r->wellat = vt;
+		nleft++;        /* who is to be tried may be found anew */
+	}
+	r->pings = r->doubtful = 0;
+	r->life = vt;
+}
+
 /* Presence of the target: what becomes of its resources. */
 static void
 heardof(const struct stanza *s, struct res *r)
@@ -7489,6 +7505,8 @@ heardof(const struct stanza *s, struct res *r)
 	if (!s->type && r) {
 		if (silentone(r))
 			unsure(r);
+		if (nasks > 0 && (!lastprobe || (back2 >= 0 && probeend == OPEN)))
+			sends(r, s); /* no probe is out: it says so itself */
 		r->heard = anyheard = vt;
 		joins(r);
 		r->drains = eq(s->show, "dnd");
@@ -7533,22 +7551,6 @@ dueisback(void)
 	dueping.id = NULL;
 	for (q = openlist.next; answertime && q != &openlist && deadline(q) <= duetill + slack(100); q = q->next)
 		doubt(q);
-}
-
-/* Resource r has sent s, which is no presence: it does not hang. */
-static void
-sends(struct res *r, const struct stanza *s)
-{
-	r->lifehi = vt;
-	/* of who is set aside its server may say so */
-	if (r->pings >= 2 && eq(s->type, "error") && eq(s->cond, "recipient-unavailable"))
-		return;
-	if (r->pings >= 2) {
-		r->wellat = vt;
-		nleft++;        /* who is to be tried may be found anew */
-	}
-	r->pings = r->doubtful = 0;
-	r->life = vt;
 }
 
 /* Service-unavailable has come from r: that is a reason to probe, at times. */
@@ -9452,6 +9454,7 @@ static struct worker {
 static unsigned nworkers, npeople;
 static const char **people;
 static int subscription, prosody, remote, linkdown, mood, style, quote, listsall, down;
+static long long givesup;       /* the server, to bring the target what was asked last */
 static long long moodend, accepttime, finaltime;
 static int nfinal, finals;
 static unsigned long token, owns; /* owns: requests of the workers' own */
@@ -9659,6 +9662,26 @@ accepted(void *p, long arg)
 	}
 }
 
+/* An event: it is granted again, without a request for it. */
+static void
+grants(void *p, long arg)
+{
+	subscription = PENDING;
+	accepted(p, arg);
+}
+
+/* An event: the subscription is withdrawn, by one of the workers or not. */
+static void
+withdraws(void *p, long arg)
+{
+	if (subscription != SUBSCRIBED)
+		return;
+	subscription = NOSUB;
+	telltype("unsubscribed", p && rnd(2) ? fullname(p) : target);
+	if (rnd(2))
+		at(vt + rnd(2000), grants, NULL, 0, generation);
+}
+
 static void
 comes(struct worker *w)
 {
@@ -9778,7 +9801,7 @@ work(struct worker *w, const struct stanza *s)
 		later(vt + rnd(500), r);
 		return;
 	}
-	if (w->errs && !healed && often((unsigned)w->errs)) {
+	if (!healed && (often((unsigned)w->errs) || (vt < givesup && often(300)))) {
 		r.type = "error";
 		r.body = errorbody("cancel", rnd(2) ? "service-unavailable" : "item-not-found");
 	}
@@ -9806,14 +9829,22 @@ work(struct worker *w, const struct stanza *s)
 	}
 }
 
+/* An event: the server gives up to bring what has this id to the target. */
+static void
+unreachable(void *p, long arg)
+{
+	tell("presence", "error", p, target, domain, errorbody(remote == 1 ? "cancel" : "wait",
+	     remote == 1 ? "remote-server-not-found" : "remote-server-timeout"));
+}
+
 /* Presence of the proxy for the target's account. */
 static void
 asked(const struct stanza *s)
 {
-	if (linkdown) {
+	if (linkdown || (remote && fault(UNREACH, 50))) {
+		givesup = vt + rnd(2) * rnd(2000 * patience);
 		if (remote != 2)
-			tell("presence", "error", s->id, target, domain, errorbody(remote == 1 ? "cancel" : "wait",
-			     remote == 1 ? "remote-server-not-found" : "remote-server-timeout"));
+			at(givesup, unreachable, (void *)copy(s->id), 0, generation);
 	} else if (eq(s->type, "subscribe")) {
 		if (fault(DENY, 200)) {
 			tell("presence", "error", s->id, target, domain, errorbody("cancel", "item-not-found"));
@@ -9828,6 +9859,8 @@ asked(const struct stanza *s)
 	} else if (eq(s->type, "probe")) {
 		if (subscription == SUBSCRIBED) {
 			answerprobe();
+			if (fault(UNSUB, 20))
+				at(vt + rnd(1000 * patience), withdraws, NULL, 0, generation);
 		} else if (prosody) {
 			subscription = NOSUB;
 			telltype("unsubscribed", target);
@@ -10357,9 +10390,8 @@ presencetrouble(int f, struct worker *w)
 	} else if (f == ROSTERLOST) {
 		note("server: the roster entry is lost");
 		subscription = NOSUB;
-	} else if (f == UNSUB && subscription == SUBSCRIBED) {
-		subscription = NOSUB;
-		telltype("unsubscribed", rnd(2) ? target : fullname(w));
+	} else if (f == UNSUB) {
+		withdraws(w, 0);
 	} else if (f == ASKED) {
 		id = rnd(2) ? "a" : NULL;
 		tell("presence", rnd(2) ? "subscribe" : "probe", id, target, domain, NULL);
@@ -10801,7 +10833,7 @@ world(uint64_t seed)
 	tracehash = 0xcbf29ce484222325;
 	blocks.next = blocks.prev = &blocks;
 	openlist.next = openlist.prev = &openlist;
-	lastend = termat = slept = paused = refusedat = -1;
+	lastend = termat = slept = paused = refusedat = givesup = -1;
 	budget = 60000;
 	wild = (int)rnd(8) / 2;
 	for (i = 0; i < BEHAVIOURS; i++) {
