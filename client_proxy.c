@@ -1089,7 +1089,7 @@ reset(void)
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(shares, 0, sizeof(shares));
 	ask.extra = due.next = 0;
-	nused = nopen = shedding = depth = ask.granted = unanswered = 0;
+	nused = nopen = shedding = depth = ask.granted = unanswered = second = 0;
 	due.check = NEVER;
 	for (i = 0; i < LISTS; i++)
 		lists[i].prev = lists[i].next = lists + i;
@@ -1215,7 +1215,6 @@ askpresence(int probe)
 	 * who has answered that; with a request for the subscription all begin anew */
 	for (w = resources; w < resources + nresources; w++)
 		w->missed = probe ? MAX(w->missed + (sweeptime == NEVER), 1) : 0;
-	second = second && probe;
 	sweeptime = probe ? UNWRITTEN : NEVER;
 }
 
