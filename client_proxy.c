@@ -52,8 +52,8 @@ enum { RANDOM, STICKY, LEASTBUSY, STANDBY }; /* how to choose among resources */
 #define SWEEPING      (LLONG_MAX - 2) /* over, but we have not read all of it */
 #define NEVER         (LLONG_MAX - 1)
 #define UNWRITTEN     LLONG_MAX       /* not begun: what starts it is not written yet */
-#define UNREACHED     '\1'            /* for the id of what could not reach the target:
-                                       * nothing that comes has it */
+#define UNREACHED     '\1'            /* for the id of what could not reach the target: XML
+                                       * has no such character, so nothing has that id */
 
 #define NS_COMPONENT  "jabber:component:accept"
 #define NS_CARBONS    "urn:xmpp:carbons:2"
@@ -186,8 +186,8 @@ static int shares[2][SHARES];   /* of nopen, each requester's: the less of two p
  * subscription is granted; whether to probe again, as somebody may have left
  * during the probe */
 static struct { char id[16]; long long next, pause, extra; int granted, again; } ask;
-static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet;
-                                 * NEVER: there is none */
+static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet, or
+                                 * never will be; NEVER: there is none */
 static int seen;                /* presence came since, 2: of who was there before */
 static int second;              /* the probe is for who missed the last one */
 static int unanswered;          /* probes in a row that brought no presence */
@@ -1211,8 +1211,9 @@ askpresence(int probe)
 	if (probe)
 		putping(ask.id, domain);
 	seen = ask.again = 0;
-	/* a probe sent before the last one is over only replaces it, but asks again
-	 * who has answered that; with a request for the subscription all begin anew */
+	/* a probe sent before the last one is over only replaces it, but those who
+	 * have answered that have to again; with a request for the subscription all
+	 * begin anew */
 	for (w = resources; w < resources + nresources; w++)
 		w->missed = probe ? MAX(w->missed + (sweeptime == NEVER), 1) : 0;
 	sweeptime = probe ? UNWRITTEN : NEVER;
@@ -1276,9 +1277,7 @@ presenceerror(void)
 	}
 	say("unreachable: %s: %s", target, why);
 	ask.next = ask.again ? now : MIN(ask.next, AFTER(refresh));
-	/* a probe that is out has no end, so that nobody has missed it */
-	if (sweeptime != NEVER)
-		sweeptime = UNWRITTEN;
+	sweeptime = UNWRITTEN; /* it is never over, so that nobody misses it */
 	*ask.id = UNREACHED;
 }
 

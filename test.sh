@@ -1607,8 +1607,8 @@ who_begins_to_drain_is_not_tried() {
 }
 
 # "Anything it sends ends this, except what its server may have sent for it: the error
-# recipient-unavailable, and presence while a probe is out, or after one that could not
-# reach the target's server."
+# recipient-unavailable, and presence while a probe is out or the target's server cannot
+# be reached."
 # "It has sent something again."
 any_stanza_brings_back() {
 	scripted stall=1
@@ -2644,8 +2644,8 @@ a_lost_subscription_is_seen_again() {
 
 # Servers send errors when a session dies, too: only the answer to what was asked
 # last counts, and an unreachable server says nothing of the target.
-# "While the target's server cannot be reached, no worker is removed, and the server is
-# asked again within refresh."
+# "If an error says that the target's server cannot be reached, no worker is removed, and
+# the server is asked again within refresh."
 # "The target's server cannot be reached; why is what the component's server says."
 # "It is asked again, see refresh."
 an_unreachable_target_has_not_left() {
@@ -2682,6 +2682,24 @@ nobody_has_missed_a_probe_that_has_not_arrived() {
 	unlogged "left: "
 	only_answer a
 	logged "left: service@localhost/b: 1 online"
+}
+
+# Nor if that is only said when it is over.
+# "If an error says that the target's server cannot be reached, no worker is removed, and
+# the server is asked again within refresh."
+nobody_has_missed_a_probe_that_has_not_arrived_as_is_said_late() {
+	scripted patience=3 refresh=5 b c
+	probed
+	only_answer a c
+	probe_is_read
+	only_answer a
+	logged "left: service@localhost/b: 2 online"
+	presence_error "remote-server-timeout wait" service@localhost "$(last_ask)"
+	logged "unreachable: "
+	probe_is_read
+	only_answer a
+	probe_is_read
+	unlogged "left: service@localhost/c"
 }
 
 # Who has come back before the next one is asked by that as well.
@@ -6490,6 +6508,7 @@ static long long probe0, probe1, probe2, anyheard, lastask, deniedat;
 static int lastprobe, npings;   /* the last ask was a probe; pings that went with it */
 static int followed;            /* and surely followed one that somebody had missed */
 static int second, nextsecond;  /* it is for who missed the last; so is the next; -1: maybe */
+static int answered;            /* it is over, and surely one who was there before has answered */
 static int crowded;             /* somebody may have been ignored: who leaves starts a probe */
 static enum { OPEN, DENIED, UNREACHED } probeend; /* how it is over */
 static int doubted, unans;      /* one has left, maybe; a probe was unanswered, maybe */
@@ -7435,7 +7454,7 @@ forgetmodel(void)
 	nasks = nsince = nmoved = 0;
 	nin = nmaybe = nopenlo = nopenhi = nmistaken = 0;
 	shares = hashandicaps = 0;
-	second = nextsecond = 0;
+	second = nextsecond = answered = 0;
 	msub = sawpres = mayask = lastprobe = followed = crowded = npings = doubted = unans = counts = clean1 = 0;
 	probeend = OPEN;
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = -1;
@@ -7505,7 +7524,7 @@ heardof(const struct stanza *s, struct res *r)
 	if (!s->type && r) {
 		if (silentone(r))
 			unsure(r);
-		if (nasks > 0 && (!lastprobe || (back2 >= 0 && probeend == OPEN)))
+		if (nasks > 0 && probeend != UNREACHED && (!lastprobe || back2 >= 0))
 			sends(r, s); /* no probe is out: it says so itself */
 		r->heard = anyheard = vt;
 		joins(r);
@@ -7865,7 +7884,7 @@ ispresenceask(struct stanza *o)
 	if (lastprobe && probeend == OPEN && npings == 1 && back1 >= 0 && back1 < vt && lastheld < lastask &&
 	    sawtype < back1 && !on[SLOWCALL])
 		bad("ask", "asks again before a probe is over");
-	if (!probe && msub && lastprobe && probeend == UNREACHED && !unans && lastheld < lastask)
+	if (!probe && msub && lastprobe && probeend == UNREACHED && back2 < 0 && !unans && lastheld < lastask)
 		bad("ask", "subscribes anew though the target cannot be reached");
 	follows = probe && lastprobe && !on[SLOWCALL] && iarr == iread &&
 	          gap < refresh * 1000LL - 100 && !mayask && lastheld < lastask;
@@ -7882,7 +7901,7 @@ ispresenceask(struct stanza *o)
 	if (probe)
 		doubtsilent();
 	/* over, and with presence in it: who was silent in two such has left */
-	clean = counts && over && prestook > lastask && lastheld < lastask && !on[SLOWCALL];
+	clean = counts && over && answered && lastheld < lastask && !on[SLOWCALL];
 	for (r = probe && clean && clean1 && !loglost ? resources : NULL; r; r = r->next)
 		if (r->st == IN && r->heard < probe1 && r->joinedat < probe1 && r->toldgone < probe1 &&
 		    strlen(r->name) < 90 && !strpbrk(r->name, "%\xc3"))
@@ -7890,7 +7909,7 @@ ispresenceask(struct stanza *o)
 	clean1 = clean;
 	counts = probe && (!lastprobe || (back2 >= 0 && probeend != UNREACHED));
 	/* one that could not reach the target does not count */
-	if (probe && (!lastprobe || probeend != UNREACHED || back2 >= 0 || lastheld >= lastask)) {
+	if (probe && (!lastprobe || probeend != UNREACHED || lastheld >= lastask)) {
 		probe0 = probe1;
 		probe1 = probe2;
 	}
@@ -7905,7 +7924,7 @@ ispresenceask(struct stanza *o)
 	mayask &= !lastprobe || back2 < 0 || sawtype >= back2;
 	lastask = vt;
 	lastprobe = probe;
-	npings = doubted = 0;
+	npings = doubted = answered = 0;
 	probeend = OPEN;
 	back1 = back2 = -1;
 	wantask = FOREVER;
@@ -8485,7 +8504,7 @@ peek(void)
 static void
 probeisover(void)
 {
-	int late = 0, answered = 0, maybe = 0;
+	int late = 0, maybe = 0;
 	struct res *r;
 
 	for (r = resources; r; r = r->next) {
