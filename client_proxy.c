@@ -1206,6 +1206,8 @@ askpresence(int probe)
 
 	snprintf(ask.id, sizeof(ask.id), "ask%08lx", uniform(1ULL << 32));
 	putpresence(probe ? "probe" : "subscribe", ask.id, domain, target);
+	if (!probe && !ask.granted)
+		say("subscribing: %s", target);
 	ask.next = ask.granted ? AFTER(refresh) : now + ask.pause;
 	ask.pause = MIN(2 * ask.pause, askmax * 1000LL);
 	if (probe)

@@ -3654,8 +3654,19 @@ refusals_are_logged() {
 	unlogged "$(sha1 xsecret)"
 }
 
+# "The target is asked to accept the subscription."
+# "If subscribed never follows, nobody has accepted it, or target is not an account there."
+nobody_accepts_the_subscription() {
+	prosody
+	proxy askmin=1 target='"nobody@localhost"'
+	for _ in first again; do
+		logged "subscribing: nobody@localhost"
+		unlogged "subscribed: "
+		: >"$log"
+	done
+}
+
 # "The target has accepted the subscription."
-# "If this never comes, nobody has accepted it, or target is not an account there."
 # "The target refuses or has withdrawn the subscription, or its server says why there is
 # none."
 # "It is asked again, see askmin."
@@ -9142,7 +9153,7 @@ logged(const char *s)
 {
 	static const char *const ourown[] = {
 		"joined: ", "left: ", "failed: ", "resource: ", "counted: ", "online: ", "connect: ",
-		"resolve: ", "disconnected: ", "subscribed: ", "not subscribed: ", "waiting: ",
+		"resolve: ", "disconnected: ", "subscribing: ", "subscribed: ", "not subscribed: ", "waiting: ",
 		"stopping: ", "lost: ", "log: ", "stalled: ", "recovered: ", "draining: ",
 		"back: ", "in charge: "
 	};
