@@ -1225,14 +1225,17 @@ askpresence(int probe)
  * late, but after two probes they have left without a word, as when their
  * server's machine has died. A second probe has no second one of its own:
  * among many, there may always be somebody who misses it. If nobody has
- * answered, the subscription may have been lost. */
+ * answered, the subscription may have been lost, though not since the first of
+ * two. Whoever is too late each time must not make us ask without end. */
 static void
 sweep(void)
 {
 	int i, late = 0;
 
 	sweeptime = NEVER;
-	if (!seen && unanswered++ == 0) {
+	if (seen) {
+		unanswered = 0;
+	} else if (!second && unanswered++ == 0) {
 		say("unanswered: probe of %s: subscribing again", target);
 		ask.next = now;
 	}
@@ -1291,13 +1294,12 @@ targetpresence(void)
 	Node *show = child(NULL, "show", "");
 	int leaves = same(st.type, "unavailable"), drains;
 
-	if (!*st.type || leaves) {
+	if (!*st.type || leaves)
 		seen = MAX(seen, 1);
-		unanswered = 0;
-	}
 	if (!*st.type && st.name && !strncmp(st.name, prefix, strlen(prefix))) {
-		/* while a probe is out maybe only the server says so */
-		if (w && sweeptime == NEVER)
+		/* it may answer a probe, which its server does for it: one that is
+		 * out, or one that all have been too late for */
+		if (w && sweeptime == NEVER && !unanswered)
 			recover(w);
 		drains = show && !strncmp(show->end, ">dnd<", 5);
 		if ((w = addresource(st.name)) && drains != w->drains) {

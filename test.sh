@@ -1607,8 +1607,8 @@ who_begins_to_drain_is_not_tried() {
 }
 
 # "Anything it sends ends this, except what its server may have sent for it: the error
-# recipient-unavailable, and presence while a probe is out or the target's server cannot
-# be reached."
+# recipient-unavailable, and presence while a probe is out, after one that nobody has
+# answered in time, or while the target's server cannot be reached."
 # "It has sent something again."
 any_stanza_brings_back() {
 	scripted stall=1
@@ -1636,6 +1636,20 @@ any_stanza_brings_back() {
 	shows a away
 	fares a "1 open, .*, stalled"
 	logged_times $n recovered
+}
+
+# "Anything it sends ends this, except ... presence while a probe is out, after one that
+# nobody has answered in time, ..."
+an_answer_too_late_does_not_bring_back() {
+	scripted stall=1 patience=3
+	goes_to a 1 set
+	is_set_aside a
+	probed
+	probe_is_over
+	logged "unanswered: "
+	shows a away
+	fares a "1 open, .*, stalled"
+	unlogged recovered
 }
 
 # "A worker that shows dnd drains: it keeps what it has."
@@ -2600,8 +2614,9 @@ service_unavailable_counts_after_an_unreachable_target() {
 
 # "A probe that no worker answers removes no worker."
 # "If nobody answers it, the target's roster may have lost the subscription, so that is
-# requested again."
-# "No worker is online, or the target's roster has lost the subscription, see refresh."
+# requested again at once, ..."
+# "No worker is online, the target's roster has lost the subscription, or the answer takes
+# longer than patience, see refresh."
 a_lost_subscription_is_asked_for_again() {
 	scripted patience=3
 	probed
@@ -2614,6 +2629,38 @@ a_lost_subscription_is_asked_for_again() {
 	works a 2
 	logged_times 1 unanswered
 	unlogged "left: "
+}
+
+# What comes too late each time would bring requests without end.
+# "From then on, such a request goes before each probe until somebody answers one in time."
+who_is_too_late_each_time_is_not_asked_more_often() {
+	scripted patience=3 refresh=9
+	probed
+	probe_is_over
+	hear srv "<presence type='subscribe'"
+	online a
+	probed
+	probe_is_over
+	news
+	[ "$(grep -c "<presence type='subscribe'" "$dir/old")" = 2 ]
+	hear srv "<presence type='subscribe'"
+	probed
+	only_answer a
+	probe_is_read
+	logged_times 1 "unanswered: "
+}
+
+# The first of two was answered, so the subscription is not lost.
+# "..., unless the probe was a second one."
+a_second_probe_that_nobody_answers_does_not_matter() {
+	scripted patience=3 b
+	probed
+	only_answer a
+	probe_is_read
+	probe_is_over
+	news
+	[ "$(grep -c "<presence type='subscribe'" "$dir/old")" = 1 ]
+	unlogged "unanswered\|left: "
 }
 
 # Another client may use the account, see prefix.
@@ -2629,7 +2676,8 @@ who_is_no_worker_answers_for_none() {
 }
 
 # What was not answered before the target withdrew it does not count.
-# "No worker is online, or the target's roster has lost the subscription, see refresh."
+# "No worker is online, the target's roster has lost the subscription, or the answer takes
+# longer than patience, see refresh."
 a_lost_subscription_is_seen_again() {
 	scripted patience=3
 	probed
@@ -5756,7 +5804,7 @@ int client_proxy(int, char **);
 	X(STRAY, 80) X(USR1, 80) X(LOGBLOCK, 40) X(LOGFULL, 20) X(LOGCLOSED, 20) \
 	X(ALLOC, 30) X(ASKED, 80) X(MANY, 20) X(SIGNALS, 80) X(TRICKLE, 30) X(KICK, 40) \
 	X(TLSBAD, 20) X(DENY, 40) X(FOREIGN, 80) X(OVERFLOW, 60) X(BOUNCE, 80) \
-	X(BIGPRES, 40) X(NOTHING, 0)
+	X(BIGPRES, 40) X(FAR, 40)
 #define NAME(name, weight) name,
 #define ENTRY(name, weight) { #name, weight },
 enum { EACHBEHAVIOUR(NAME) BEHAVIOURS };
@@ -6523,6 +6571,8 @@ static int answered;            /* it is over, and surely one who was there befo
 static int crowded;             /* somebody may have been ignored: who leaves starts a probe */
 static enum { OPEN, DENIED, UNREACHED } probeend; /* how it is over */
 static int doubted, unans;      /* one has left, maybe; a probe was unanswered, maybe */
+static long long resubat, subat; /* it has subscribed anew, and since then surely no probe was
+                                 * answered in time; the target has asked for its presence */
 static int mayask;              /* there is a reason to ask again */
 static long long svcat, svcsure; /* service-unavailable came; and surely was one */
 static int counts, clean1;      /* of the last probe, who is silent; of the one before surely */
@@ -7469,6 +7519,7 @@ forgetmodel(void)
 	msub = sawpres = mayask = lastprobe = followed = crowded = npings = doubted = unans = counts = clean1 = 0;
 	probeend = OPEN;
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = -1;
+	resubat = subat = -1;
 	lastheld = onlineat = dueback = slowback = duejudged = duetill = -1;
 	svcat = svcsure = -FOREVER / 4;
 	wantask = FOREVER;
@@ -7500,6 +7551,7 @@ denied(void)
 	}
 	probeend = DENIED;
 	msub = doubted = unans = second = nextsecond = 0;
+	resubat = -1;
 }
 
 /* Resource r has sent s itself: it does not hang. */
@@ -7524,19 +7576,19 @@ heardof(const struct stanza *s, struct res *r)
 {
 	sawpres = 1;
 	mayask |= s->type || back2 >= 0;
+	if (eq(s->type, "subscribe"))
+		subat = vt;
 	if (eq(s->type, "subscribe") && !msub)
 		want(vt + 500);
 	if (!eq(s->to, domain))
 		return;
-	if (!s->type || eq(s->type, "unavailable")) {
+	if (!s->type || eq(s->type, "unavailable"))
 		prestook = vt;
-		unans = 0;
-	}
 	if (!s->type && r) {
 		if (silentone(r))
 			unsure(r);
-		if (nasks > 0 && probeend != UNREACHED && (!lastprobe || back2 >= 0))
-			sends(r, s); /* no probe is out: it says so itself */
+		if (nasks > 0 && probeend != UNREACHED && (!lastprobe || back2 >= 0) && !unans)
+			sends(r, s); /* it answers no probe: it says so itself */
 		r->heard = anyheard = vt;
 		joins(r);
 		r->drains = eq(s->show, "dnd");
@@ -7931,6 +7983,11 @@ ispresenceask(struct stanza *o)
 	if (!probe || (lastprobe && back2 >= 0))
 		second = probe ? nextsecond : 0;
 	nextsecond = second;
+	if (!probe && resubat >= 0 && vt < resubat + refresh * 1000LL - 100 && !crowded && !on[SLOWCALL] &&
+	    MAX(MAX(subat, svcat), lastheld) < resubat)
+		bad("askrate", "subscribes anew %lld ms after the last time, and nobody has answered", vt - resubat);
+	if (!probe && msub)
+		resubat = vt;
 	unans |= !probe && msub;
 	mayask &= !lastprobe || back2 < 0 || sawtype >= back2;
 	lastask = vt;
@@ -8511,7 +8568,8 @@ peek(void)
 }
 
 /* A probe is over: a second one follows if some who were there before have answered,
- * and others have not, unless it was a second one itself. */
+ * and others have not, unless it was a second one itself. If nobody has answered, it
+ * subscribes anew, unless that is why it had to probe. */
 static void
 probeisover(void)
 {
@@ -8531,8 +8589,11 @@ probeisover(void)
 		nextsecond = 0;
 	else
 		nextsecond = -1;
-	if (nextsecond == 1)
+	if (nextsecond == 1 || (prestook < lastask && second == 0 && !unans))
 		want(vt);
+	unans = prestook <= lastask;
+	if (prestook >= lastask)
+		resubat = -1;
 }
 
 /* Its parser is at the end of the next thing that the server has said. */
@@ -9290,8 +9351,7 @@ judgeasks(void)
 
 	if (msub && lastprobe && probeend == OPEN && npings == 1 && back1 >= 0)
 		due = MAX(back1, held) + patience * 1000LL;
-	else if (msub && lastprobe && probeend == OPEN && back2 >= 0 &&
-	         (doubted || (prestook < lastask && !unans)))
+	else if (msub && lastprobe && probeend == OPEN && back2 >= 0 && doubted)
 		due = back2;
 	else if (!msub) /* after a probe the time begins anew */
 		due = MIN(due, sawpres ? MAX(lastask, deniedat) + 1000LL * MAX(askmax, refresh) : nextask());
@@ -9485,6 +9545,7 @@ static unsigned nworkers, npeople;
 static const char **people;
 static int subscription, prosody, remote, linkdown, mood, style, quote, listsall, down;
 static long long givesup;       /* the server, to bring the target what was asked last */
+static unsigned far;            /* ms to the target's server and back */
 static long long moodend, accepttime, finaltime;
 static int nfinal, finals;
 static unsigned long token, owns; /* owns: requests of the workers' own */
@@ -9867,10 +9928,12 @@ unreachable(void *p, long arg)
 	     remote == 1 ? "remote-server-not-found" : "remote-server-timeout"));
 }
 
-/* Presence of the proxy for the target's account. */
+/* An event: presence of the proxy has come to the target's server. */
 static void
-asked(const struct stanza *s)
+asked(void *p, long arg)
 {
+	const struct stanza *s = p;
+
 	if (linkdown || (remote && fault(UNREACH, 50))) {
 		givesup = vt + rnd(2) * rnd(2000 * patience);
 		if (remote != 2)
@@ -9986,7 +10049,10 @@ servetarget(const struct stanza *s)
 		w++;
 	up = w < workers + nworkers && w->up;
 	if (eq(s->kind, "presence")) {
-		asked(s);
+		if (far && !healed)
+			at(vt + far, asked, memcpy(mem(sizeof(*s)), s, sizeof(*s)), 0, generation);
+		else
+			asked((void *)s, 0);
 	} else if (linkdown) {
 		if (eq(s->type, "get") && rnd(2))
 			tell("iq", "error", s->id, s->to, s->from, errorbody("wait", "remote-server-timeout"));
@@ -10784,6 +10850,7 @@ populate(void)
 	listsall = (int)rnd(2);
 	accepttime = wild ? rnd(60000) : 0;
 	subscription = rnd(2) ? SUBSCRIBED : NOSUB;
+	far = on[FAR] ? rnd(5000 * patience) : 0;
 }
 
 /* Say what happens first, and at the end. */
