@@ -6062,18 +6062,14 @@ static struct event {
 	void *ptr;
 	long arg;
 	unsigned gen;           /* of the connection; 0: of any */
-} *events, *spare;              /* in the order of time; that are over */
+} *events;                      /* in the order of time */
 static unsigned generation;
 
 static void
 at(long long when, void (*what)(void *, long), void *ptr, long arg, unsigned gen)
 {
-	struct event *e = spare, **place = &events;
+	struct event *e = mem(sizeof(*e)), **place = &events;
 
-	if (e)
-		spare = e->next;
-	else
-		e = mem(sizeof(*e));
 	when = MAX(when, vt);
 	while (*place && (*place)->when <= when)
 		place = &(*place)->next;
@@ -6093,14 +6089,12 @@ static void speak(void);
 static void
 happen(void)
 {
-	struct event *first = events, e = *first;
+	struct event *e = events;
 
-	events = e.next;
-	first->next = spare;
-	spare = first;
-	vt = MAX(vt, e.when);
-	if (!e.gen || e.gen == generation)
-		e.what(e.ptr, e.arg);
+	events = e->next;
+	vt = MAX(vt, e->when);
+	if (!e->gen || e->gen == generation)
+		e->what(e->ptr, e->arg);
 	speak();
 }
 
