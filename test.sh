@@ -5913,26 +5913,19 @@ fault(int behaviour, unsigned permille)
 
 static struct chunk {
 	struct chunk *next;
-	size_t size, used;
-	char bytes[];
+	long double bytes[];
 } *chunks;
 
 static void *
 mem(size_t n)
 {
-	struct chunk *k = chunks;
-	size_t size;
+	struct chunk *k = calloc(1, sizeof(*k) + n);
 
-	n = (n + 15) & ~(size_t)15;
-	if (!k || k->size - k->used < n) {
-		size = MAX(n, 1 << 18);
-		if (!(k = malloc(sizeof(*k) + size)))
-			abort();
-		*k = (struct chunk){ chunks, size, 0 };
-		chunks = k;
-	}
-	k->used += n;
-	return memset(k->bytes + k->used - n, 0, n);
+	if (!k)
+		abort();
+	k->next = chunks;
+	chunks = k;
+	return k->bytes;
 }
 
 static char *
