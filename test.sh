@@ -7308,7 +7308,7 @@ static struct stick {           /* who was served last, by whom */
 	struct stick *next;
 	const char *who;
 	struct res *res;
-	unsigned long joined, seq, seq0; /* how many had joined, and when it was free to choose */
+	unsigned long joined, seq0; /* how many had joined when it was free to choose */
 	unsigned long been;     /* and how many different ones */
 	long long at;
 } *sticks;
@@ -7438,7 +7438,6 @@ checkstick(const char *who, int get, struct res *r, int fair, int sure)
 	l->seq0 = free ? njoins : l->seq0;
 	l->res = r;
 	l->joined = r->joined;
-	l->seq = njoins;
 	l->been = nbeen;
 	l->at = vt;
 }
