@@ -6142,7 +6142,7 @@ struct stanza {
 struct seen {
 	XML_Parser p;
 	void (*opened)(const char **, int), (*got)(struct stanza *), (*end)(const char *);
-	int depth, open, dead, isout, stopping;
+	int depth, open, isout, stopping;
 	struct stanza s;
 	int inerror, inshow;
 	uint64_t h;             /* of the content so far */
@@ -6398,11 +6398,8 @@ seenopen(struct seen *d, int isout, void (*opened)(const char **, int),
 static void
 seenfeed(struct seen *d, const char *s, size_t n)
 {
-	if (d->dead)
-		return;
 	d->fed += n;
-	d->dead = XML_Parse(d->p, s, (int)n, 0) != XML_STATUS_OK;
-	if (d->dead)
+	if (XML_Parse(d->p, s, (int)n, 0) != XML_STATUS_OK)
 		stop(d, XML_ErrorString(XML_GetErrorCode(d->p)));
 }
 
@@ -8311,7 +8308,7 @@ says(const char *s)
 {
 	size_t n = strlen(s);
 
-	if (!linked() || sin_.stopping || sin_.dead)
+	if (!linked() || sin_.stopping)
 		return;
 	c.app = room(c.app, c.napp, n, &c.appcap, 1);
 	memcpy(c.app + c.napp, s, n);
