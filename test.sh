@@ -10354,7 +10354,6 @@ logback(void *p, long arg)
 {
 	if (logstate != LOGCLOSED)
 		logstate = 0;
-	logused = 0;
 }
 
 /* The connection, or the server, is in trouble for t ms. */
@@ -10577,7 +10576,6 @@ heal(void *p, long arg)
 		arrives(vt);
 	}
 	logstate = 0;
-	logused = 0;
 	for (w = workers; w < workers + nworkers; w++) {
 		/* what was lost, and waits for ever, ends when its worker leaves */
 		w->up |= !answertime;
