@@ -6965,14 +6965,6 @@ findreq(struct key *k, struct res *r, int *alike)
 	return best;
 }
 
-/* 1 if an error took the place of this request's answer so lately that the
- * program has to know it still. */
-static int
-remembered(const struct req *q)
-{
-	return q->st == QERRED && (long)(nerrs - q->nth) + nopenhi - nopenlo < MAXREQUESTS;
-}
-
 /* How many of the open requests are a requester's, by its bare JID, or with NULL
  * anybody's: surely, or maybe. */
 static long
@@ -7189,8 +7181,10 @@ leading(struct expect *e, const struct stanza *s, const char *src, const char *f
 		}
 		if (q->lost || alike > 1)
 			e->must = 0;
-		if (plain(q) && remembered(q)) {
-			e->must = 0;    /* it has had its answer */
+		/* so lately that the program has to know it still an error took its place */
+		if (plain(q) && q->st == QERRED &&
+		    (long)(nerrs - q->nth) + nopenhi - nopenlo < MAXREQUESTS) {
+			e->must = 0;
 			return;
 		}
 		/* of one that is too long for an error from us the answer always passes */
@@ -7899,13 +7893,6 @@ nextask(void)
 	return MAX(lastask, deniedat) + 1000 * MIN(pause, askmax);
 }
 
-/* 1 if the proxy may be late by no fault of its own. */
-static int
-isslow(void)
-{
-	return on[ASLEEP] || on[STALL] || on[SLOWLINK] || on[SLOWCALL] || on[SMALLBUF] || on[LOSS];
-}
-
 /* 1 if o asks for the target's presence. */
 static int
 ispresenceask(struct stanza *o)
@@ -7939,7 +7926,9 @@ ispresenceask(struct stanza *o)
 	if (follows && followed && !crowded)
 		bad("askrate", "probes again after %lld ms for who missed a second probe", gap);
 	followed = follows;
-	if (nasks > 0 && !msub && !sawpres && vt < nextask() - 20 && !isslow())
+	/* else it may be late by no fault of its own */
+	if (nasks > 0 && !msub && !sawpres && vt < nextask() - 20 && !on[ASLEEP] && !on[STALL] &&
+	    !on[SLOWLINK] && !on[SLOWCALL] && !on[SMALLBUF] && !on[LOSS])
 		bad("askrate", "asks again %lld ms too early", nextask() - vt);
 	nsince++;
 	askids[nasks++ % COUNT(askids)] = copy(o->id);
