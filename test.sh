@@ -9745,10 +9745,15 @@ withdraws(void *p, long arg)
 		at(vt + rnd(2000), grants, NULL, 0, generation);
 }
 
+/* An event: worker p comes, as soon as its server is there. */
 static void
-comes(struct worker *w)
+comes(void *p, long arg)
 {
-	if (w->up)
+	struct worker *w = p;
+
+	if (down)
+		at(vt + 1000, comes, w, 0, 0);
+	if (down || w->up)
 		return;
 	w->up = w->alive = 1;
 	w->queue = NULL;
@@ -9756,16 +9761,6 @@ comes(struct worker *w)
 	shows(w, 0);
 	if (subscription == PENDING)
 		at(vt + accepttime, accepted, NULL, 0, 0);
-}
-
-/* An event: worker p comes, as soon as its server is there. */
-static void
-comeslater(void *p, long arg)
-{
-	if (!down)
-		comes(p);
-	else
-		at(vt + 1000, comeslater, p, 0, 0);
 }
 
 /* The server has done away with a session. */
@@ -10395,7 +10390,7 @@ networktrouble(int f, long long t)
 		for (i = 0; i < nworkers; i++)
 			if (workers[i].up) {
 				goes(workers + i, 0);
-				at(vt + t + rnd(10000), comeslater, workers + i, 0, 0);
+				at(vt + t + rnd(10000), comes, workers + i, 0, 0);
 			}
 		if (rnd(2))
 			serverends("system-shutdown", POLITELY);
@@ -10488,14 +10483,14 @@ workertrouble(int f, struct worker *w, long long t)
 		shows(w, 0);
 	} else if (f == DIE && w->up) {
 		goes(w, often(300));
-		at(vt + t, comeslater, w, 0, 0);
+		at(vt + t, comes, w, 0, 0);
 	} else if (f == HIBERNATE && w->up) {
 		note("worker %s dies and stays online", w->name);
 		w->alive = 0;
 		at(vt + 1000 * (5 + rnd(600)), goneunseen, w, 0, 0);
 	} else if (f == REPLACE && w->up) {
 		goes(w, 0);
-		comes(w);
+		comes(w, 0);
 	}
 }
 
@@ -10575,7 +10570,7 @@ heal(void *p, long arg)
 		w->hung = w->wrong = w->twice = w->errs = 0;
 		w->delay = 100;
 		if (w == workers || rnd(2))
-			comes(w);
+			comes(w, 0);
 	}
 	if (subscription == PENDING)
 		at(vt, accepted, NULL, 0, 0);
@@ -10808,7 +10803,7 @@ populate(void)
 		w->twice = on[TWICE] && rnd(2);
 		w->errs = on[ERRORS] && rnd(2) == 0 ? 10 + (int)rnd(500) : 0;
 		w->presbytes = on[BIGPRES] ? rnd(BUILD == 0 ? 1000 : 3000) : 0;
-		at(wild ? rnd(20000) : 0, comeslater, w, 0, 0);
+		at(wild ? rnd(20000) : 0, comes, w, 0, 0);
 	}
 	npeople = 1 + rnd(20);
 	people = mem(npeople * sizeof(*people));
