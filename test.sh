@@ -8120,16 +8120,16 @@ readable(void)
 	return c.came > c.took || c.rst || finished();
 }
 
-/* The server ends the connection: with FIN, or at once. */
+/* An event: the server ends the connection, with FIN, or at once. */
 static void
-cut(const char *why, int reset)
+cut(void *why, long reset)
 {
 	if (!linked())
 		return;
-	note("network: %s", why);
+	note("network: %s", (const char *)why);
 	c.napp = 0;
 	c.fin = !reset;
-	c.rst = reset;
+	c.rst = (int)reset;
 	if (reset && rnd(2))
 		c.came = c.sent = c.took;
 	progress++;
@@ -8137,7 +8137,7 @@ cut(const char *why, int reset)
 
 /* The proxy has ended the connection, or its side of it. */
 static void
-serverlost(const char *why)
+serverlost(char *why)
 {
 	cut(why, 0);
 	c.scripted = 0;
@@ -9950,7 +9950,7 @@ serveheader(void)
 	if (mood == NOHEADER)
 		return;
 	if (mood == CLOSES) {
-		cut("the server cuts the connection before a word", (int)rnd(2));
+		cut("the server cuts the connection before a word", rnd(2));
 		return;
 	}
 	c.id = rnd(2) ? "id" : "3&'\"<x";
@@ -10095,12 +10095,6 @@ servergreets(void)
 		sendraw(rnd(2) ? "\25\3\3\0\2\2\50" : "\25\3\3\0\2\2\106", 7);
 }
 
-static void
-cutlater(void *p, long arg)
-{
-	cut("the server ends the connection", 0);
-}
-
 /* How the server ends the stream. */
 enum { POLITELY, ABRUPTLY, TORN, BYRESET, INONEPIECE };
 
@@ -10125,7 +10119,7 @@ serverends(const char *cond, int how)
 		c.sent = c.came + rnd((unsigned)(c.sent - c.came));
 	c.scripted = 0;
 	if (c.blind && rnd(2)) /* it waits for our close_notify, with the last words in one piece */
-		at(vt + 30000, cutlater, NULL, 0, generation);
+		at(vt + 30000, cut, "the server ends the connection", 0, generation);
 	else
 		cut("the server ends the connection", how == BYRESET);
 }
