@@ -9701,13 +9701,14 @@ answerprobe(void)
 	}
 }
 
-/* An event: a worker accepts the subscription. */
+/* An event: a worker accepts the subscription, maybe without a request for it. */
 static void
-accepted(void *p, long arg)
+accepted(void *p, long unasked)
 {
 	unsigned i;
 	int any = 0;
 
+	subscription = unasked ? PENDING : subscription;
 	for (i = 0; i < nworkers; i++)
 		any |= workers[i].up && workers[i].alive;
 	if (subscription != PENDING || linkdown)
@@ -9725,14 +9726,6 @@ accepted(void *p, long arg)
 	}
 }
 
-/* An event: it is granted again, without a request for it. */
-static void
-grants(void *p, long arg)
-{
-	subscription = PENDING;
-	accepted(p, arg);
-}
-
 /* An event: the subscription is withdrawn, by one of the workers or not. */
 static void
 withdraws(void *p, long arg)
@@ -9742,7 +9735,7 @@ withdraws(void *p, long arg)
 	subscription = NOSUB;
 	telltype("unsubscribed", p && rnd(2) ? fullname(p) : target);
 	if (rnd(2))
-		at(vt + rnd(2000), grants, NULL, 0, generation);
+		at(vt + rnd(2000), accepted, NULL, 1, generation);
 }
 
 /* An event: worker p comes, as soon as its server is there. */
