@@ -9756,17 +9756,19 @@ comes(void *p, long arg)
 		at(vt + accepttime, accepted, NULL, 0, 0);
 }
 
-/* The server has done away with a session. */
+/* An event: the server has done away with a session; EXPIRED: only while there are faults. */
+enum { SAID, SILENTLY, EXPIRED };
 static void
-goes(struct worker *w, int silently)
+goes(void *p, long how)
 {
 	const char *id, *from;
+	struct worker *w = p;
 	struct reply *q;
 
-	if (!w->up)
+	if (!w->up || (how == EXPIRED && healed))
 		return;
 	w->up = w->alive = 0;
-	note("worker %s goes%s", shorten(w->name), silently ? " without a word" : "");
+	note("worker %s goes%s", shorten(w->name), how == SILENTLY ? " without a word" : "");
 	for (q = w->queue; q && cansee(); q = q->next)
 		tell("iq", "error", q->id, fullname(w), q->to, errorbody("cancel", "recipient-unavailable"));
 	w->queue = NULL;
@@ -9776,15 +9778,8 @@ goes(struct worker *w, int silently)
 		tell("presence", "error", id, from, domain,
 		     errorbody("cancel", rnd(2) ? "recipient-unavailable" : "service-unavailable"));
 	}
-	if (!silently && cansee())
+	if (how != SILENTLY && cansee())
 		telltype("unavailable", fullname(w));
-}
-
-static void
-goneunseen(void *p, long arg)
-{
-	if (!healed)
-		goes(p, 0);
 }
 
 /* An event: a reply is given. */
@@ -10376,7 +10371,7 @@ networktrouble(int f, long long t)
 	} else if (f == RESTART) {
 		for (i = 0; i < nworkers; i++)
 			if (workers[i].up) {
-				goes(workers + i, 0);
+				goes(workers + i, SAID);
 				at(vt + t + rnd(10000), comes, workers + i, 0, 0);
 			}
 		if (rnd(2))
@@ -10469,14 +10464,14 @@ workertrouble(int f, struct worker *w, long long t)
 	} else if (f == BOUNCE) {
 		shows(w, 0);
 	} else if (f == DIE && w->up) {
-		goes(w, often(300));
+		goes(w, often(300) ? SILENTLY : SAID);
 		at(vt + t, comes, w, 0, 0);
 	} else if (f == HIBERNATE && w->up) {
 		note("worker %s dies and stays online", w->name);
 		w->alive = 0;
-		at(vt + 1000 * (5 + rnd(600)), goneunseen, w, 0, 0);
+		at(vt + 1000 * (5 + rnd(600)), goes, w, EXPIRED, 0);
 	} else if (f == REPLACE && w->up) {
-		goes(w, 0);
+		goes(w, SAID);
 		comes(w, 0);
 	}
 }
@@ -10553,7 +10548,7 @@ heal(void *p, long arg)
 		if (!answertime)
 			subscription = SUBSCRIBED;
 		if (w->hung || !w->alive || w->delay > 1000 || !answertime)
-			goes(w, 0);
+			goes(w, SAID);
 		w->hung = w->wrong = w->twice = w->errs = 0;
 		w->delay = 100;
 		if (w == workers || rnd(2))
