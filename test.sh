@@ -9527,24 +9527,21 @@ static const char finaljid[] = "final@x.test/y";
 static const char *
 attr(const char *name, const char *value)
 {
+	static const char special[] = "&<>'\"";
+	static const char *const entities[] = { "&amp;", "&lt;", "&gt;", "&apos;", "&quot;" };
+	const char *c;
 	char *s, *p;
 
 	if (!value)
 		return "";
 	s = mem(strlen(name) + 6 * strlen(value) + 5);
-	for (p = s + sprintf(s, " %s=%c", name, quote); *value; value++)
-		if (*value == '&')
-			p = stpcpy(p, "&amp;");
-		else if (*value == '<')
-			p = stpcpy(p, "&lt;");
-		else if (*value == '>' && style & 1)
-			p = stpcpy(p, "&gt;");
-		else if (*value == '\'' && (quote == '\'' || style & 1))
-			p = stpcpy(p, "&apos;");
-		else if (*value == '"' && (quote == '"' || style & 1))
-			p = stpcpy(p, "&quot;");
+	for (p = s + sprintf(s, " %s=%c", name, quote); *value; value++) {
+		c = strchr(special, *value);
+		if (c && (strchr("&<", *c) || *c == quote || style & 1))
+			p = stpcpy(p, entities[c - special]);
 		else
 			*p++ = *value;
+	}
 	*p = (char)quote;
 	return s;
 }
