@@ -10114,35 +10114,30 @@ serverends(const char *cond, int how)
 static const char *
 somebody(void)
 {
+	static const char *const odd[12] = {
+		"%sx/r", "b.test", "u@b.test/%%41 b/c@d'\"&<>",
+		"j\xc3\xbcrgen@b.test/\xd7\xa9\xd7\x9c\xd7\x95\xd7\x9d abc",
+		NULL, NULL, NULL, NULL, NULL, "u@b.test/\x7f", "u@b.test/\x7f", "u@b.test/\x7f"
+	};
+	unsigned form;
 	char *s;
 
 	if (!fault(ODDJID, 300))
 		return people[rnd(npeople)];
-	switch (rnd(12)) {
-	case 0:
-		return fmt("%sx/r", target);
-	case 1:
-		return "b.test";
-	case 2:
-		return "u@b.test/%41 b/c@d'\"&<>";
-	case 3:
-		return "j\xc3\xbcrgen@b.test/\xd7\xa9\xd7\x9c\xd7\x95\xd7\x9d abc";
-	case 4:
-	case 5:
-	case 6:
-		s = repeat('l', 1021 + rnd(4));
-		memcpy(s, "long@b.test/", 12);
-		if (rnd(2)) {
-			memcpy(s + 12, "\xc3\xbc", 2);
-			s[strlen(s) - 4] = '\0';
-		}
-		return s;
-	case 7:
+	form = rnd(COUNT(odd));
+	if (odd[form])
+		return fmt(odd[form], target);
+	if (form == 7)
 		return fmt("%s@b.test", repeat('n', 1023 + rnd(2)));
-	case 8:
+	if (form == 8)
 		return fmt("k@b.test/%s", repeat('k', 90 + rnd(200)));
+	s = repeat('l', 1021 + rnd(4));
+	memcpy(s, "long@b.test/", 12);
+	if (rnd(2)) {
+		memcpy(s + 12, "\xc3\xbc", 2);
+		s[strlen(s) - 4] = '\0';
 	}
-	return "u@b.test/\x7f";
+	return s;
 }
 
 static const char *
@@ -10172,24 +10167,18 @@ someid(void)
 static const char *
 someaddress(void)
 {
+	static const char *const odd[13] = {
+		NULL, NULL, "%s/x", "n@%s/u@b.test", "x%s", "@%s", "%s/", "PROXY.test"
+	};
+	unsigned form;
+
 	if (!often(wild ? 300 : 200))
 		return domain;
-	switch (rnd(wild ? 13 : 2)) {
-	case 2:
-		return fmt("%s/x", domain);
-	case 3:
-		return fmt("n@%s/u@b.test", domain);
-	case 4:
-		return fmt("x%s", domain);
-	case 5:
-		return fmt("@%s", domain);
-	case 6:
-		return fmt("%s/", domain);
-	case 7:
-		return "PROXY.test";
-	case 8:
+	form = rnd(wild ? COUNT(odd) : 2);
+	if (odd[form])
+		return fmt(odd[form], domain);
+	if (form == 8)
 		return fmt("%s@%s", repeat('n', 1022 + rnd(3)), domain);
-	}
 	return fmt("node%u@%s", rnd(3), domain);
 }
 
@@ -10743,18 +10732,12 @@ writesettings(void)
 static const char *
 workername(unsigned i)
 {
-	if (on[ODDJID] && rnd(4) == 0 && i > 0)
-		switch (rnd(5)) {
-		case 0:
-			return fmt("w%05d%s", i, repeat('L', 1016 + rnd(2)));
-		case 1:
-			return fmt("w\xc3\xbc%d\xd7\xa9", i);
-		case 2:
-			return fmt("w/<'\"&%%>%d x", i);
-		case 3:
-			return fmt("other%d", i);
-		}
-	return fmt("w%d", i);
+	static const char *const forms[] = {
+		"w%05d%s", "w\xc3\xbc%d\xd7\xa9", "w/<'\"&%%>%d x", "other%d", "w%d"
+	};
+	unsigned form = on[ODDJID] && rnd(4) == 0 && i > 0 ? rnd(5) : 4;
+
+	return fmt(forms[form], i, form == 0 ? repeat('L', 1016 + rnd(2)) : NULL);
 }
 
 /* Make the people of this world. */
