@@ -5956,6 +5956,20 @@ repeat(int c, size_t n)
 	return memset(mem(n + 1), c, n);
 }
 
+/* Bytes as hexadecimal digits. */
+static const char *
+hexof(const unsigned char *b, size_t n, const char *format, const char *between)
+{
+	char *s = mem(3 * n + 1), *p = s;
+	size_t i;
+
+	for (i = 0; i < n; i++) {
+		p = stpcpy(p, i > 0 ? between : "");
+		p += sprintf(p, format, b[i]);
+	}
+	return s;
+}
+
 /* Make room in an array of *cap elements, of which so many are used, for more. */
 static void *
 room(void *old, size_t used, size_t more, size_t *cap, size_t each)
@@ -8452,16 +8466,13 @@ checkhandshake(const struct stanza *s)
 	uint64_t h = 0xcbf29ce484222325, none = 0;
 	br_sha1_context sha;
 	unsigned char digest[20];
-	char hex[41];
-	int i;
 
 	br_sha1_init(&sha);
 	br_sha1_update(&sha, c.id, strlen(c.id));
 	br_sha1_update(&sha, secret, strlen(secret));
 	br_sha1_out(&sha, digest);
-	for (i = 0; i < 20; i++)
-		sprintf(hex + 2 * i, "%02x", digest[i]);
-	if (s->pay != fnv(fnv(fnv(h, &none, sizeof(none)), hex, 40), "\2", 1))
+	h = fnv(fnv(h, &none, sizeof(none)), hexof(digest, 20, "%02x", ""), 40);
+	if (s->pay != fnv(h, "\2", 1))
 		bad("handshake", "the handshake is wrong");
 	if (ihead >= iread || iq[ihead].what != IHEADER)
 		bad("handshake", "a handshake comes before a header");
@@ -10606,20 +10617,6 @@ br_prng_seeder_system(const char **name)
 	if (name)
 		*name = "the world";
 	return seedprng;
-}
-
-/* Bytes as hexadecimal digits. */
-static const char *
-hexof(const unsigned char *b, size_t n, const char *format, const char *between)
-{
-	char *s = mem(3 * n + 1), *p = s;
-	size_t i;
-
-	for (i = 0; i < n; i++) {
-		p = stpcpy(p, i > 0 ? between : "");
-		p += sprintf(p, format, b[i]);
-	}
-	return s;
 }
 
 static void
