@@ -6392,12 +6392,7 @@ seenopen(struct seen *d, int isout, void (*opened)(const char **, int),
 {
 	if (d->p)
 		XML_ParserFree(d->p);
-	memset(d, 0, sizeof(*d));
-	d->isout = isout;
-	d->opened = opened;
-	d->got = got;
-	d->end = end;
-	d->p = XML_ParserCreate("UTF-8");
+	*d = (struct seen){ XML_ParserCreate("UTF-8"), opened, got, end, .isout = isout };
 	XML_SetHashSalt(d->p, 1);
 	if (XML_SetReparseDeferralEnabled)
 		XML_SetReparseDeferralEnabled(d->p, XML_FALSE);
