@@ -6600,25 +6600,6 @@ slack(long long ms)
 	return on[SLOWCALL] ? MAX(ms, 3000) : ms;
 }
 
-/* Which of all workers that have ever joined, in this world, the one of this name is. */
-static unsigned long
-nth(const char *name)
-{
-	static struct been {
-		struct been *chain;
-		const char *name;
-		unsigned long nth;
-	} *buckets[256];
-	struct been **b = buckets + hashstring(7, name) % COUNT(buckets);
-
-	for (; *b; b = &(*b)->chain)
-		if (eq((*b)->name, name))
-			return (*b)->nth;
-	*b = mem(sizeof(**b));
-	**b = (struct been){ NULL, copy(name), ++nbeen };
-	return nbeen;
-}
-
 static struct res *
 resource(const char *name)
 {
@@ -6944,7 +6925,7 @@ joins(struct res *r)
 	if (r->st != IN)
 		setres(r, isin ? IN : MAYBE);
 	r->joined = ++njoins;
-	r->nth = nth(r->name);
+	r->nth = r->nth ? r->nth : ++nbeen;
 	r->joinedat = vt;
 	r->share = shares;
 }
@@ -7489,12 +7470,17 @@ checkshares(void)
 static void
 forgetmodel(void)
 {
+	struct res *r;
+
 	openlist.prev = openlist.next = &openlist;
 	memset(keys, 0, sizeof(keys));
-	memset(resbuckets, 0, sizeof(resbuckets));
 	memset(askids, 0, sizeof(askids));
 	memset(&dueping, 0, sizeof(dueping));
-	resources = charge = NULL;
+	for (r = resources; r; r = r->next)
+		*r = (struct res){
+			r->chain, r->next, r->name, .nth = r->nth, .heard = -1, .left = -1
+		};
+	charge = NULL;
 	sticks = NULL;
 	iq = NULL;
 	niq = iqcap = ihead = iarr = iread = inread = 0;
