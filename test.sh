@@ -6069,7 +6069,7 @@ static struct event {
 	void *ptr;
 	long arg;
 	unsigned gen;           /* of the connection; 0: of any */
-} *events;                      /* in the order of time */
+} *events;                      /* in the order of time, overtime() for ever */
 static unsigned generation;
 
 static void
@@ -6082,12 +6082,6 @@ at(long long when, void (*what)(void *, long), void *ptr, long arg, unsigned gen
 		place = &(*place)->next;
 	*e = (struct event){ *place, when, what, ptr, arg, gen };
 	*place = e;
-}
-
-static long long
-nextevent(void)
-{
-	return events ? events->when : FOREVER;
 }
 
 static void speak(void);
@@ -6109,7 +6103,7 @@ happen(void)
 static void
 pass(long long t)
 {
-	while (nextevent() <= t)
+	while (events->when <= t)
 		happen();
 	vt = MAX(vt, t);
 }
@@ -9434,21 +9428,21 @@ int
 w_poll(struct pollfd *p, nfds_t n, int timeout)
 {
 	long long end = timeout < 0 ? FOREVER : vt + timeout, ms;
-	short events = 0, waker = 0;
+	short wanted = 0, waker = 0;
 	int ready, judged = 0, held;
 	long was;
 	nfds_t i;
 
 	for (i = 0; i < n; i++) {
 		waker |= p[i].fd == WAKER ? p[i].events : 0;
-		events |= c.open && p[i].fd == c.fd ? p[i].events : 0;
+		wanted |= c.open && p[i].fd == c.fd ? p[i].events : 0;
 	}
 	if (!(waker & POLLIN))
 		bad("hang", "waits deaf to signals");
 	/* others share them */
 	if (logflags != O_WRONLY)
 		bad("call", "leaves the log's flags changed");
-	held = c.open && events != POLLIN;
+	held = c.open && wanted != POLLIN;
 	peek();
 	entered();
 	if (fault(ASLEEP, 3)) {
@@ -9467,14 +9461,12 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 	checkbusy();
 	while (!(ready = lookat(p, n)) && vt < end) {
 		if (!judged)
-			judge(events, end);
+			judge(wanted, end);
 		judged = 1;
-		if (nextevent() > end) {
+		if (events->when > end) {
 			vt = end;
 			continue;
 		}
-		if (nextevent() == FOREVER)
-			bad("hang", "waits for ever");
 		was = progress;
 		happen();
 		if (wakebytes && was != progress && rnd(2))
