@@ -6206,7 +6206,7 @@ stop(struct seen *d, const char *why)
 static void
 checkwhite(const struct seen *d)
 {
-	if (d->isout && d->owed > 0)
+	if (d->owed > 0)
 		bad("white", "%zu bytes of white space lack behind a tag of %zu: Prosody's expat holds it",
 		    d->owed, d->s.tag);
 }
