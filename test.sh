@@ -8484,8 +8484,6 @@ got_out(struct stanza *s)
 static void
 connectdone(void *p, long how)
 {
-	if (!c.open || !c.connecting)
-		return;
 	progress++;
 	c.connecting = 0;
 	c.connectedat = vt;
