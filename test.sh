@@ -6086,7 +6086,6 @@ at(long long when, void (*what)(void *, long), void *ptr, long arg, unsigned gen
 
 static void speak(void);
 
-/* Do the next event. */
 static void
 happen(void)
 {
@@ -6211,7 +6210,6 @@ checkwhite(const struct seen *d)
 		    d->owed, d->s.tag);
 }
 
-/* A tag has an attribute that is passed on. */
 static void
 onattribute(struct seen *d, uint64_t *sum, const char *name, const char *value)
 {
@@ -6219,7 +6217,6 @@ onattribute(struct seen *d, uint64_t *sum, const char *name, const char *value)
 	*sum += scramble(hashstring(hashstring(0x9ae16a3b2f90404f, name), value));
 }
 
-/* A stanza begins. */
 static void
 onstanza(struct seen *d, uint64_t *sum, const char *name, const char **a)
 {
@@ -6243,7 +6240,6 @@ onstanza(struct seen *d, uint64_t *sum, const char *name, const char **a)
 			onattribute(d, sum, d->decl[i].name, d->decl[i].value);
 }
 
-/* An element in a stanza begins. */
 static void
 onelement(struct seen *d, const char *name, const char **a)
 {
@@ -6762,7 +6758,6 @@ endreq(struct req *q, int st)
 		q->nth = ++nerrs;
 }
 
-/* It may have failed. */
 static void
 doubt(struct req *q)
 {
@@ -6804,7 +6799,6 @@ addreq(struct key *k, const char *id, struct res *r)
 	return q;
 }
 
-/* When it has to be answered. */
 static long long
 deadline(const struct req *q)
 {
@@ -8575,7 +8569,6 @@ taken(void)
 	}
 }
 
-/* It has handled that: all that had to come of it has. */
 static void
 handled(void)
 {
@@ -9804,7 +9797,6 @@ wrongaddress(void)
 	return below ? under(rnd(2) ? domain : fmt("n@%s", domain), below) : domain;
 }
 
-/* A request for a worker has come from the proxy. */
 static void
 work(struct worker *w, const struct stanza *s)
 {
@@ -9900,7 +9892,6 @@ streamerror(const char *cond, const char *more)
 	says(fmt("<stream:error><%s xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>%s", cond, more));
 }
 
-/* The proxy has opened the stream. */
 static void
 serveheader(void)
 {
@@ -9944,7 +9935,6 @@ serveheader(void)
 		says("<stream:features><x xmlns='y'/></stream:features>");
 }
 
-/* The proxy has sent its handshake. */
 static void
 servehandshake(void)
 {
@@ -9970,7 +9960,6 @@ servehandshake(void)
 	}
 }
 
-/* A stanza of the proxy's for the target. */
 static void
 servetarget(const struct stanza *s)
 {
@@ -9999,7 +9988,6 @@ servetarget(const struct stanza *s)
 	}
 }
 
-/* The server handles what the proxy has written. */
 static void
 serve(struct written *o)
 {
@@ -10060,7 +10048,6 @@ servergreets(void)
 		sendraw(rnd(2) ? "\25\3\3\0\2\2\50" : "\25\3\3\0\2\2\106", 7);
 }
 
-/* How the server ends the stream. */
 enum { POLITELY, ABRUPTLY, TORN, BYRESET, INONEPIECE };
 
 static void
@@ -10706,7 +10693,6 @@ workername(unsigned i)
 	return fmt(forms[form], i, form == 0 ? repeat('L', 1016 + rnd(2)) : NULL);
 }
 
-/* Make the people of this world. */
 static void
 populate(void)
 {
@@ -10746,7 +10732,6 @@ populate(void)
 	far = on[FAR] ? rnd(5000 * patience) : 0;
 }
 
-/* Say what happens first, and at the end. */
 static void
 plan(void)
 {
@@ -10868,7 +10853,6 @@ env(const char *name)
 	return getenv(name) ? getenv(name) : "";
 }
 
-/* Before the first world. */
 static void
 prepare(void)
 {
