@@ -6459,43 +6459,35 @@ oftarget(const char *jid)
 static const char *
 decode(const char *x)
 {
-	static const unsigned least[] = { 0, 0x80, 0x800, 0x10000 };
-	char *d, *n, hex[3] = "";
-	const unsigned char *s;
-	unsigned c;
-	int more, i;
+	char *d, *n, *text, hex[3] = "";
+	XML_Parser p;
+	int ok;
 
 	if (!x)
 		return NULL;
-	for (d = n = mem(strlen(x) + 1); *x; n++) {
+	d = n = mem(strlen(x) + 1);
+	text = mem(strlen(x) + 1);
+	for (; *x; n++) {
 		*n = *x++;
-		if (*n != '%')
-			continue;
-		if (strspn(x, "0123456789abcdefABCDEF") < 2)
+		if (*n == '%') {
+			if (strspn(x, "0123456789abcdefABCDEF") < 2)
+				return NULL;
+			memcpy(hex, x, 2);
+			*n = (char)strtol(hex, NULL, 16);
+			x += 2;
+		}
+		if (*n >= 0 && *n < ' ')
 			return NULL;
-		memcpy(hex, x, 2);
-		*n = (char)strtol(hex, NULL, 16);
-		x += 2;
-		if (!*n)
-			return NULL;
+		text[n - d] = *n < 0 ? *n : 'x';
 	}
 	if (n == d || n - d > 1023)
 		return NULL;
-	for (s = (unsigned char *)d; (c = *s++);) {
-		more = c < 0x80 ? 0 : c < 0xe0 ? 1 : c < 0xf0 ? 2 : 3;
-		if (c < ' ' || c > 0xf7 || (c >= 0x80 && c < 0xc0))
-			return NULL;
-		c &= more ? 0x3fu >> more : 0x7fu;
-		for (i = 0; i < more; i++, s++) {
-			if ((*s & 0xc0) != 0x80)
-				return NULL;
-			c = c << 6 | (*s & 0x3f);
-		}
-		if (c < least[more] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000) || c == 0xfffe ||
-		    c == 0xffff)
-			return NULL;
-	}
-	return d;
+	/* of what is not ASCII expat knows whether it may be in XML */
+	p = XML_ParserCreate("UTF-8");
+	text = fmt("<x>%s</x>", text);
+	ok = XML_Parse(p, text, (int)strlen(text), 1) == XML_STATUS_OK;
+	XML_ParserFree(p);
+	return ok ? d : NULL;
 }
 
 /* jid as a resource of ours, or NULL if it is too long. */
