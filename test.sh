@@ -6815,9 +6815,10 @@ due(void)
 			doubt(q);
 }
 
-/* What r has asked itself may have been forgotten with it. */
+/* r leaves, or may have: so its requests fail, or may have; what it has asked itself may
+ * have been forgotten with it. */
 static void
-forgetown(const struct res *r)
+abandon(const struct res *r, int st)
 {
 	const char *self = under(target, r->name);
 	struct req *q;
@@ -6826,20 +6827,16 @@ forgetown(const struct res *r)
 		if (!q->res && eq(q->key->f, self)) {
 			q->lost = 1;
 			doubt(q);
+		} else if (q->res == r && (st == QFAILING || q->st == QOPEN)) {
+			endreq(q, st);
 		}
 }
 
-/* r may have been taken out: so may its requests. */
 static void
 unsure(struct res *r)
 {
-	struct req *q;
-
 	r->left = vt;
-	for EACHOPEN(q)
-		if (q->res == r)
-			doubt(q);
-	forgetown(r);
+	abandon(r, QDUE);
 }
 
 /* Who has been silent in two probes may have been taken out. */
@@ -6855,19 +6852,13 @@ doubtsilent(void)
 		}
 }
 
-/* r leaves: so fail its requests. */
 static void
 leave(struct res *r)
 {
-	struct req *q;
-
 	if (r->st == OUT)
 		return;
-	forgetown(r);
 	setres(r, OUT);
-	for EACHOPEN(q)
-		if (q->res == r)
-			endreq(q, QFAILING);
+	abandon(r, QFAILING);
 }
 
 static void
