@@ -10563,14 +10563,11 @@ settletls(void)
 {
 	br_sha256_context sha;
 	unsigned char pin[32], other[32];
-	char digits[3] = "";
 	size_t i;
 	int two;
 
-	for (i = 0; i < sizeof(cert); i++) {
-		memcpy(digits, certhex + 2 * i, 2);
-		cert[i] = (unsigned char)strtol(digits, NULL, 16);
-	}
+	for (i = 0; i < sizeof(cert); i++)
+		sscanf(certhex + 2 * i, "%2hhx", cert + i);
 	br_sha256_init(&sha);
 	br_sha256_update(&sha, cert, sizeof(cert));
 	br_sha256_out(&sha, pin);
