@@ -6404,28 +6404,6 @@ seenfeed(struct seen *d, const char *s, size_t n)
 
 /* ---- JIDs, the model's own ---- */
 
-/* 1 if jid is our domain's; *self is its part before the resource, *below the
- * resource or NULL. */
-static int
-ours(const char *jid, const char **self, const char **below)
-{
-	size_t n = strcspn(jid, "/");
-	const char *bare = fmt("%.*s", (int)n, jid), *atsign = strchr(bare, '@');
-
-	if (self)
-		*self = bare;
-	if (below)
-		*below = jid[n] ? jid + n + 1 : NULL;
-	return !(jid[n] && !jid[n + 1]) && !(atsign && (atsign == bare || atsign - bare > 1023)) &&
-	       eq(atsign ? atsign + 1 : bare, domain);
-}
-
-static int
-isours(const char *jid)
-{
-	return ours(jid, NULL, NULL);
-}
-
 static const char *
 resof(const char *jid)
 {
@@ -6438,6 +6416,27 @@ static const char *
 bareof(const char *jid)
 {
 	return fmt("%.*s", (int)strcspn(jid, "/"), jid);
+}
+
+/* 1 if jid is our domain's; *self is its part before the resource, *below the
+ * resource or NULL. */
+static int
+ours(const char *jid, const char **self, const char **below)
+{
+	const char *bare = bareof(jid), *res = resof(jid), *atsign = strchr(bare, '@');
+
+	if (self)
+		*self = bare;
+	if (below)
+		*below = res;
+	return !(res && !*res) && !(atsign && (atsign == bare || atsign - bare > 1023)) &&
+	       eq(atsign ? atsign + 1 : bare, domain);
+}
+
+static int
+isours(const char *jid)
+{
+	return ours(jid, NULL, NULL);
 }
 
 /* 1 if two JIDs have the same bare one. */
