@@ -10678,9 +10678,9 @@ populate(void)
 	struct worker *w;
 	unsigned i;
 
-	nworkers = BUILD == 0 ? 1 + rnd(6) : BUILD == 1 ? 1 + spread(0, 30) : 1 + rnd(60);
+	nworkers = 1 + SIZE(rnd(6), spread(0, 30), rnd(60));
 	if (on[MANY])
-		nworkers = BUILD == 0 ? 12 : BUILD == 1 ? 200 + rnd(1300) : 120;
+		nworkers = SIZE(12, 200 + rnd(1300), 120);
 	if (wild == 0)
 		nworkers = MIN(nworkers, MAXRESOURCES);
 	workers = mem(nworkers * sizeof(*workers));
