@@ -10158,7 +10158,7 @@ send1(const char *f)
 		type = rnd(2) ? rnd(3) ? NULL : "chat" : rnd(3) ? "normal" : rnd(2) ? "headline" : "error";
 		body = rnd(3) ? fmt("<body>%lu</body>", ++token) : rnd(3) ?
 		       fmt("<active xmlns='http://jabber.org/protocol/chatstates' n='%lu'/>", ++token) : rnd(2) ?
-		       fmt("<sent xmlns='urn:xmpp:carbons:2'>%lu</sent>", ++token) : content(0, 0);
+		       fmt("<%s xmlns='urn:xmpp:carbons:2'/>", ++token % 2 ? "sent" : "received") : content(0, 0);
 		e = encode(fullname(workers + rnd(nworkers)));
 		if (relay && rnd(4) == 0 && e)
 			to = under(domain, e);
@@ -10366,6 +10366,8 @@ presencetrouble(int f, struct worker *w)
 		from = rnd(2) ? target : fullname(w);
 		cond = rnd(3) ? "recipient-unavailable" : "remote-server-timeout";
 		tell("presence", "error", id, from, domain, errorbody(rnd(4) ? "cancel" : "wait", cond));
+		if (!rnd(4))
+			telltype("unavailable", target);
 	} else if (f == ROSTERLOST) {
 		note("server: the roster entry is lost");
 		subscription = NOSUB;
@@ -10808,8 +10810,10 @@ world(uint64_t seed)
 #ifndef FUZZ                            /* libFuzzer has a limit of its own */
 	setitimer(ITIMER_PROF, &(struct itimerval){ .it_value = { 300, 0 } }, NULL);
 #endif
-	if (!setjmp(ending))
+	if (!setjmp(ending)) {
 		client_proxy(1, argv);
+		bad("exit", "returns");
+	}
 	total->hours += (double)vt / 3600000;
 	total->hash = fnv(total->hash, &tracehash, sizeof(tracehash));
 	if (verbose)
