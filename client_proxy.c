@@ -1358,7 +1358,7 @@ chores(void)
 		ask.next = MAX(ask.next, AFTER(refresh));
 	}
 	if (now >= ask.next && sweeptime >= SWEEPING && hasroom())
-		askpresence(ask.granted && !unanswered);
+		askpresence(ask.granted && (!unanswered || seen));
 	if (now >= MAX(due.next, MIN(due.check, lists[OPEN].next->due)) &&
 	    hasroom()) {
 		snprintf(due.id, sizeof(due.id), "due%08lx", uniform(1ULL << 32));
