@@ -2509,7 +2509,7 @@ a_second_probe_has_no_second_one() {
 	unlogged "left: service@localhost/[ac]"
 }
 
-# A request for the subscription may not have come between.
+# A request for the subscription need not have come between.
 # "A worker that does not answer while other workers do may be late, so a second probe
 # follows."
 a_probe_after_the_target_withdrew_is_no_second_one() {
@@ -7884,6 +7884,8 @@ ispresenceask(struct stanza *o)
 		bad("ask", "asks again before a probe is over");
 	if (!probe && msub && lastprobe && probeend == UNREACHED && back2 < 0 && !unans && lastheld < lastask)
 		bad("ask", "subscribes anew though the target cannot be reached");
+	if (!probe && msub && lastprobe && second == 1 && lastheld < lastask)
+		bad("ask", "subscribes anew though the first of two probes was answered");
 	follows = probe && lastprobe && !on[SLOWCALL] && iarr == iread &&
 	          gap < refresh * 1000LL - 100 && !mayask && lastheld < lastask;
 	if (follows && !silent)
@@ -7917,8 +7919,7 @@ ispresenceask(struct stanza *o)
 		probe2 = vt;
 	else /* all begin anew */
 		probe0 = probe1 = probe2 = -1;
-	if (!probe || (lastprobe && back2 >= 0))
-		second = probe ? nextsecond : 0;
+	second = probe ? nextsecond : 0;
 	nextsecond = second;
 	if (!probe && resubat >= 0 && vt < resubat + refresh * 1000LL - 100 && !crowded && !on[SLOWCALL] &&
 	    MAX(MAX(subat, svcat), lastheld) < resubat)
