@@ -190,7 +190,7 @@ static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read 
                                  * never will be; NEVER: there is none */
 static int seen;                /* presence came since, 2: of who was there before */
 static int second;              /* the probe is for who missed the last one */
-static int unanswered;          /* probes in a row that brought no presence */
+static int unanswered;          /* probes since one was answered in time */
 /* the id of our last ping for what is due, when it was sent, when to send one;
  * when somebody may have been silent for too long */
 static struct { char id[16]; long long sent, next, check; } due;
@@ -1225,8 +1225,10 @@ askpresence(int probe)
  * late, but after two probes they have left without a word, as when their
  * server's machine has died. A second probe has no second one of its own:
  * among many, there may always be somebody who misses it. If nobody has
- * answered, the subscription may have been lost, though not since the first of
- * two. Whoever is too late each time must not make us ask without end. */
+ * answered, the subscription may have been lost, so it is requested at once: but
+ * not after a second probe, as the first was answered just before, and not again
+ * until somebody is in time, or those who are always late would make us ask
+ * without end. */
 static void
 sweep(void)
 {
@@ -1235,8 +1237,8 @@ sweep(void)
 	sweeptime = NEVER;
 	if (seen) {
 		unanswered = 0;
-	} else if (!second && unanswered++ == 0) {
-		say("unanswered: probe of %s: subscribing again", target);
+	} else if (unanswered++ == 0 && !second) {
+		say("unanswered: probe of %s", target);
 		ask.next = now;
 	}
 	for (i = nresources - 1; i >= 0; i--)
@@ -1297,8 +1299,8 @@ targetpresence(void)
 	if (!*st.type || leaves)
 		seen = MAX(seen, 1);
 	if (!*st.type && st.name && !strncmp(st.name, prefix, strlen(prefix))) {
-		/* it may answer a probe, which its server does for it: one that is
-		 * out, or one that all have been too late for */
+		/* its server may have sent it to answer a probe: one that is out, or
+		 * one that nobody has answered in time */
 		if (w && sweeptime == NEVER && !unanswered)
 			recover(w);
 		drains = show && !strncmp(show->end, ">dnd<", 5);

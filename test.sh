@@ -1607,8 +1607,8 @@ who_begins_to_drain_is_not_tried() {
 }
 
 # "Anything it sends ends this, except what its server may have sent for it: the error
-# recipient-unavailable, and presence while a probe is out, after one that nobody has
-# answered in time, or while the target's server cannot be reached."
+# recipient-unavailable, and presence while a probe is out, while nobody has answered the
+# last one in time, or while the target's server cannot be reached."
 # "It has sent something again."
 any_stanza_brings_back() {
 	scripted stall=1
@@ -1638,18 +1638,24 @@ any_stanza_brings_back() {
 	logged_times $n recovered
 }
 
-# "Anything it sends ends this, except ... presence while a probe is out, after one that
-# nobody has answered in time, ..."
+# "Anything it sends ends this, except ... while nobody has answered the last one in time, ..."
 an_answer_too_late_does_not_bring_back() {
-	scripted stall=1 patience=3
-	goes_to a 1 set
-	is_set_aside a
-	probed
-	probe_is_over
-	logged "unanswered: "
-	shows a away
-	fares a "1 open, .*, stalled"
-	unlogged recovered
+	for late in first second; do
+		scripted stall=1 patience=3
+		goes_to a 1 set
+		joins b
+		is_set_aside a
+		probed
+		[ $late = first ] || only_answer a
+		[ $late = first ] || hear srv "<presence type='probe'"
+		probe_is_over
+		[ $late = second ] || logged "unanswered: "
+		[ $late = first ] || probe_is_over
+		shows a away
+		fares a "1 open, .*, stalled"
+		unlogged recovered
+		stop
+	done
 }
 
 # "A worker that shows dnd drains: it keeps what it has."
@@ -2613,10 +2619,10 @@ service_unavailable_counts_after_an_unreachable_target() {
 }
 
 # "A probe that no worker answers removes no worker."
-# "If nobody answers it, the target's roster may have lost the subscription, so that is
-# requested again at once, ..."
-# "No worker is online, the target's roster has lost the subscription, or the answer takes
-# longer than patience, see refresh."
+# "If nobody answers it in time, the target's roster may have lost the subscription, so that
+# is requested again at once, ..."
+# "No worker is online, the target's roster has lost the subscription, or answers take longer
+# than patience, see refresh."
 a_lost_subscription_is_asked_for_again() {
 	scripted patience=3
 	probed
@@ -2632,8 +2638,11 @@ a_lost_subscription_is_asked_for_again() {
 }
 
 # What comes too late each time would bring requests without end.
-# "Until somebody answers one in time, it is requested again only when the next probe is
-# due, and only if no presence has come since."
+# "..., and not once more until a probe has been answered in time."
+# "Until then a request is sent in place of a probe if no presence has come since the last
+# of either."
+# "When the subscription is requested again because nobody has answered a probe, this is not
+# logged."
 who_is_too_late_each_time_is_not_asked_more_often() {
 	scripted patience=3 refresh=5
 	probed
@@ -2648,10 +2657,11 @@ who_is_too_late_each_time_is_not_asked_more_often() {
 	[ "$(grep -c "<presence type='subscribe'" "$dir/old")" = 2 ]
 	hear srv "<presence type='subscribe'"
 	logged_times 1 "unanswered: "
+	logged_times 1 "subscribing: "
 }
 
-# The first of two was answered, so the subscription is not lost.
-# "..., unless the probe was a second one."
+# The first was answered, so the subscription is not lost.
+# "..., but not after a second probe, ..."
 a_second_probe_that_nobody_answers_does_not_matter() {
 	scripted patience=3 b
 	probed
@@ -2676,8 +2686,8 @@ who_is_no_worker_answers_for_none() {
 }
 
 # What was not answered before the target withdrew it does not count.
-# "No worker is online, the target's roster has lost the subscription, or the answer takes
-# longer than patience, see refresh."
+# "No worker is online, the target's roster has lost the subscription, or answers take longer
+# than patience, see refresh."
 a_lost_subscription_is_seen_again() {
 	scripted patience=3
 	probed
@@ -7884,8 +7894,9 @@ ispresenceask(struct stanza *o)
 		bad("ask", "asks again before a probe is over");
 	if (!probe && msub && lastprobe && probeend == UNREACHED && back2 < 0 && !unans && lastheld < lastask)
 		bad("ask", "subscribes anew though the target cannot be reached");
-	if (!probe && msub && lastprobe && second == 1 && lastheld < lastask)
-		bad("ask", "subscribes anew though the first of two probes was answered");
+	if (!probe && msub && lastprobe && second == 1 && gap < refresh * 1000LL - 100 && !crowded &&
+	    MAX(MAX(subat, svcat), lastheld) < lastask && !on[SLOWCALL])
+		bad("ask", "subscribes anew at once though the first of two probes was answered");
 	follows = probe && lastprobe && !on[SLOWCALL] && iarr == iread &&
 	          gap < refresh * 1000LL - 100 && !mayask && lastheld < lastask;
 	if (follows && !silent)
