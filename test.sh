@@ -11348,7 +11348,7 @@ libraries() {
 }
 
 # What they are: their names; a compiler and its flags, and the linker's; what runs
-# the program if this machine cannot; `own' if the libraries have to be compiled, too.
+# the program, as not every machine can; `own' if the libraries have to be compiled, too.
 variants() {
 	cat <<-E
 	gcc-O0|gcc|-O0|||
@@ -11363,7 +11363,7 @@ variants() {
 	tcc|tcc||||
 	bmake|cc|-O2|||
 	musl|musl-gcc|-O2|-static||own
-	32-bit|i686-linux-gnu-gcc|-O2|-static||own
+	32-bit|i686-linux-gnu-gcc|-O2|-static|qemu-i386|own
 	powerpc|powerpc-linux-gnu-gcc|-O2|-static|qemu-ppc|own
 	aarch64|aarch64-linux-gnu-gcc|-O2|-static|qemu-aarch64|own
 	E
@@ -11379,6 +11379,12 @@ build_as() {
 	[ "$libs" != own ] || libraries
 }
 
+# Does it run here at all?
+runs() {
+	brief -v
+	[ "$rc" = 0 ] || { cat "$dir/err"; return 1; }
+}
+
 # Other compilers, flags, C libraries and processors, or those whose name begins
 # so, and these tests, if not all that are portable.
 portable() {
@@ -11388,13 +11394,13 @@ portable() {
 	command -v qemu-ppc >/dev/null || { echo "needs more packages: see README"; exit 1; }
 	library_sources || echo "not ok - the sources of the libraries"
 	for v in $(variants | sed -n "s/^\(${which}[^|]*\)|.*/\1/p"); do
-		# once, before tests need them side by side
-		if (build_as "$v") >"$TESTDIR/libraries" 2>&1; then
+		# once, before tests need the libraries side by side
+		if (place built && build_as "$v" && configure && runs) >"$TESTDIR/built.log" 2>&1; then
 			# shellcheck disable=SC2046,SC2048,SC2086 # words
 			jobs_as "$v" ${*:-$(portable_tests)}
 		else
-			tail -n 5 "$TESTDIR/libraries" | sed 's/^/# /'
-			echo "not ok - the libraries, $v"
+			tail -n 5 "$TESTDIR/built.log" | sed 's/^/# /'
+			echo "not ok - a program that runs, $v"
 		fi
 	done
 	work_side_by_side
@@ -11668,6 +11674,7 @@ jobs_as() {
 
 # Run all jobs, each by the first of several workers that takes it.
 work_side_by_side() {
+	touch "$TESTDIR/jobs"
 	i=$((${JOBS:-$(($(getconf _NPROCESSORS_ONLN) * 2))}))
 	while [ $i -gt 0 ]; do
 		work &
