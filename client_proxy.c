@@ -1299,10 +1299,6 @@ targetpresence(void)
 	if (!*st.type || leaves)
 		seen = MAX(seen, 1);
 	if (!*st.type && st.name && !strncmp(st.name, prefix, strlen(prefix))) {
-		/* its server may have sent it to answer a probe: one that is out, or
-		 * one that nobody has answered in time */
-		if (w && sweeptime == NEVER && !unanswered)
-			recover(w);
 		drains = show && !strncmp(show->end, ">dnd<", 5);
 		if ((w = addresource(st.name)) && drains != w->drains) {
 			w->drains = drains;
@@ -1616,6 +1612,7 @@ handlestanza(void)
 		ask.extra = AFTER(askmin);
 		probeagain();
 	}
+	/* what its server may have sent is no sign that it does not hang */
 	if (st.sender && !ispresence && (!st.bounced || st.sender->pings < 2))
 		recover(st.sender);
 	if (!st.fromtarget && isours(st.from))

@@ -1606,57 +1606,31 @@ who_begins_to_drain_is_not_tried() {
 	fares a "1 open, .*, stalled"
 }
 
-# "Anything it sends ends this, except what its server may have sent for it: the error
-# recipient-unavailable, and presence while a probe is out, while nobody has answered the
-# last one in time, or while the target's server cannot be reached."
-# "It has sent something again."
-any_stanza_brings_back() {
+# "Anything that comes from it ends this, except for presence and the error
+# recipient-unavailable, which its server may have sent."
+# "Something has come from it again, see stall."
+what_its_server_cannot_have_sent_brings_back() {
 	scripted stall=1
 	goes_to a 1 set
 	n=0
-	for how in result error ping message request presence; do
+	for how in result error ping message request; do
 		is_set_aside a
 		case $how in
 		result | error) reply other a $how ;;
 		ping) deliver iq result service@localhost/a proxy.localhost "id='stall'/" ;;
 		message) message 1 service@localhost/a ;;
 		request) request 1 get service@localhost/a ;;
-		presence) shows a away ;;
 		esac
 		n=$((n + 1))
 		logged_times $n "recovered: service@localhost/a$"
 	done
 	is_set_aside a
 	bounce other a recipient-unavailable
+	shows a away
 	probed
 	shows a away
 	fares a "1 open, .*, stalled"
-	presence_error "remote-server-not-found cancel" service@localhost "$(last_ask)"
-	logged "unreachable: service@localhost: remote-server-not-found"
-	shows a away
-	fares a "1 open, .*, stalled"
 	logged_times $n recovered
-}
-
-# "Anything it sends ends this, except ... while nobody has answered the last one in time, ..."
-an_answer_too_late_does_not_bring_back() {
-	for late in first second; do
-		scripted stall=1 patience=3
-		goes_to a 1 set
-		joins b
-		is_set_aside a
-		probed
-		if [ $late = second ]; then
-			only_answer a
-			probe_is_read
-		fi
-		probe_is_over
-		[ $late = second ] || logged "unanswered: "
-		shows a away
-		fares a "1 open, .*, stalled"
-		unlogged recovered
-		stop
-	done
 }
 
 # "A worker that shows dnd drains: it keeps what it has."
@@ -6888,11 +6862,10 @@ joins(struct res *r)
 
 	if (strncmp(r->name, prefix, strlen(prefix)) || n == 0 || n > 1023)
 		return;
-	/* while a probe is out it says nothing */
-	r->doubtful |= r->pings > 0;
-	r->lifehi = vt;
 	if (r->st == IN && r->left <= r->joinedat)
 		return;
+	r->doubtful |= r->pings > 0;
+	r->lifehi = vt;
 	if (r->st == OUT) {
 		r->pings = r->doubtful = r->drains = 0;
 		r->wellat = vt;
@@ -7541,8 +7514,6 @@ heardof(const struct stanza *s, struct res *r)
 	if (!s->type && r) {
 		if (silentone(r))
 			unsure(r);
-		if (nasks > 0 && probeend != UNREACHED && (!lastprobe || back2 >= 0) && !unans)
-			sends(r, s); /* it answers no probe: it says so itself */
 		r->heard = anyheard = vt;
 		joins(r);
 		r->drains = eq(s->show, "dnd");
