@@ -190,7 +190,7 @@ static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read 
                                  * never will be; NEVER: there is none */
 static int seen;                /* presence came since, 2: of who was there before */
 static int second;              /* the probe is for who missed the last one */
-static int unanswered;          /* probes since one was answered in time */
+static int unanswered;          /* nobody answered a probe; none was in time since */
 /* the id of our last ping for what is due, when it was sent, when to send one;
  * when somebody may have been silent for too long */
 static struct { char id[16]; long long sent, next, check; } due;
@@ -1221,14 +1221,14 @@ askpresence(int probe)
 	sweeptime = probe ? UNWRITTEN : NEVER;
 }
 
-/* The probe is over. If some have answered, those who have not may only be
- * late, but after two probes they have left without a word, as when their
- * server's machine has died. A second probe has no second one of its own:
- * among many, there may always be somebody who misses it. If nobody has
- * answered, the subscription may have been lost, so it is requested at once: but
- * not after a second probe, as the first was answered just before, and not again
- * until somebody is in time, or those who are always late would make us ask
- * without end. */
+/* The probe is over. If some who were there before have answered, those who
+ * have not may only be late, but after two probes they have left without a
+ * word, as when their server's machine has died. A second probe has no second
+ * one of its own: among many, there may always be somebody who misses it. Nor
+ * does it say anything if nobody has answered it, as the first was answered just
+ * before. If nobody has answered another, the subscription may have been lost:
+ * it is requested at once, and then only when the next probe is due, or those
+ * who are always late would make us ask without end. */
 static void
 sweep(void)
 {
@@ -1237,8 +1237,9 @@ sweep(void)
 	sweeptime = NEVER;
 	if (seen) {
 		unanswered = 0;
-	} else if (unanswered++ == 0 && !second) {
+	} else if (!second && !unanswered) {
 		say("unanswered: probe of %s", target);
+		unanswered = 1;
 		ask.next = now;
 	}
 	for (i = nresources - 1; i >= 0; i--)
