@@ -49,9 +49,9 @@ enum { RANDOM, STICKY, LEASTBUSY, STANDBY }; /* how to choose among resources */
 #define AFTER(s)      (now + (s) * 1000LL) /* so many seconds from now */
 
 /* times that no clock reaches */
-#define SWEEPING      (LLONG_MAX - 2) /* over, but we have not read all of it */
+#define SWEEPING      (LLONG_MAX - 2) /* over, but what came in time may be unread */
 #define NEVER         (LLONG_MAX - 1)
-#define UNWRITTEN     LLONG_MAX       /* not begun: what starts it is not written yet */
+#define UNWRITTEN     LLONG_MAX       /* not begun: what starts it has yet to happen */
 #define UNREACHED     '\1'            /* for the id of what could not reach the target: XML
                                        * has no such character, so nothing has that id */
 
@@ -182,14 +182,15 @@ static int nopen, shedding;     /* without an answer; some were refused lately *
 static int shares[2][SHARES];   /* of nopen, each requester's: the less of two places */
 
 /* the target's presence: the id of what we have asked last, when to ask next, the
- * pause after that; when service-unavailable may start a probe; whether the
- * subscription is granted; whether to probe again, as somebody may have left
- * during the probe */
+ * pause after that; when service-unavailable may start a probe again; whether the
+ * subscription is granted; whether another probe has to follow this one, as
+ * somebody may have left meanwhile */
 static struct { char id[16]; long long next, pause, extra; int granted, again; } ask;
-static long long sweeptime;     /* the probe is over; UNWRITTEN: it is not read yet, or
-                                 * never will be; NEVER: there is none */
-static int seen;                /* presence came since, 2: of who was there before */
-static int second;              /* the probe is for who missed the last one */
+static long long sweeptime;     /* when the probe is over; UNWRITTEN: the server has not
+                                 * read it yet, or what we asked could not reach the
+                                 * target; NEVER: there is none */
+static int seen;                /* presence came since, 2: from who was there before */
+static int second;              /* the probe, or the next, is for who missed the last */
 static int unanswered;          /* nobody answered a probe; none was in time since */
 /* the id of our last ping for what is due, when it was sent, when to send one;
  * when somebody may have been silent for too long */
@@ -260,7 +261,7 @@ static volatile sig_atomic_t resolving, quitting, reporting;
 
 /* Log one line, cut at LINEMAX. Bytes other than printable ASCII are written as
  * %XX. The log is never waited for: what it does not take is counted, and told
- * later. Others may write to it too, so it is non-blocking for no longer. */
+ * later. Others may write to it too, so it is non-blocking only meanwhile. */
 static void
 say(const char *fmt, ...)
 {
@@ -1016,7 +1017,8 @@ findrequest(const char *requester, const char *address, const Resource *w)
 }
 
 /* Fail requests that resource w holds, with NULL those of all: each of them, or
- * only those that can be handed on. Returns how many. */
+ * only those that can be handed on and have not come to it just now. Returns how
+ * many. */
 static unsigned
 takeback(const Resource *w, int each)
 {
@@ -1034,8 +1036,8 @@ takeback(const Resource *w, int each)
 	return n;
 }
 
-/* Probe after the probe that is out; at once if there is none, or if it could
- * not reach the target. */
+/* Ask once more when the probe that is out is over; at once if there is none, or
+ * if what we asked last could not reach the target. */
 static void
 probeagain(void)
 {
@@ -1159,7 +1161,7 @@ settle(Request *r)
 
 /* Ping each resource that holds a request and was silent for `stall' seconds at
  * time t. After as many again it is set aside: others get its gets. From then
- * on it is pinged so often, and each third time it may be tried with a
+ * on it is pinged as often, and after each third ping it may be tried with a
  * request. */
 static void
 checkresources(long long t)
@@ -1168,7 +1170,7 @@ checkresources(long long t)
 	char dst[JIDMAX + 1];
 	int well = 0;
 
-	/* on so slow a way they may not even have been asked */
+	/* on so slow a way they may not even have got their requests */
 	due.check = AFTER(stall);
 	if (stall && now - t > stall * 1000LL)
 		return;
@@ -1195,10 +1197,11 @@ checkresources(long long t)
 
 /* ---- presence ---- */
 
-/* Ask for the target's presence: for the subscription until it is granted, each
- * time later (RFC 6121 3.1), or with a probe for what was missed (4.3). A ping
- * to ourselves follows the probe: once it is back, the server has read both. On
- * Prosody a probe before the subscription would withdraw the request for it. */
+/* Ask for the target's presence: for the subscription, each time later until it
+ * is granted (RFC 6121 3.1), or again as it may be lost; or with a probe for what
+ * was missed (4.3). A ping to ourselves follows the probe: once it is back, the
+ * server has read both. On Prosody a probe before the subscription would
+ * withdraw the request for it. */
 static void
 askpresence(int probe)
 {
@@ -1213,9 +1216,9 @@ askpresence(int probe)
 	if (probe)
 		putping(ask.id, domain);
 	seen = ask.again = 0;
-	/* a probe sent before the last one is over only replaces it, but those who
-	 * have answered that have to again; with a request for the subscription all
-	 * begin anew */
+	/* a probe sent before the last one is over counts as the same one, but those
+	 * who have answered must do so again; a request for the subscription clears
+	 * what anybody has missed */
 	for (w = resources; w < resources + nresources; w++)
 		w->missed = probe ? MAX(w->missed + (sweeptime == NEVER), 1) : 0;
 	sweeptime = probe ? UNWRITTEN : NEVER;
@@ -2456,7 +2459,7 @@ static void
 checkconfig(void)
 {
 	size_t node = strcspn(target, "@"), len = strlen(target);
-	const char *unlike = "is not in lower case, holds a space or slash, or ends in a dot";
+	const char *unlike = "is empty, not in lower case, holds a space or slash, or ends in a dot";
 	const char *wrongtime = "is 0, over 30 days or less than another needs";
 
 	check(!islikeservers(domain), "domain", unlike);

@@ -483,8 +483,8 @@ no_error_is_larger_than_a_stanza() {
 	counted ".* 1 dropped,"
 }
 
-# "The answer to a request that has got an error passes if MAXREQUESTS later requests have
-# failed or been handed on before it comes."
+# "The answer to a request that has got an error may pass once MAXREQUESTS later requests
+# have failed or been handed on."
 # "As many places more are for requests that have been answered with an error, so that
 # late answers are dropped."
 a_failed_request_is_forgotten_after_as_many_others() {
@@ -677,7 +677,7 @@ the_white_space_counts() {
 	unlogged disconnected
 }
 
-# "The requester also gets it in place of an answer that is."
+# "The requester also gets it in place of an answer that is too large."
 the_requester_is_told_of_an_answer_that_is_too_large() {
 	scripted
 	goes_to a 1
@@ -717,8 +717,8 @@ the_target_may_see_the_proxy() {
 	hear srv "<presence from='proxy.localhost' to='service@localhost/a'/>"
 }
 
-# "If it asks before it has accepted the component's own subscription request, that
-# request is repeated within a second."
+# "If it requests a subscription before it has accepted the component's own request, or
+# while nobody answers a probe, the component asks again within a second."
 the_target_subscribes_and_is_asked_again() {
 	scripted
 	deliver presence unsubscribed service@localhost proxy.localhost /
@@ -730,8 +730,8 @@ the_target_subscribes_and_is_asked_again() {
 }
 
 # Its roster may have been lost: nobody has answered the probe.
-# "If it asks before it has accepted the component's own subscription request, that
-# request is repeated within a second."
+# "If it requests a subscription before it has accepted the component's own request, or
+# while nobody answers a probe, the component asks again within a second."
 the_target_subscribes_after_an_unanswered_probe() {
 	scripted patience=3
 	probed
@@ -1158,7 +1158,7 @@ all_have_the_same_probability() {
 	done
 }
 
-# "The same for every request from one full JID, as long as it is online."
+# "The same for every request from one full JID, as long as that worker is online."
 # "Those who are not remembered are given a worker by hash."
 # "0: nobody is remembered."
 only_who_must_moves() {
@@ -1184,7 +1184,7 @@ only_who_must_moves() {
 	cmp "$dir/eleven" "$dir/restarted"
 }
 
-# "The same for every request from one full JID, as long as it is online."
+# "The same for every request from one full JID, as long as that worker is online."
 clients_of_one_account_are_spread() {
 	scripted choice=STICKY b
 	all "request 1 get" u@h/1 u@h/2 u@h/3 u@h/4 u@h/5 u@h/6 u@h/7 u@h/8
@@ -1432,8 +1432,8 @@ all_are_stalled() {
 }
 
 # "A worker that has a request and sends nothing for stall seconds is pinged (XEP-0199)."
-# "If it sends nothing for as many again it is stalled: while another is not, its gets are
-# handed on, see retry."
+# "If it sends nothing for as many seconds again it is stalled: while some other worker is
+# not, its gets are handed on, see retry."
 # "Silence after which a worker that has a request is pinged, and after as much again
 # stalled, see Workers that hang, drain or leave."
 # "The worker hangs, or its machine or link is dead, see stall."
@@ -1457,7 +1457,8 @@ who_hangs_is_set_aside() {
 
 # Workers of our own and of a library. One that its server keeps online for minutes
 # dies; then one without stream management.
-# "If it sends nothing for as many again it is stalled: while another is not, its ..."
+# "If it sends nothing for as many seconds again it is stalled: while some other worker is
+# not, its ..."
 # "Turn stream management (XEP-0198) off, or shorten its time-out in the server: a worker
 # that has died stays online for that long, five to ten minutes at the servers' defaults."
 workers_die_on_prosody() { workers_die prosody; }
@@ -1981,7 +1982,7 @@ zero_is_for_ever() {
 
 # To those who say anything within `stall' nothing is sent, be a request never
 # answered.
-# "A worker that answers in time is sent nothing."
+# "A worker that answers in time is not pinged."
 nobody_is_pinged_who_talks() {
 	scripted stall=4
 	goes_to a slow set
@@ -1996,7 +1997,7 @@ nobody_is_pinged_who_talks() {
 	unlogged stalled
 }
 
-# "A worker that answers in time is sent nothing."
+# "A worker that answers in time is not pinged."
 who_speaks_before_our_own_ping_is_back_is_not_silent() {
 	scripted stall=1
 	goes_to a 1 set
@@ -2026,7 +2027,7 @@ on_a_slow_way_nobody_is_silent() {
 
 # It was not silent for too long yet when that was sent: what it has said since may be
 # behind it.
-# "A worker that answers in time is sent nothing."
+# "A worker that answers in time is not pinged."
 who_was_not_silent_when_our_own_ping_was_sent_is_not() {
 	scripted stall=5
 	goes_to a 1 set
@@ -2088,7 +2089,7 @@ a_bounce_asks_another() {
 }
 
 # The requester's other requests stay where they were.
-# "The same for every request from one full JID, as long as it is online."
+# "The same for every request from one full JID, as long as that worker is online."
 a_bounce_moves_no_requester() {
 	scripted choice=STICKY
 	goes_to a 1
@@ -2195,7 +2196,7 @@ who_is_in_charge_again_is_not_asked_twice() {
 	unlogged "in charge: service@localhost/b"
 }
 
-# "Except with STANDBY, workers that are not silent themselves are preferred."
+# "Except with STANDBY, workers that owe no answer to a ping are preferred."
 a_get_goes_rather_to_one_that_is_not_silent() {
 	scripted stall=1
 	goes_to a 1
@@ -2230,7 +2231,8 @@ a_set_is_never_repeated() {
 
 # "The first result counts; an error counts only from the worker that was given the get
 # last."
-# "If it sends nothing for as many again it is stalled: while another is not, its ..."
+# "If it sends nothing for as many seconds again it is stalled: while some other worker is
+# not, its ..."
 the_first_answer_counts() {
 	scripted stall=1
 	all "goes_to a" 1 2 3 4 5
@@ -2450,8 +2452,8 @@ probes_have_pauses() {
 }
 
 # "Probes find workers whose presence was missed."
-# "A worker that does not answer while other workers do may be late, so a second probe
-# follows."
+# "A worker that does not answer while others that were online before do may only be late,
+# so a second probe follows."
 # "If it does not answer that either, as when its server's machine has died, it is taken
 # to have left."
 # "..., and how long workers have to answer a probe once the server has read it, see
@@ -2491,8 +2493,8 @@ a_second_probe_has_no_second_one() {
 }
 
 # A request for the subscription need not have come between.
-# "A worker that does not answer while other workers do may be late, so a second probe
-# follows."
+# "A worker that does not answer while others that were online before do may only be late,
+# so a second probe follows."
 a_probe_after_the_target_withdrew_is_no_second_one() {
 	scripted patience=3 refresh=3600 b
 	probed
@@ -2520,8 +2522,8 @@ a_probe_that_replaces_one_asks_all() {
 }
 
 # Who joins after it was sent does not answer it, however often he shows himself.
-# "A worker that does not answer while other workers do may be late, so a second probe
-# follows."
+# "A worker that does not answer while others that were online before do may only be late,
+# so a second probe follows."
 who_joins_during_a_probe_does_not_answer_it() {
 	scripted patience=3
 	probed
@@ -2593,7 +2595,7 @@ service_unavailable_counts_after_an_unreachable_target() {
 	hear srv "<presence type='probe'"
 }
 
-# "A probe that no worker answers removes no worker."
+# "If none of the workers that were online before answers a probe, none is removed."
 # "If nobody answers it in time, the target's roster may have lost the subscription, so that
 # is requested again at once."
 # "When the target's server confirms the subscription, a probe follows."
@@ -2616,8 +2618,8 @@ a_lost_subscription_is_asked_for_again() {
 # What comes too late each time would bring requests without end.
 # "From then until a probe is answered in time, such a request is sent whenever a probe is
 # due, unless presence has come since the last of either."
-# "When the subscription is requested again because nobody has answered a probe, this is not
-# logged."
+# "Requests that follow a probe that nobody has answered are not logged so."
+# "Logged once until a probe is answered in time."
 who_is_too_late_each_time_is_not_asked_more_often() {
 	scripted patience=3 refresh=5
 	probed
@@ -2653,7 +2655,7 @@ a_second_probe_that_nobody_answers_does_not_count() {
 }
 
 # Another client may use the account, see prefix.
-# "A probe that no worker answers removes no worker."
+# "If none of the workers that were online before answers a probe, none is removed."
 who_is_no_worker_answers_for_none() {
 	scripted patience=3 refresh=5 prefix='"a"'
 	probed
@@ -2683,7 +2685,8 @@ a_lost_subscription_is_seen_again() {
 # last counts, and an unreachable server says nothing of the target.
 # "If an error says that the target's server cannot be reached, no worker is removed, and
 # the server is asked again within refresh."
-# "The target's server cannot be reached; why is what the component's server says."
+# "The target's server cannot be reached, or cannot answer now; why is what the error
+# says."
 # "It is asked again, see refresh."
 an_unreachable_target_has_not_left() {
 	scripted refresh=4 patience=3
@@ -2702,8 +2705,8 @@ an_unreachable_target_has_not_left() {
 }
 
 # Nor has anybody missed such a probe if the next thing asked for is the subscription.
-# "A worker that does not answer while other workers do may be late, so a second probe
-# follows."
+# "A worker that does not answer while others that were online before do may only be late,
+# so a second probe follows."
 nobody_has_missed_a_probe_that_has_not_arrived() {
 	scripted patience=3 refresh=5 b
 	probed
@@ -2740,8 +2743,8 @@ nobody_has_missed_a_probe_that_has_not_arrived_as_is_said_late() {
 }
 
 # Who has come back before the next one is asked by that as well.
-# "A worker that does not answer while other workers do may be late, so a second probe
-# follows."
+# "A worker that does not answer while others that were online before do may only be late,
+# so a second probe follows."
 the_probe_after_one_that_has_not_arrived_counts() {
 	for lost in probe subscribe; do
 		scripted patience=3 refresh=5 b
@@ -3609,9 +3612,9 @@ nohup_is_respected() {
 # "Log one line of totals since the start, then one line for each worker that is online,
 # see counted and resource in DIAGNOSTICS."
 # "Since the start: requests handed out, those of them that are untracked, answers passed
-# on, answers that came too late, messages passed on, errors by condition, stanzas
-# dropped, successful handshakes, and bytes read and written; and how many workers are
-# online and requests open now."
+# on, answers that came too late, messages passed on, errors by condition, stanzas dropped
+# and successful handshakes; how many workers are online and requests open now; and bytes
+# read and written."
 counters() {
 	scripted
 	works a 1
