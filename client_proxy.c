@@ -830,15 +830,15 @@ matches(const char *what, const char *str, const char *stops)
 	                 strchr(stops, str[strlen(what)]));
 }
 
-/* The first element in element n, or with NULL in the stanza, of this name and
- * namespace, where they are not NULL. NULL if there is none. */
+/* The first element in element n, of this name and namespace, where they are not
+ * NULL. NULL if there is none, or no n. */
 static Node *
 child(Node *n, const char *name, const char *ns)
 {
-	Node *c, *parent = n ? n : nodes;
+	Node *c = n;
 
-	for (c = parent + 1; c < nodes + st.nnodes && c->depth > parent->depth; c++)
-		if (c->depth == parent->depth + 1 && matches(name, c->name, " />") &&
+	while (c && ++c < nodes + st.nnodes && c->depth > n->depth)
+		if (c->depth == n->depth + 1 && matches(name, c->name, " />") &&
 		    matches(ns, c->ns, "'\""))
 			return c;
 	return NULL;
@@ -848,7 +848,7 @@ child(Node *n, const char *name, const char *ns)
 static const char *
 condition(Node *error)
 {
-	Node *n = error ? child(error, NULL, NULL) : NULL;
+	Node *n = child(error, NULL, NULL);
 
 	if (!n)
 		return "no condition given";
@@ -860,9 +860,7 @@ condition(Node *error)
 static int
 haserror(const char *why)
 {
-	Node *error = st.error ? child(NULL, "error", NULL) : NULL;
-
-	return error && child(error, why, NS_STANZAS);
+	return st.error && child(child(nodes, "error", NULL), why, NS_STANZAS);
 }
 
 /* ---- requests ---- */
@@ -1274,7 +1272,7 @@ losetarget(const char *why)
 static void
 presenceerror(void)
 {
-	Node *error = child(NULL, "error", NULL);
+	Node *error = child(nodes, "error", NULL);
 	const char *why = condition(error);
 
 	if (st.name || !st.id || !same(st.id, ask.id))
@@ -1297,7 +1295,7 @@ static void
 targetpresence(void)
 {
 	Resource *w = st.sender;
-	Node *show = child(NULL, "show", "");
+	Node *show = child(nodes, "show", "");
 	int leaves = same(st.type, "unavailable"), drains;
 
 	if (!*st.type || leaves)
@@ -1420,10 +1418,10 @@ static void
 refuse(int why)
 {
 	/* without a body they only tell how others fare (XEP-0085, 0184, 0333) */
-	int isfleeting = why == GONE && !child(NULL, "body", NULL) &&
-	                 (child(NULL, NULL, "http://jabber.org/protocol/chatstates") ||
-	                  child(NULL, NULL, "urn:xmpp:receipts") ||
-	                  child(NULL, NULL, "urn:xmpp:chat-markers:0"));
+	int isfleeting = why == GONE && !child(nodes, "body", NULL) &&
+	                 (child(nodes, NULL, "http://jabber.org/protocol/chatstates") ||
+	                  child(nodes, NULL, "urn:xmpp:receipts") ||
+	                  child(nodes, NULL, "urn:xmpp:chat-markers:0"));
 
 	if (st.error || (same(st.kind, "message") &&
 	                 (same(st.type, "headline") || isfleeting)))
@@ -1576,7 +1574,7 @@ route(void)
 		drop(st.fromtarget ? "no requester in the address" : "nobody asked for it");
 	else if (!relay || (st.fromtarget && !st.resource))
 		refuse(UNKNOWN);
-	else if (child(NULL, "sent", NS_CARBONS) || child(NULL, "received", NS_CARBONS))
+	else if (child(nodes, "sent", NS_CARBONS) || child(nodes, "received", NS_CARBONS))
 		drop("a carbon copy");
 	else if (st.fromtarget && stranger)
 		handout(st.id, NULL, st.other, NULL);
@@ -1704,7 +1702,7 @@ static const char *
 streamerror(void)
 {
 	static char why[LINEMAX];
-	Node *text = child(NULL, "text", NULL);
+	Node *text = child(nodes, "text", NULL);
 
 	if (!text || body.full || *text->end == '/')
 		return condition(nodes);
