@@ -1078,27 +1078,6 @@ removeresource(Resource *w)
 	}
 }
 
-/* Forget requests and resources, and what the stream has said: nobody can
- * answer them without the connection that they were handed out on. */
-static void
-reset(void)
-{
-	int i;
-
-	memset(buckets, 0, sizeof(buckets));
-	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
-	memset(shares, 0, sizeof(shares));
-	ask.extra = due.next = 0;
-	nused = nopen = shedding = depth = ask.granted = unanswered = second = 0;
-	due.check = NEVER;
-	for (i = 0; i < LISTS; i++)
-		lists[i].prev = lists[i].next = lists + i;
-	lists[OPEN].due = NEVER;
-	for (i = 0; i < MAXREQUESTS; i++)
-		spare[i] = i;
-	removeresource(NULL);
-}
-
 /* Fail the requests whose answers were due by time t. */
 static void
 expire(long long t)
@@ -1865,6 +1844,29 @@ freeparser(void)
 #endif
 }
 
+/* Forget requests and resources, and what the stream has said, read or not: nobody
+ * can answer them without the connection that they were handed out on. */
+static void
+reset(void)
+{
+	int i;
+
+	memset(buckets, 0, sizeof(buckets));
+	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
+	memset(shares, 0, sizeof(shares));
+	ask.extra = due.next = 0;
+	nused = nopen = shedding = depth = ask.granted = unanswered = second = 0;
+	due.check = NEVER;
+	for (i = 0; i < LISTS; i++)
+		lists[i].prev = lists[i].next = lists + i;
+	lists[OPEN].due = NEVER;
+	for (i = 0; i < MAXREQUESTS; i++)
+		spare[i] = i;
+	removeresource(NULL);
+	freeparser();
+	in.len = 0;
+}
+
 /* Make a fresh parser that stands inside the elements opened so far: none, or
  * the stream. Without memory the stream has to end, and there may be no
  * parser. */
@@ -2126,8 +2128,7 @@ disconnect(const char *why)
 		close(fd);
 	fd = -1;
 	br_ssl_client_zero(&tls.client);
-	freeparser();
-	outpos = out.len = in.len = 0;
+	outpos = out.len = 0;
 	out.full = 0;
 	if (server)
 		server = server->ai_next;
@@ -2196,8 +2197,6 @@ hangup(const char *why)
 	ending = NULL;
 	reset();
 	putall(&out, "</stream:stream>");
-	freeparser();
-	in.len = 0;
 	state = CLOSING;
 	deadline = now + CLOSETIME;
 }
