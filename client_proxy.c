@@ -1110,12 +1110,11 @@ settle(Request *r)
 {
 	const char *requester = texts[r->text];
 	const char *address = requester + strlen(requester) + 1;
-	const char *id = address + strlen(address) + 1, *rest = id;
+	const char *rest = address + strlen(address) + 1;
+	const char *id = r->hasid ? rest : NULL;
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
 	Resource *w;
 
-	if (!r->hasid)
-		id = NULL;
 	if (r->due > 0 && r->tries > 0 && nresources > (r->holder && r->bounced)) {
 		/* there is no other or, with STANDBY, it is in charge again */
 		if ((w = choose(requester, 1, r->holder)) == r->holder) {
