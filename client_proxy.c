@@ -191,7 +191,7 @@ static long long sweeptime;     /* when the probe is over; UNWRITTEN: the server
                                  * target; NEVER: there is none */
 static int seen;                /* presence came since, 2: from who was there before */
 static int second;              /* the probe, or the next, is for who missed the last */
-static int unanswered;          /* nobody answered a probe; none was in time since */
+static int unanswered;          /* nobody has answered the last probe that counts */
 /* the id of our last ping for what is due, when it was sent, when to send one;
  * when somebody may have been silent for too long */
 static struct { char id[16]; long long sent, next, check; } due;
@@ -1214,13 +1214,12 @@ sweep(void)
 	int i, late = 0;
 
 	sweeptime = NEVER;
-	if (seen) {
-		unanswered = 0;
-	} else if (!second && !unanswered) {
+	if (!seen && !second && !unanswered) {
 		say("unanswered: probe of %s", target);
-		unanswered = 1;
 		ask.next = now;
 	}
+	/* the probe before a second one was answered */
+	unanswered = !seen && !second;
 	for (i = nresources - 1; i >= 0; i--)
 		if (seen < 2)
 			resources[i].missed = 0;
