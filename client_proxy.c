@@ -131,9 +131,9 @@ typedef struct {
 	int open;                   /* requests that it has not answered */
 	int missed;                 /* probes in a row that it has not answered yet */
 	int drains;                 /* it shows dnd */
-	int pings;                  /* since it was heard of; 2: it is stalled, 5: to be
-	                             * tried with a get, 8: with any request */
-	long long steptime;         /* ms: it was heard of, pinged, or given its first request */
+	int pings;                  /* since its last sign of life; 2: it is stalled, 5: to
+	                             * be tried with a get, 8: with any request */
+	long long steptime;         /* ms: of that, a ping, or its first request */
 	unsigned long nhanded, nanswered, nretried, nlate;
 	unsigned long long waited;  /* ms, for its answers */
 	char name[PARTMAX + 1];
@@ -545,9 +545,9 @@ handicap(const Resource *w)
  * the least handicap counts, then the setting: with STANDBY the name, with
  * STICKY the least hash of requester and resource, so that nobody else moves
  * when a resource joins or leaves (rendezvous hashing). A request that another
- * resource has lost goes, except with STANDBY, first of all to one that is not
- * silent itself, and to `loser' only if there is no other. Where it goes is not
- * remembered: the requester's others stay where they are. */
+ * resource has lost goes, except with STANDBY, first of all to one that owes no
+ * answer to a ping, and to `loser' only if there is no other. Where it goes is
+ * not remembered: the requester's others stay where they are. */
 static Resource *
 choose(const char *jid, int lost, const Resource *loser)
 {
@@ -1173,11 +1173,11 @@ checkresources(long long t)
 
 /* ---- presence ---- */
 
-/* Ask for the target's presence: for the subscription, each time later until it
- * is granted (RFC 6121 3.1), or again as it may be lost; or with a probe for what
- * was missed (4.3). A ping to ourselves follows the probe: once it is back, the
- * server has read both. On Prosody a probe before the subscription would
- * withdraw the request for it. */
+/* Ask for the target's presence. Request the subscription: until it is granted,
+ * after a longer pause each time (RFC 6121 3.1), and again when it may be lost.
+ * Else probe for what was missed (4.3); a ping to ourselves follows the probe:
+ * once it is back, the server has read both. On Prosody a probe before the
+ * subscription would withdraw the request for it. */
 static void
 askpresence(int probe)
 {
@@ -1205,9 +1205,10 @@ askpresence(int probe)
  * word, as when their server's machine has died. A second probe has no second
  * one of its own: among many, there may always be somebody who misses it. Nor
  * does it say anything if nobody has answered it, as the first was answered just
- * before. If nobody has answered another, the subscription may have been lost:
- * it is requested at once, and then only when the next probe is due, or those
- * who are always late would make us ask without end. */
+ * before. If nobody has answered a first one, the subscription may have been
+ * lost: it is requested at once, and after that in place of each probe while no
+ * presence comes. More often, and those who are always late would make us ask
+ * without end. */
 static void
 sweep(void)
 {
@@ -1218,7 +1219,7 @@ sweep(void)
 		say("unanswered: probe of %s", target);
 		ask.next = now;
 	}
-	/* the probe before a second one was answered */
+	/* the one before a second one was answered */
 	unanswered = !seen && !second;
 	for (i = nresources - 1; i >= 0; i--)
 		if (seen < 2)
@@ -1265,6 +1266,7 @@ presenceerror(void)
 	ask.next = ask.again ? now : MIN(ask.next, AFTER(refresh));
 	sweeptime = UNWRITTEN; /* it is never over, so that nobody misses it */
 	*ask.id = UNREACHED;
+	second = 0;
 }
 
 /* Presence from the target to our domain. */
@@ -1592,7 +1594,7 @@ handlestanza(void)
 		probeagain();
 	}
 	/* what its server may have sent is no sign that it does not hang */
-	if (st.sender && !ispresence && (!st.bounced || st.sender->pings < 2))
+	if (st.sender && !ispresence && !st.bounced)
 		recover(st.sender);
 	if (!st.fromtarget && isours(st.from))
 		handleping(st.id ? st.id : "");
@@ -1842,8 +1844,8 @@ freeparser(void)
 #endif
 }
 
-/* Forget requests and resources, and what the stream has said, read or not: nobody
- * can answer them without the connection that they were handed out on. */
+/* Forget requests and resources, which are worth nothing without the connection,
+ * and what the stream has said, read or not. */
 static void
 reset(void)
 {

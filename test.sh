@@ -719,7 +719,8 @@ the_target_may_see_the_proxy() {
 }
 
 # "If it requests a subscription before it has accepted the component's own request, or
-# while nobody answers a probe, the component asks again within a second."
+# after a probe that nobody has answered, the component asks again within a second, unless
+# a probe is out."
 the_target_subscribes_and_is_asked_again() {
 	scripted
 	deliver presence unsubscribed service@localhost proxy.localhost /
@@ -732,7 +733,8 @@ the_target_subscribes_and_is_asked_again() {
 
 # Its roster may have been lost: nobody has answered the probe.
 # "If it requests a subscription before it has accepted the component's own request, or
-# while nobody answers a probe, the component asks again within a second."
+# after a probe that nobody has answered, the component asks again within a second, unless
+# a probe is out."
 the_target_subscribes_after_an_unanswered_probe() {
 	scripted patience=3
 	probed
@@ -1608,12 +1610,18 @@ who_begins_to_drain_is_not_tried() {
 	fares a "1 open, .*, stalled"
 }
 
-# "Anything that comes from it ends this, except for presence and the error
-# recipient-unavailable, which its server may have sent."
-# "Something has come from it again, see stall."
+# "Anything it sends ends this."
+# "Presence and the error recipient-unavailable do not count as sent by it, since they may
+# be its server's."
+# "It is no longer stalled, see stall."
 what_its_server_cannot_have_sent_brings_back() {
 	scripted stall=1
 	goes_to a 1 set
+	is_pinged a
+	bounce other a recipient-unavailable
+	shows a away
+	is_pinged a
+	grep "stalled: service@localhost/a" "$log"
 	n=0
 	for how in result error ping message request; do
 		is_set_aside a
@@ -2619,8 +2627,9 @@ a_lost_subscription_is_asked_for_again() {
 # What comes too late each time would bring requests without end.
 # "From then until a probe is answered in time, such a request is sent whenever a probe is
 # due, unless presence has come since the last of either."
-# "Requests that follow a probe that nobody has answered are not logged so."
-# "Logged once until a probe is answered in time."
+# "Requests that follow a probe that nobody has answered are not logged."
+# "Logged once, until a probe is answered in time or the subscription or the connection is
+# lost."
 who_is_too_late_each_time_is_not_asked_more_often() {
 	scripted patience=3 refresh=5
 	probed
@@ -2655,6 +2664,23 @@ a_second_probe_that_nobody_answers_does_not_count() {
 	hear srv "<presence type='subscribe'"
 }
 
+# It is a first one again: much may have happened until the next.
+# "If an error says that the target's server cannot be reached, or cannot answer now, no
+# worker is removed, and the server is asked again within refresh."
+a_second_probe_that_does_not_arrive_is_none() {
+	scripted patience=3 refresh=5 b
+	probed
+	only_answer a
+	hear srv "<presence type='probe'"
+	presence_error "remote-server-not-found cancel" service@localhost "$(last_ask)"
+	logged "unreachable: "
+	probe_is_read
+	probe_is_over
+	logged "unanswered: "
+	hear srv "<presence type='subscribe'"
+	unlogged "left: "
+}
+
 # Another client may use the account, see prefix.
 # "If none of the workers that were online before answers a probe, none is removed."
 who_is_no_worker_answers_for_none() {
@@ -2684,8 +2710,8 @@ a_lost_subscription_is_seen_again() {
 
 # Servers send errors when a session dies, too: only the answer to what was asked
 # last counts, and an unreachable server says nothing of the target.
-# "If an error says that the target's server cannot be reached, no worker is removed, and
-# the server is asked again within refresh."
+# "If an error says that the target's server cannot be reached, or cannot answer now, no
+# worker is removed, and the server is asked again within refresh."
 # "The target's server cannot be reached, or cannot answer now; why is what the error
 # says."
 # "It is asked again, see refresh."
@@ -2726,8 +2752,8 @@ nobody_has_missed_a_probe_that_has_not_arrived() {
 }
 
 # Nor if that is only said when it is over.
-# "If an error says that the target's server cannot be reached, no worker is removed, and
-# the server is asked again within refresh."
+# "If an error says that the target's server cannot be reached, or cannot answer now, no
+# worker is removed, and the server is asked again within refresh."
 nobody_has_missed_a_probe_that_has_not_arrived_as_is_said_late() {
 	scripted patience=3 refresh=5 b c
 	probed
@@ -7493,8 +7519,8 @@ static void
 sends(struct res *r, const struct stanza *s)
 {
 	r->lifehi = vt;
-	/* of who is set aside its server may say so */
-	if (r->pings >= 2 && eq(s->type, "error") && eq(s->cond, "recipient-unavailable"))
+	/* its server may say so */
+	if (eq(s->type, "error") && eq(s->cond, "recipient-unavailable"))
 		return;
 	if (r->pings >= 2) {
 		r->wellat = vt;
@@ -7545,6 +7571,7 @@ heardof(const struct stanza *s, struct res *r)
 		} else if (probeend == OPEN) {
 			want(doubted && back2 < 0 ? vt : vt + refresh * 1000LL);
 			probeend = UNREACHED;
+			nextsecond = 0;
 		}
 	}
 }
