@@ -3315,6 +3315,25 @@ tls_renewal() {
 	logged_times 2 "online: .* with TLS"
 }
 
+# Nor does a certificate that the server sends along.
+# "Only the fingerprint is checked: not who signed the certificate, nor its names and
+# dates."
+who_signed_the_certificate_does_not_matter() {
+	TLS=front
+	certificate authority
+	authority=$pin
+	certificate server
+	cat "$dir/authority.crt" >>"$dir/server.pem"
+	front server
+	openssl s_client -connect "127.0.0.1:$tport" -showcerts </dev/null >"$dir/chain" 2>/dev/null || :
+	[ "$(grep -c BEGIN "$dir/chain")" = 2 ]
+	scripted
+	stop
+	serve
+	proxy tlspin="\"$authority\""
+	logged "disconnected: the server's certificate is not in tlspin; its fingerprint is $pin$"
+}
+
 # "Only the fingerprint is checked: not who signed the certificate, nor its names and
 # dates."
 the_name_in_the_certificate_does_not_matter() {
