@@ -7437,9 +7437,9 @@ checkchoice(const char *stays, int get, struct res *r)
 	int fair, sure = !on[PARTPROBE] && !on[NOPROBE] && !on[LATEPROBE];
 	struct res *x;
 
+	fair = isfair();        /* also if it is tried, as who else was chosen is remembered */
 	if (checkhandicap(r, get))
 		return;
-	fair = isfair();
 	if (choice == STANDBY) {
 		if (charge && charge != r && charge->joined == chargejoined && well(charge) &&
 		    !charge->drains && sure)
