@@ -1801,7 +1801,7 @@ configurations_that_cannot_work() {
 	    choice=-1 stall=2592001 retry=10 sticktime=2592001 tlspin='" "' tlspin='"12:34"' \
 	    tlspin="\"$(bytes 63 a)\"" tlspin="\"$(bytes 65 a)\"" tlspin="\"$(bytes 64 g)\"" \
 	    tlspin="\"$(bytes 576 a)\"" tlspin="\"sha256 Fingerprint=$(bytes 64 a)\""; do
-		configure "$c"
+		CFLAGS=${CFLAGS--O0} configure "$c"
 		brief
 		echo "$c: $rc"
 		cat "$dir/err"
@@ -4209,13 +4209,17 @@ taken() {
 	grep -q ":$(printf %04X "$1") [0-9A-F]*:[0-9A-F]* 0[1A] " /proc/net/tcp /proc/net/tcp6
 }
 
-# Three ports that nobody listens at and no other test has: $c2s for clients, $cport
+# Nobody listens at this port and the two above it.
+are_free() {
+	! listening_only "$1" && ! listening_only $(($1 + 1)) && ! listening_only $(($1 + 2))
+}
+
+# Three ports that nobody listens at and nobody else here has: $c2s for clients, $cport
 # for components, $tport for components over TLS.
 ports() {
 	for _ in 0 1 2 3 4 5 6 7 8 9; do
 		first=$(($(od -An -N2 -tu2 /dev/urandom) % 4000 * 3 + 20000))
-		if mkdir "$TESTDIR/ports.$first" 2>/dev/null && ! listening_only $first &&
-		    ! listening_only $((first + 1)) && ! listening_only $((first + 2)); then
+		if mkdir "$TESTDIR/ports.$first" 2>/dev/null && are_free $first; then
 			c2s=$first cport=$((first + 1)) tport=$((first + 2))
 			export c2s cport tport
 			return
@@ -4225,16 +4229,18 @@ ports() {
 	exit 1
 }
 
-# A fresh directory of this name and ports of its own, for what runs next: stop at
-# the first failure and end whatever was started.
+# A fresh directory of this name and ports of its own, for what runs next. Who has
+# ports keeps them while they are free: then what was built for them serves again.
 place() {
 	dir=$TESTDIR/$1
 	rm -rf "$dir"
 	mkdir "$dir"
 	export dir
-	ports
+	[ "${c2s-}" ] || ports
+	are_free "$c2s" || ports
 }
 
+# Stop at the first failure and end whatever was started.
 guard() {
 	set -e
 	trap cleanup EXIT
@@ -11655,7 +11661,11 @@ inside() {
 	case $2 in
 	plain) ;;
 	sanitizers) limit=2400 CFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" ;;
-	own | front) TLS=$2 ;;
+	own | front)
+		# the same certificate, so that what was built for it serves again
+		cp "$TESTDIR"/server.* "$dir"
+		TLS=$2
+		;;
 	valgrind) limit=2400 WRAPPER="valgrind -q --leak-check=full --error-exitcode=9" ;;
 	*) build_as "$2" ;;
 	esac
@@ -11743,6 +11753,7 @@ remembering="the_exchange jitsi_meet relayed_as_the_table_says gets_are_handed_o
 # All tests; then many of them with sanitizers, over TLS, with valgrind.
 # shellcheck disable=SC2046,SC2086 # words
 all_tests() {
+	(dir=$TESTDIR && certificate server)
 	tests | grep -v -x -F "$(printf '%s\n' $alone)" >"$TESTDIR/together"
 	on_prosody=$(awk '/^[a-z0-9_]*\(\)/ { name = $1; sub(/\(\).*/, "", name) }
 	/^	prosody$|\{ .*(prosody|talk [a-z_]*); \}/ { print name }' test.sh | grep -x -F -f "$TESTDIR/together" | sort -u)
