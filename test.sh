@@ -4133,16 +4133,24 @@ END
 
 # ---- helpers: processes ----
 
-# Wait until a command succeeds, for half a minute at most, or $limit twentieths of a
-# second.
-await() {
-	tries=${limit:-600}
-	until "$@" >/dev/null 2>&1; do
-		tries=$((tries - 1))
-		[ $tries -gt 0 ] || { echo "waited in vain for: $*"; return 1; }
-		sleep 0.05
+# Try a command until it succeeds, for half a minute, or $limit twentieths of a second:
+# at first as often as that, after a second each fifth.
+try() {
+	waited=0
+	until "$@"; do
+		[ $waited -lt "${limit:-600}" ] || return 1
+		if [ $waited -lt 20 ]; then
+			sleep 0.05
+			waited=$((waited + 1))
+		else
+			sleep 0.2
+			waited=$((waited + 4))
+		fi
 	done
 }
+
+# Wait until a command succeeds.
+await() { try "$@" >/dev/null 2>&1 || { echo "waited in vain for: $*"; return 1; }; }
 
 # Skip the test without a command, which is in this Debian package.
 need() { command -v "$1" >/dev/null || { echo "needs the package $2"; exit 77; }; }
@@ -4438,16 +4446,11 @@ find_stanza() {
 
 # Wait for such a stanza.
 hear() {
-	tries=${limit:-600}
-	until find_stanza "$@"; do
-		tries=$((tries - 1))
-		[ $tries -gt 0 ] || {
-			echo "$1 did not hear: $*; but:"
-			stanzas <"$dir/$1.out" | cut -c1-1000
-			return 1
-		}
-		sleep 0.05
-	done
+	try find_stanza "$@" || {
+		echo "$1 did not hear: $*; but:"
+		stanzas <"$dir/$1.out" | cut -c1-1000
+		return 1
+	}
 }
 
 # None such has come; something that was sent later has.
@@ -4587,7 +4590,7 @@ ejabberd() {
 	export EJABBERD_CONFIG_PATH="$node.yml"
 	export EJABBERD_LOG_PATH="$node.log"
 	# once in a while it does not come up
-	for try in 1 2 3; do
+	for attempt in 1 2 3; do
 		# shellcheck disable=SC2016 # not for the shell
 		background erl -noinput ${1:+-name "$1@127.0.0.1" -setcookie test \
 		    -kernel inet_dist_use_interface "{127,0,0,1}"} \
@@ -4596,7 +4599,7 @@ ejabberd() {
 			U <- [<<"service">>, <<"user">>, <<"other">>]], io:format("ready~n").' >>"$node.out" 2>&1
 		serverpids=$pid
 		! await grep ready "$node.out" || break
-		echo "try $try:"
+		echo "attempt $attempt:"
 		tail -n 20 "$node.out"
 		end "$serverpids" 9 2>&1 || :
 	done
@@ -5031,14 +5034,12 @@ is_due() {
 }
 
 # Resource $1 has been silent with a request for too long, again: it is pinged.
-is_pinged() {
-	tries=600
-	until find_stanza srv "^<iq type='get' id='stall' from='proxy.localhost' to='service@localhost/$1'><ping xmlns='urn:xmpp:ping'/></iq>$"; do
-		! find_stanza srv "^<iq type='get' id='due" || tell srv "$heard"
-		tries=$((tries - 1))
-		[ $tries -gt 0 ] || { echo "nobody pings $1"; return 1; }
-		sleep 0.05
-	done
+is_pinged() { try pings "$1" || { echo "nobody pings $1"; return 1; }; }
+
+pings() {
+	! find_stanza srv "^<iq type='get' id='stall' from='proxy.localhost' to='service@localhost/$1'><ping xmlns='urn:xmpp:ping'/></iq>$" || return 0
+	! find_stanza srv "^<iq type='get' id='due" || tell srv "$heard"
+	return 1
 }
 
 # It says nothing to that either.
