@@ -2228,7 +2228,8 @@ flush(void)
 		if (!tlshas(BR_SSL_RECVREC))
 			br_ssl_client_zero(&tls.client);
 	}
-	if (outpos < out.len)
+	/* what waits for an engine that is closed goes nowhere */
+	if (outpos < out.len && !tlshas(BR_SSL_CLOSED))
 		return;
 	bytesout += out.len;
 	outpos = out.len = 0;

@@ -3844,6 +3844,25 @@ tls_cut() {
 	logged_times 2 "disconnected: connection cut without a TLS close"
 }
 
+# The server says all at once: many requests, that nobody is there any more, and that
+# this is the end. What is to be written then can go nowhere.
+# "client_proxy runs in the foreground, ... and reconnects by itself when the connection is
+# lost."
+tls_that_ends_while_many_fail() {
+	awk -v head="<stream:stream id='1' xmlns='jabber:component:accept' xmlns:stream='http://etherx.jabber.org/streams'><handshake/>" 'BEGIN {
+		printf "%s<presence type=\"subscribed\" from=\"service@localhost\" to=\"proxy.localhost\"/>", head
+		printf "<presence from=\"service@localhost/a\" to=\"proxy.localhost\"/>"
+		for (i = 0; i < 3000; i++)
+			printf "<iq type=\"set\" id=\"%d\" from=\"u%d@h/r\" to=\"proxy.localhost\"/>", i, i % 1000
+		printf "<presence type=\"unavailable\" from=\"service@localhost/a\" to=\"proxy.localhost\"/>"
+	}' >"$dir/all"
+	background socat -t 60 "TCP-LISTEN:$cport,bind=127.0.0.1,reuseaddr" "OPEN:$dir/all!!OPEN:/dev/null"
+	await listening_only "$cport"
+	TLS=front proxy OUTSIZE=540672
+	logged "left: service@localhost/a"
+	logged "disconnected: the server has closed the connection"
+}
+
 # "Its requests that are open, were handed to it, answered, taken back because it was
 # stalled or recipient-unavailable came for it, and not answered in time; the mean time of
 # its answers in milliseconds; and whether it is up, draining or stalled."
@@ -10352,6 +10371,10 @@ networktrouble(int f, long long t)
 		at(moodend, moodover, NULL, 0, 0);
 		serverends("reset", POLITELY);
 	} else if (f == RESTART) {
+		/* in the middle of much work */
+		for (i = rnd(3) ? 0 : rnd(2 * MAXREQUESTS); i > 0; i--)
+			tell("iq", "set", fmt("%s%lu", repeat('i', REQUESTSIZE / 2), ++token),
+			     people[rnd(npeople)], domain, NULL);
 		for (i = 0; i < nworkers; i++)
 			if (workers[i].up) {
 				goes(workers + i, SAID);
@@ -10360,7 +10383,7 @@ networktrouble(int f, long long t)
 		if (rnd(2))
 			serverends("system-shutdown", POLITELY);
 		else
-			serverends(NULL, ABRUPTLY);
+			serverends(NULL, c.tls && rnd(2) ? INONEPIECE : ABRUPTLY);
 		downfor(REFUSES, t);
 		down = 1;
 		at(vt + t, set, &down, 0, 0);
