@@ -2418,8 +2418,7 @@ onsignal(int sig)
 {
 	int saved = errno;
 
-	reporting |= sig == SIGUSR1;
-	quitting |= sig != SIGUSR1;
+	*(sig == SIGUSR1 ? &reporting : &quitting) = 1;
 	if (quitting && resolving)
 		_exit(0);
 	if (write(wake[1], "", 1) < 0)
@@ -2441,6 +2440,9 @@ setsignals(void)
 		if (caught[i] != SIGHUP || signal(SIGHUP, SIG_IGN) != SIG_IGN)
 			sigaction(caught[i], &sa, NULL);
 	signal(SIGPIPE, SIG_IGN);
+#ifdef SIGXFSZ
+	signal(SIGXFSZ, SIG_IGN); /* a log may be at the limit of its size */
+#endif
 }
 
 /* 1 if s is written as servers write a domain or bare JID: nothing else would

@@ -3724,6 +3724,19 @@ a_log_that_is_closed() {
 	hear srv "to='service@localhost/[abc]'"
 }
 
+# "Once it has begun to connect, client_proxy never exits by itself."
+a_log_that_must_not_grow() {
+	serve
+	configure
+	# shellcheck disable=SC2016,SC2086 # not for this shell; a command and its options
+	background sh -c 'ulimit -f 0 && exec "$@"' sh ${WRAPPER-} "$bin" 2>"$dir/limited"
+	proxypid=$pid
+	welcome
+	online a
+	request 1
+	hear srv "to='service@localhost/a'"
+}
+
 # "Bytes other than printable ASCII appear as %XX."
 # "Each line reads client_proxy: what: why."
 # "The connection has ended."
