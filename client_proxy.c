@@ -131,8 +131,9 @@ typedef struct {
 	int open;                   /* requests that it has not answered */
 	int missed;                 /* probes in a row that it has not answered yet */
 	int drains;                 /* it shows dnd */
-	int pings;                  /* since its last sign of life; 2: it is stalled, 5: to
-	                             * be tried with a get, 8: with any request */
+	int pings;                  /* since its last sign of life; 2: it is stalled */
+	int trialat;                /* when they are more it is to be tried with a get; three
+	                             * later, with any request */
 	long long steptime;         /* ms: of that, a ping, or its first request */
 	unsigned long nhanded, nanswered, nretried, nlate;
 	unsigned long long waited;  /* ms, for its answers */
@@ -528,6 +529,7 @@ recover(Resource *w)
 	if (w->pings > 1)
 		say("recovered: %s/%.99s", target, w->name);
 	w->pings = 0;
+	w->trialat = 4;
 	w->steptime = now;
 }
 
@@ -909,9 +911,11 @@ giveto(Request *r, Resource *w)
 	r->handed = now;
 	if (w) {
 		w->nhanded++;
-		if (w->pings > 4 || w->open + w->pings == 0)
+		if (w->open + w->pings == 0 || w->pings > w->trialat) {
 			w->steptime = now;
-		w->pings = w->pings > 4 ? 2 : w->pings;
+			/* each time rarer, so that little is lost to one that is dead */
+			w->trialat = MAX(4, 2 * w->pings);
+		}
 		due.check = stall ? MIN(due.check, AFTER(stall)) : NEVER;
 	}
 	move(r, OPEN);
@@ -1137,8 +1141,7 @@ settle(Request *r)
 
 /* Ping each resource that holds a request and was silent for `stall' seconds at
  * time t. After as many again it is set aside: others get its gets. From then
- * on it is pinged as often, and after each third ping it may be tried with a
- * request. */
+ * on it is pinged as often, and now and then it is tried with a request. */
 static void
 checkresources(long long t)
 {
@@ -1159,7 +1162,7 @@ checkresources(long long t)
 				    w->name, (now - w->steptime) / 1000 + stall, w->open);
 			w->steptime = now;
 		}
-		if (w->pings > 4 && !w->drains && choice != STANDBY)
+		if (w->pings > w->trialat && !w->drains && choice != STANDBY)
 			trial = w;
 		if (w->open + w->pings > 0)
 			due.check = MIN(due.check, w->steptime + stall * 1000LL);
@@ -1513,8 +1516,8 @@ totarget(void)
 	/* rather with a get that others may have as well, as it is no part of a
 	 * dialog */
 	if (st.iq && trial < resources + nresources && !trial->drains &&
-	    ((retry && isrepeatable() && trial->pings > 4) ||
-	     (!relay && choice != STICKY && trial->pings > 7)))
+	    ((retry && isrepeatable() && trial->pings > trial->trialat) ||
+	     (!relay && choice != STICKY && trial->pings > trial->trialat + 3)))
 		w = trial;
 	if (encode(src, st.self, st.from))
 		handout(st.id, src, fulljid(dst, w), w);

@@ -1497,16 +1497,17 @@ killed_meanwhile() {
 	{ for (i = 1; i < NF; i++) if ($i == "slowest") exit !($(i + 1) < 2 * 2000 + 2000) }' "$dir/asked.x$1"
 }
 
-# "Some clients answer no pings, so after every third one it is also tried with a request:
+# "Some clients answer no pings, so after the fifth ping it is also tried with a request:
 # the next get that could be handed on or, if none has come after three more pings, any
 # request."
+# "If it is silent all the same it is tried again each time after twice as many pings, so
+# that little is lost to one that is dead."
 who_was_set_aside_is_tried_with_a_get() {
 	scripted stall=1
 	goes_to a 1 set
 	joins b
 	is_set_aside a
-	is_pinged a
-	is_pinged a
+	all is_pinged a a
 	works b 2
 	is_pinged a
 	works b 3 set
@@ -1515,21 +1516,43 @@ who_was_set_aside_is_tried_with_a_get() {
 	is_pinged a
 	is_handed_to b 4
 	passes b 4
-	for i in 1 2 3 4; do
-		works b "6$i" set
+	all is_pinged a a a a
+	works b 6
+	is_pinged a
+	goes_to a 7
+	works b 8
+	is_pinged a
+	is_handed_to b 7
+	fares a "1 open, 3 handed out, 0 answered, 2 taken back, 0 timed out, 0 ms, stalled"
+}
+
+# "Some clients answer no pings, so after the fifth ping it is also tried with a request:
+# the next get that could be handed on or, if none has come after three more pings, any
+# request."
+who_was_set_aside_is_tried_with_a_set() {
+	scripted stall=1
+	goes_to a 1 set
+	joins b
+	is_set_aside a
+	for i in 3 4 5 6 7; do
 		is_pinged a
+		works b $i set
 	done
-	works b 7 set
 	is_pinged a
 	goes_to a 8 set
+	works b 9 set
 	unlogged recovered
 	passes a 8
 	logged "recovered: service@localhost/a$"
-	fares a "1 open, 3 handed out, 1 answered, 1 taken back, 0 timed out, [0-9]* ms, up"
+	fares a "1 open, 2 handed out, 1 answered, 0 taken back, 0 timed out, [0-9]* ms, up"
+	# and when it hangs again, that begins anew
+	is_set_aside a
+	all is_pinged a a a
+	goes_to a 10
 }
 
 # In the turn in which it has been given one it is not judged by its silence.
-# "Some clients answer no pings, so after every third one it is also tried with a ..."
+# "Some clients answer no pings, so after the fifth ping it is also tried with a ..."
 who_is_tried_has_time() {
 	scripted stall=3
 	goes_to a 1 set
@@ -1547,7 +1570,7 @@ who_is_tried_has_time() {
 
 # It has as long for it as others: neither its own last ping nor another's silence ends
 # that.
-# "Some clients answer no pings, so after every third one it is also tried with a ..."
+# "Some clients answer no pings, so after the fifth ping it is also tried with a ..."
 who_is_tried_has_as_long_as_others() {
 	scripted stall=3
 	goes_to a 1 set
@@ -6602,6 +6625,7 @@ struct res {
 	int pings, doubtful;    /* since it was heard of; it may have been heard of since */
 	long long life, lifehi; /* surely, and maybe, heard of, or given its first request */
 	long long pinged, wellat; /* its last ping; since then it has not been set aside */
+	int trialat;            /* it is to be tried when they are more */
 	unsigned long passed, changes; /* gets given to others since the last ping; who has
 	                                * come or gone before */
 };
@@ -6960,6 +6984,7 @@ joins(struct res *r)
 	r->lifehi = vt;
 	if (r->st == OUT) {
 		r->pings = r->doubtful = r->drains = 0;
+		r->trialat = 4;
 		r->wellat = vt;
 		r->life = -FOREVER / 4; /* it may have joined before */
 		r->pinged = -1;
@@ -7343,12 +7368,18 @@ static struct res *charge;      /* with STANDBY */
 static int hashandicaps;        /* something spoke against somebody, once */
 static unsigned long chargejoined, nmoved;
 
+/* 1 if it is to be tried, and has been so for that many pings. */
+static int
+isdue(const struct res *r, int since)
+{
+	return r->pings > r->trialat + since;
+}
+
 /* Stalled for long, it is tried with a request; or it was not, and has been chosen. */
 static void
 tried(struct res *r)
 {
-	r->pings = 2;
-	r->doubtful = 1;
+	r->trialat = 2 * r->pings;
 	r->passed = 0;
 	r->lifehi = vt;
 }
@@ -7370,7 +7401,7 @@ checkhandicap(struct res *r, int get)
 			aside = x;
 			n++;
 		}
-	if (r->pings >= (get > 0 ? 5 : 8) && get >= 0 && choice != STANDBY && better(r, 0) &&
+	if (isdue(r, get > 0 ? 0 : 3) && get >= 0 && choice != STANDBY && better(r, 0) &&
 	    (get > 0 || (!relay && choice != STICKY))) {
 		tried(r);
 		return 1;
@@ -7379,7 +7410,7 @@ checkhandicap(struct res *r, int get)
 		bad("stall", "%s is set aside and is given a request", r->name);
 	if (r->drains && known(r) == 1 && better(r, 1) && !relay && get > -2)
 		bad("drain", "%s drains and is given a request", r->name);
-	if (n == 1 && get == 2 && aside != r && stalled(aside) && aside->pings >= 7 && !aside->drains &&
+	if (n == 1 && get == 2 && aside != r && stalled(aside) && isdue(aside, 2) && !aside->drains &&
 	    choice != STANDBY && aside->changes == njoins + nleft && ++aside->passed > 3)
 		bad("trial", "%s has been set aside for long and is not tried", aside->name);
 	return 0;
@@ -7585,6 +7616,7 @@ sends(struct res *r, const struct stanza *s)
 		nleft++;        /* who is to be tried may be found anew */
 	}
 	r->pings = r->doubtful = 0;
+	r->trialat = 4;
 	r->life = vt;
 }
 
@@ -7714,10 +7746,8 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		r = a->w == ARES ? resource(resof(o->to)) : NULL;
 		if (r)
 			checkchoice(e->stays, e->fits && retry ? 1 + (s->rest + 20 < REQUESTSIZE / 2) : 0, r);
-		if (r && r->pings >= 5) {
-			r->pings = 2;   /* a trial, whether meant as one or not */
-			r->passed = 0;
-		}
+		if (r && isdue(r, 0))   /* a trial, whether meant as one or not */
+			tried(r);
 		if (r && (r->open == 0 || r->pings > 1)) {
 			r->lifehi = vt;
 			r->life = idle(r) ? vt : r->life;
@@ -7841,7 +7871,7 @@ isping(struct stanza *o)
 		bad("stall", "pings %s, which has no request", r->name);
 	if (duetook > stall * 1000LL)
 		bad("stall", "pings %s after a ping to itself that took %lld ms", r->name, duetook);
-	r->pings += r->pings < 1000;
+	r->pings++;
 	r->passed = 0;
 	r->changes = njoins + nleft;
 	if (r->pings > 1 && charge == r)
@@ -7889,7 +7919,7 @@ isretry(struct stanza *o)
 		checkchoice(NULL, -2, r);
 	if (r->open == 0 || r->pings > 1)
 		r->lifehi = vt;
-	if (r->pings >= 5)              /* so it is tried, too */
+	if (isdue(r, 0))                /* so it is tried, too */
 		tried(r);
 	endreq(q, QENDED);
 	q->res = r;
