@@ -547,9 +547,9 @@ handicap(const Resource *w)
  * the least handicap counts, then the setting: with STANDBY the name, with
  * STICKY the least hash of requester and resource, so that nobody else moves
  * when a resource joins or leaves (rendezvous hashing). A request that another
- * resource has lost goes, except with STANDBY, first of all to one that owes no
- * answer to a ping, and to `loser' only if there is no other. Where it goes is
- * not remembered: the requester's others stay where they are. */
+ * resource has lost goes, except with STANDBY, rather to one that owes no answer
+ * to a ping, and to `loser' only if there is no other. Where it goes is not
+ * remembered: the requester's others stay where they are. */
 static Resource *
 choose(const char *jid, int lost, const Resource *loser)
 {
@@ -574,7 +574,7 @@ choose(const char *jid, int lost, const Resource *loser)
 	for (; w < end; w++) {
 		if (w == loser && lost)
 			continue;
-		cost = (uint64_t)(lost && w->pings > 0) << 63 | (uint64_t)handicap(w) << 60;
+		cost = (uint64_t)handicap(w) << 61 | (uint64_t)(lost && w->pings > 0) << 60;
 		/* who stays does so rather than move to any that is no better */
 		if (w != stays && how != RANDOM)
 			cost += how == STICKY ? mix(w->mark ^ who) >> 4 :

@@ -2228,7 +2228,8 @@ who_is_in_charge_again_is_not_asked_twice() {
 	unlogged "in charge: service@localhost/b"
 }
 
-# "Except with STANDBY, workers that owe no answer to a ping are preferred."
+# "Except with STANDBY, of workers that are not set aside those that owe no answer to a
+# ping are preferred."
 a_get_goes_rather_to_one_that_is_not_silent() {
 	scripted stall=1
 	goes_to a 1
@@ -2246,6 +2247,23 @@ a_get_goes_rather_to_one_that_is_not_silent() {
 	joins c
 	leaves a
 	is_handed_to c 1
+}
+
+# Who drains could be stopped with it.
+# "Except with STANDBY, of workers that are not set aside those that owe no answer to a
+# ping are preferred."
+a_get_goes_rather_to_one_that_is_silent_than_to_one_that_drains() {
+	scripted stall=3
+	goes_to a 1 set
+	joins b
+	shows a dnd
+	goes_to b 2
+	shows a chat
+	joins c
+	shows c dnd
+	is_pinged a
+	leaves b
+	is_handed_to a 2
 }
 
 # "A set is not handed on, since it may have been carried out."
@@ -7880,6 +7898,18 @@ isping(struct stanza *o)
 	return 1;
 }
 
+/* 1 if presence of r was read that may have had its effect already. */
+static int
+shown(const struct res *r)
+{
+	size_t i;
+
+	for (i = ihead; i < inread; i++)
+		if (iq[i].what == ISTANZA && eq(iq[i].s.kind, "presence") && resourceof(iq[i].s.from) == r)
+			return 1;
+	return 0;
+}
+
 /* 1 if o is a get that is handed on to another resource, 2 if it may be. */
 static int
 isretry(struct stanza *o)
@@ -7905,9 +7935,11 @@ isretry(struct stanza *o)
 	q = best;
 	if (!k->vague && q->bounced && r == q->res && r->left < q->given)
 		bad("retry", "a get of %s is handed on to %s, which has bounced it", f, r->name);
-	for (x = resources; choice != STANDBY && !k->vague && r->pings > 0 && !r->doubtful && x; x = x->next)
-		if (x != q->res && known(x) == 1 && x->pings == 0)
-			bad("retry", "a get of %s is handed on to %s, which is silent; %s is not", f, r->name, x->name);
+	for (x = resources; choice != STANDBY && !k->vague && !r->doubtful && !shown(r) && x; x = x->next)
+		if (x != q->res && known(x) == 1 && !handicapped(x) && !shown(x) &&
+		    (r->drains || r->pings > x->pings))
+			bad("retry", "a get of %s is handed on to %s, which is silent or drains; %s is well", f,
+			    r->name, x->name);
 	if (!k->vague && r == q->res && q->st != QFAILING && !q->bounced && known(r) == 1 &&
 	    r->left < q->given && r->wellat < r->pinged)
 		bad("retry", "a get of %s is handed on to %s, which has it", f, r->name);
