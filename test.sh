@@ -6536,25 +6536,14 @@ bareof(const char *jid)
 	return fmt("%.*s", (int)strcspn(jid, "/"), jid);
 }
 
-/* 1 if jid is our domain's; *self is its part before the resource, *below the
- * resource or NULL. */
-static int
-ours(const char *jid, const char **self, const char **below)
-{
-	const char *bare = bareof(jid), *res = resof(jid), *atsign = strchr(bare, '@');
-
-	if (self)
-		*self = bare;
-	if (below)
-		*below = res;
-	return !(res && !*res) && !(atsign && (atsign == bare || atsign - bare > 1023)) &&
-	       eq(atsign ? atsign + 1 : bare, domain);
-}
-
+/* 1 if jid is our domain's. */
 static int
 isours(const char *jid)
 {
-	return ours(jid, NULL, NULL);
+	const char *bare = bareof(jid), *res = resof(jid), *atsign = strchr(bare, '@');
+
+	return !(res && !*res) && !(atsign && (atsign == bare || atsign - bare > 1023)) &&
+	       eq(atsign ? atsign + 1 : bare, domain);
 }
 
 /* 1 if two JIDs have the same bare one. */
@@ -7310,8 +7299,10 @@ predict(struct input *i, struct expect *e)
 
 	memset(e, 0, sizeof(*e));
 	if (i->what != ISTANZA || !s->from || !*s->from || !s->to || !*s->to || s->nons ||
-	    !ours(s->to, &self, &below) || isours(s->from))
+	    !isours(s->to) || isours(s->from))
 		return;
+	self = bareof(s->to);
+	below = resof(s->to);
 	mine = oftarget(s->from);
 	other = decode(below);
 	if (other && (oftarget(other) || isours(other)))
@@ -7915,15 +7906,14 @@ static int
 isretry(struct stanza *o)
 {
 	struct req *q, *best = NULL;
-	const char *self, *below, *f;
+	const char *f = decode(resof(o->from));
 	struct res *r = resourceof(o->to), *x;
 	struct key *k;
 	int n = 0;
 
-	if (!r || !eq(o->kind, "iq") || !eq(o->type, "get") || !ours(o->from, &self, &below) ||
-	    !(f = decode(below)))
+	if (!r || !eq(o->kind, "iq") || !eq(o->type, "get") || !f)
 		return 0;
-	k = findkey(f, self, o->id);
+	k = findkey(f, bareof(o->from), o->id);
 	for (q = k->reqs; q; q = q->alike)
 		if (q->st < QERRED && q->get && q->pay == o->pay && q->times <= (int)retry && eq(q->id, o->id)) {
 			n++;
@@ -9880,7 +9870,7 @@ answer(void *p, long arg)
 {
 	struct reply *r = p;
 	struct worker *w = r->w;
-	const char *self = "", *below = NULL, *f;
+	const char *f;
 	size_t head;
 
 	if (w && (!w->up || !w->alive || w->hung || linkdown))
@@ -9888,10 +9878,8 @@ answer(void *p, long arg)
 	if (!w) {
 		r->body = rnd(3) ? content(0, 0) : errorbody("cancel", "item-not-found");
 	} else if (!r->body) {
-		ours(r->to, &self, &below);
-		f = decode(below);
-		head = f ? headbytes("iq", r->type, r->id, self, f) : 0;
-		head = fault(OVERFLOW, 40) ? head : 0;
+		f = decode(resof(r->to));
+		head = fault(OVERFLOW, 40) && f ? headbytes("iq", r->type, r->id, bareof(r->to), f) : 0;
 		r->body = content(head, (int)rnd(3) - 1);
 	}
 	tell("iq", r->type, r->id, w ? fullname(w) : r->from, r->to, r->body);
