@@ -6027,23 +6027,23 @@ fault(int behaviour, unsigned permille)
 	return 1;
 }
 
-/* ---- memory of the world, freed at its end as a whole ---- */
+/* ---- memory of the world and the program, freed at the end as a whole ---- */
 
-static struct chunk {
-	struct chunk *next;
-	long double bytes[];
-} *chunks;
+static struct block {
+	struct block *next, *prev;
+	size_t size, magic;
+} blocks;
 
 static void *
 mem(size_t n)
 {
-	struct chunk *k = calloc(1, sizeof(*k) + n);
+	struct block *b = calloc(1, sizeof(*b) + n);
 
-	if (!k)
+	if (!b)
 		abort();
-	k->next = chunks;
-	chunks = k;
-	return k->bytes;
+	*b = (struct block){ &blocks, blocks.prev, n, 0x600d600d };
+	b->prev->next = b->next->prev = b;
+	return b + 1;
 }
 
 static char *
@@ -9170,11 +9170,7 @@ w_getnameinfo(const struct sockaddr *sa, socklen_t n, char *h, socklen_t hn, cha
 	return 0;
 }
 
-static struct block {
-	struct block *next, *prev;
-	size_t size, magic;
-} blocks = { &blocks, &blocks, 0, 0 };
-static size_t living;
+static size_t living;           /* bytes that the program has allocated */
 
 void
 w_free(void *p)
@@ -9195,24 +9191,21 @@ w_free(void *p)
 void *
 w_realloc(void *p, size_t n)
 {
-	struct block *b, *old = p ? (struct block *)p - 1 : NULL;
+	void *fresh;
 
 	if (n > 0 && c.open && fault(ALLOC, 2)) {
 		c.allocfailed = 1;
 		note("no memory");
 		return NULL;
 	}
-	if (!(b = malloc(sizeof(*b) + n)))
-		abort();
-	if (old)
-		memcpy(b + 1, p, MIN(old->size, n));
+	fresh = mem(n);
+	if (p)
+		memcpy(fresh, p, MIN(((struct block *)p - 1)->size, n));
 	w_free(p);
-	*b = (struct block){ &blocks, blocks.prev, n, 0x600d600d };
-	b->prev->next = b->next->prev = b;
 	living += n;
 	if (living > PARSERHARD + 65536 + PARSERHARD / 10)
 		bad("memory", "holds %zu bytes", living);
-	return b + 1;
+	return fresh;
 }
 
 void
@@ -10912,7 +10905,6 @@ world(uint64_t seed)
 	static const unsigned shares_[] = { 0, 60, 200, 400 };
 	static char arg0[] = "client_proxy";
 	char *argv[] = { arg0, NULL };
-	struct chunk *k;
 	unsigned p;
 	int i;
 
@@ -10958,10 +10950,6 @@ world(uint64_t seed)
 	}
 	while (blocks.next != &blocks)
 		w_free(blocks.next + 1);
-	while ((k = chunks)) {
-		chunks = k->next;
-		free(k);
-	}
 }
 
 static const char *
