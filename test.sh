@@ -9469,31 +9469,21 @@ judge(short events, long long end)
 		bad("keepalive", "keeps a connection that has been silent for %lld ms", vt - c.lastread);
 }
 
-/* Set what has happened to the descriptors; returns how many are ready. */
+/* Set what has happened to the pipe of signals and the connection; returns how many
+ * are ready. */
 static int
-lookat(struct pollfd *p, nfds_t n)
+lookat(struct pollfd *p)
 {
-	int ready = 0;
-	nfds_t i;
-
-	for (i = 0; i < n; i++) {
-		p[i].revents = 0;
-		if (p[i].fd < 0)
-			continue;
-		if (p[i].fd == WAKER)
-			p[i].revents = wakebytes ? POLLIN : 0;
-		else if (!c.open || p[i].fd != c.fd)
-			bad("fd", "polls descriptor %d, which is not open", p[i].fd);
-		else if (c.error)
-			p[i].revents = POLLERR | POLLHUP | POLLIN | POLLOUT;
-		else if (!c.connecting)
-			p[i].revents = (readable() ? POLLIN : 0) | (writable() ? POLLOUT : 0) |
-			               (c.rst ? POLLERR | POLLHUP : 0) |
-			               (finished() && c.wshut ? POLLHUP : 0);
-		p[i].revents &= p[i].events | POLLERR | POLLHUP;
-		ready += p[i].revents != 0;
-	}
-	return ready;
+	p[0].revents = wakebytes ? POLLIN : 0;
+	p[1].revents = 0;
+	if (p[1].fd >= 0 && c.error)
+		p[1].revents = POLLERR | POLLHUP | POLLIN | POLLOUT;
+	else if (p[1].fd >= 0 && !c.connecting)
+		p[1].revents = (readable() ? POLLIN : 0) | (writable() ? POLLOUT : 0) |
+		               (c.rst ? POLLERR | POLLHUP : 0) |
+		               (finished() && c.wshut ? POLLHUP : 0);
+	p[1].revents &= p[1].events | POLLERR | POLLHUP;
+	return !!p[0].revents + !!p[1].revents;
 }
 
 static long lastprogress, same, wakes;
@@ -9522,17 +9512,15 @@ int
 w_poll(struct pollfd *p, nfds_t n, int timeout)
 {
 	long long end = timeout < 0 ? FOREVER : vt + timeout, ms;
-	short wanted = 0, waker = 0;
+	short wanted;
 	int ready, judged = 0, held;
 	long was;
-	nfds_t i;
 
-	for (i = 0; i < n; i++) {
-		waker |= p[i].fd == WAKER ? p[i].events : 0;
-		wanted |= c.open && p[i].fd == c.fd ? p[i].events : 0;
-	}
-	if (!(waker & POLLIN))
+	if (n != 2 || p[0].fd != WAKER || p[0].events != POLLIN)
 		bad("hang", "waits deaf to signals");
+	if (p[1].fd >= 0)
+		checkfd(p[1].fd, "poll");
+	wanted = p[1].fd < 0 ? 0 : p[1].events;
 	/* others share them */
 	if (logflags != O_WRONLY)
 		bad("call", "leaves the log's flags changed");
@@ -9553,7 +9541,7 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 	if (held || vt == slept)
 		lastheld = vt;
 	checkbusy();
-	while (!(ready = lookat(p, n)) && vt < end) {
+	while (!(ready = lookat(p)) && vt < end) {
 		if (!judged)
 			judge(wanted, end);
 		judged = 1;
