@@ -5823,7 +5823,7 @@ enum {
 
 int w_socket(int, int, int), w_connect(int, const struct sockaddr *, socklen_t);
 int w_getsockopt(int, int, int, void *, socklen_t *);
-int w_fcntl(int, int, ...), w_poll(struct pollfd *, nfds_t, int);
+int w_fcntl(int, int, int, ...), w_poll(struct pollfd *, nfds_t, int);
 ssize_t w_read(int, void *, size_t), w_write(int, const void *, size_t);
 int w_shutdown(int, int), w_close(int);
 int w_getaddrinfo(const char *, const char *, const struct addrinfo *, struct addrinfo **);
@@ -5841,7 +5841,7 @@ enum { WAKER = 3, WAKEW = 4, FIRSTFD = 5 };
 #define socket(a, b, c)          w_socket(a, b, c)
 #define connect(a, b, c)         w_connect(a, b, c)
 #define getsockopt(a, b, c, d, e) w_getsockopt(a, b, c, d, e)
-#define fcntl(...)               w_fcntl(__VA_ARGS__)
+#define fcntl(...)               w_fcntl(__VA_ARGS__, 0)
 #define poll(a, b, c)            w_poll(a, b, c)
 #define read(a, b, c)            w_read(a, b, c)
 #define write(a, b, c)           w_write(a, b, c)
@@ -8793,17 +8793,11 @@ w_clock_gettime(clockid_t id, struct timespec *ts)
 }
 
 int
-w_fcntl(int fd, int cmd, ...)
+w_fcntl(int fd, int cmd, int flags, ...)
 {
-	va_list ap;
-
-	if (fd != 2)
-		return 0;
-	va_start(ap, cmd);
-	if (cmd == F_SETFL)
-		logflags = va_arg(ap, int);
-	va_end(ap);
-	return cmd == F_GETFL ? logflags : 0;
+	if (fd == 2 && cmd == F_SETFL)
+		logflags = flags;
+	return fd == 2 && cmd == F_GETFL ? logflags : 0;
 }
 
 int
