@@ -5821,18 +5821,13 @@ enum {
 #include <bearssl.h>
 #include <expat.h>
 
-int w_socket(int, int, int), w_connect(int, const struct sockaddr *, socklen_t);
-int w_getsockopt(int, int, int, void *, socklen_t *);
-int w_fcntl(int, int, int, ...), w_poll(struct pollfd *, nfds_t, int);
-ssize_t w_read(int, void *, size_t), w_write(int, const void *, size_t);
-int w_shutdown(int, int), w_close(int);
-int w_getaddrinfo(const char *, const char *, const struct addrinfo *, struct addrinfo **);
-void w_freeaddrinfo(struct addrinfo *);
-int w_getnameinfo(const struct sockaddr *, socklen_t, char *, socklen_t, char *, socklen_t, int);
-int w_clock_gettime(clockid_t, struct timespec *);
-int w_sigaction(int, const struct sigaction *, struct sigaction *);
-void (*w_signal(int, void (*)(int)))(int);
-void w_exit(int, int), *w_realloc(void *, size_t), w_free(void *);
+/* What stands in for a call has the type of that. */
+#define STANDIN(call) __typeof__(call) w_##call;
+STANDIN(socket) STANDIN(connect) STANDIN(getsockopt) STANDIN(poll) STANDIN(read) STANDIN(write)
+STANDIN(shutdown) STANDIN(close) STANDIN(getaddrinfo) STANDIN(freeaddrinfo) STANDIN(getnameinfo)
+STANDIN(clock_gettime) STANDIN(sigaction) STANDIN(signal) STANDIN(realloc) STANDIN(free)
+int w_fcntl(int, int, int, ...);
+void w_exit(int, int);
 void w_elements(XML_Parser, XML_StartElementHandler, XML_EndElementHandler);
 const char *w_made(unsigned long long *, size_t *);
 enum { WAKER = 3, WAKEW = 4, FIRSTFD = 5 };
