@@ -9573,7 +9573,7 @@ static const char **people;
 static int subscription, prosody, remote, linkdown, mood, style, quote, listsall, down;
 static long long givesup;       /* the server, to bring the target what was asked last */
 static unsigned far;            /* ms to the target's server and back */
-static long long moodend, accepttime, finaltime;
+static long long accepttime, finaltime;
 static int nfinal, finals;
 static unsigned long token, owns; /* owns: requests of the workers' own */
 static const char finaljid[] = "final@x.test/y";
@@ -10343,20 +10343,6 @@ linkup(void *p, long arg)
 		shows(workers + i, 0);
 }
 
-static void
-moodover(void *p, long arg)
-{
-	if (vt >= moodend)
-		mood = FINE;
-}
-
-static void
-logback(void *p, long arg)
-{
-	if (logstate != LOGCLOSED)
-		logstate = 0;
-}
-
 /* The connection, or the server, is in trouble for t ms. */
 static void
 networktrouble(int f, long long t)
@@ -10400,8 +10386,7 @@ networktrouble(int f, long long t)
 		serverends(cond, (int)rnd(3));
 	} else if (f == BADSHAKE || f == TRICKLE || f == KICK) {
 		mood = f == TRICKLE ? TRICKLES : f == KICK ? KICKS : rnd(4) ? ERRHEADER + (int)rnd(5) : CLOSES;
-		moodend = vt + t;
-		at(moodend, moodover, NULL, 0, 0);
+		at(vt + t, set, &mood, FINE, 0);
 		serverends("reset", POLITELY);
 	} else if (f == RESTART) {
 		/* in the middle of much work */
@@ -10428,7 +10413,8 @@ networktrouble(int f, long long t)
 		note("the log is %s", f == LOGBLOCK ? "read by nobody" : f == LOGFULL ? "full" : "closed");
 		logstate = f;
 		logused = f == LOGBLOCK && rnd(2) ? 65536 - rnd(3000) : 0;
-		at(vt + t, logback, NULL, 0, 0);
+		if (f != LOGCLOSED)
+			at(vt + t, set, &logstate, 0, 0);
 	}
 }
 
