@@ -10653,7 +10653,7 @@ static void
 settletls(void)
 {
 	br_sha256_context sha;
-	unsigned char pin[32], other[32];
+	unsigned char pin[32];
 	size_t i;
 	int two;
 
@@ -10662,13 +10662,10 @@ settletls(void)
 	br_sha256_init(&sha);
 	br_sha256_update(&sha, cert, sizeof(cert));
 	br_sha256_out(&sha, pin);
-	for (i = 0; i < sizeof(other); i++)
-		other[i] = (unsigned char)(i + 7);
 	two = (int)rnd(2);
 	if (on[TLSBAD])
 		pin[rnd(32)] ^= (unsigned char)(1 << rnd(8));
-	tlspin = fmt("%s%s", two ? fmt("%s,", hexof(other, sizeof(other), "%02x", "")) : "",
-	             hexof(pin, sizeof(pin), "%02X", ":"));
+	tlspin = fmt("%s%s", two ? fmt("%s,", repeat('a', 64)) : "", hexof(pin, sizeof(pin), "%02X", ":"));
 }
 
 /* Choose the settings: what config.h holds. */
