@@ -5736,9 +5736,6 @@ END
 
 # The simulated world around client_proxy.c. Its first part is the config.h. The
 # sizes are one of three: small, the defaults, in between; the seed says which.
-#	world SECONDS SEED STEP
-#	        run the seeds SEED, SEED + STEP, ... for so long; with 0 seconds only
-#	        SEED, and tell every event; with -N instead N of them
 # Build it in the three sizes, with a name, a compiler and flags: $world.0 and so on.
 build_world() {
 	world=$TESTDIR/world/$1
