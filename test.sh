@@ -6309,6 +6309,7 @@ stop(struct seen *d, const char *why)
 	if (!d->stopping)
 		d->end(why);
 	d->stopping = 1;
+	XML_StopParser(d->p, XML_FALSE);
 }
 
 /* What is owed of white space behind a large tag has to be there by now. */
@@ -6393,10 +6394,7 @@ onstart(void *data, const char *name, const char **a)
 	struct seen *d = data;
 	uint64_t sum = 0;
 
-	d->depth++;
-	if (d->stopping)
-		return;
-	if (d->depth == 1) {
+	if (++d->depth == 1) {
 		onheader(d, name, a);
 		return;
 	}
@@ -6423,8 +6421,6 @@ onend(void *data, const char *name)
 		stop(d, NULL);
 		return;
 	}
-	if (d->stopping)
-		return;
 	if (d->depth == 2)
 		d->inshow = 0;
 	s->rest += d->open ? 2 : 3 + strlen(name);
@@ -6447,8 +6443,6 @@ ontext(void *data, const char *t, int n)
 	struct stanza *s = &d->s;
 	int i, large;
 
-	if (d->stopping)
-		return;
 	if (d->depth < 2) {
 		d->owed -= MIN(d->owed, (size_t)n);
 		for (i = 0; i < n; i++)
@@ -8414,16 +8408,14 @@ end_in(const char *why)
 {
 	newinput(IEND, (long long)sin_.fed)->why = why ? copy(why) : "the server closes the stream";
 	/* the program may see it before its last byte: so what was sent with it counts */
-	if (c.badfrom < 0)
-		c.badfrom = c.sent;
-	sin_.stopping = 1;
+	c.badfrom = c.sent;
 }
 
 static void
 opened_in(const char **a, int ok)
 {
 	if (!ok || !attribute(a, "id")) {
-		end_in("a header that is none");
+		stop(&sin_, "a header that is none");
 		return;
 	}
 	newinput(IHEADER, position(&sin_));
@@ -8443,7 +8435,7 @@ got_in(struct stanza *s)
 	struct input *i;
 
 	if (eq(s->kind, "stream:error") || (!c.shaken && isroutable(s))) {
-		end_in(s->cond);
+		stop(&sin_, s->cond);
 		iq[niq - 1].said = s->end;
 		iq[niq - 1].end = c.tls ? -1 : s->end;
 		return;
