@@ -9222,18 +9222,14 @@ starts(const char *s, const char *with)
 static void
 claim(const char *s)
 {
-	size_t k = strlen(target);
-	const char *end = strstr(s, ": "), *more;
+	const char *name = s + strlen(target) + 1;
 	struct res *r;
 
-	if (!starts(s, target) || !end || strchr(s, '%') || strlen(s) > 480)
+	if (!starts(s, target) || strchr(s, '%'))
 		return;
-	while ((more = strstr(end + 1, ": ")))
-		end = more;
-	if (s[k] == '/' && end > s + k)
-		resource(fmt("%.*s", (int)(end - s - (long)k - 1), s + k + 1))->toldgone = vt;
-	for (r = s[k] == ',' ? resources : NULL; r; r = r->next)
-		r->toldgone = vt;
+	for (r = resources; r; r = r->next)
+		if (name[-1] == ',' || (starts(name, r->name) && starts(name + strlen(r->name), ": ")))
+			r->toldgone = vt;
 }
 
 /* Lines that others cause are few, no line is long, all are printable. */
