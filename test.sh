@@ -8847,10 +8847,6 @@ w_shutdown(int fd, int how)
 	if (c.wshut || !c.connected || c.rst)
 		return 0;
 	c.wshut = 1;
-	if (c.tls && br_ssl_engine_current_state(&sc.eng) == BR_SSL_CLOSED && !c.ended) {
-		c.ended = goodbye = 1;  /* a closed engine does not tell us */
-		c.endedat = vt;
-	}
 	note("proxy: shuts its side down");
 	drains(vt + c.latency);
 	progress++;
@@ -10615,8 +10611,6 @@ seedprng(const br_prng_class **ctx)
 br_prng_seeder
 br_prng_seeder_system(const char **name)
 {
-	if (name)
-		*name = "the world";
 	return seedprng;
 }
 
