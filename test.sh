@@ -8227,14 +8227,12 @@ arrive(void *p, long arg)
 	long long n = MIN(c.sent - c.came, c.rcap - (c.came - c.took));
 
 	c.rpending = 0;
-	if (c.dead || c.rst || c.sent == c.came)
-		return;
+	if (c.dead || c.rst || n <= 0)
+		return;         /* reading goes on with it */
 	if (c.rstall > vt) {
 		arrives(c.rstall);
 		return;
 	}
-	if (n <= 0)
-		return;         /* reading goes on with it */
 	n = portion(n, c.rrate);
 	if (fault(SPLIT, 700))
 		n = 1 + rnd(n > 4000 && often(800) ? 4000 : n > 60 && often(500) ? 60 : (unsigned)n);
@@ -10509,20 +10507,18 @@ heal(void *p, long arg)
 	c.rrate = c.wrate = c.latency = 0;
 	c.rcap = MAX(c.rcap, 65536);
 	c.wcap = MAX(c.wcap, 65536);
-	if (c.open && inflight() > 0 && !c.dead) {
-		c.wpending = 0;
-		drains(vt);
-	}
 	if (c.open && c.dead) {
 		c.dead = 0;
 		cut("the connection that was lost is reset", 1);
 	}
 	if (c.open && !c.scripted && sin_.stopping)
 		cut("the server ends what it has broken", 0);
-	if (c.open && c.connected && !c.dead && !c.rst) {
-		c.rpending = 0;
-		arrives(vt);
+	if (inflight() > 0) {
+		c.wpending = 0;
+		drains(vt);
 	}
+	c.rpending = 0;
+	arrives(vt);
 	logstate = 0;
 	for (w = workers; w < workers + nworkers; w++) {
 		/* what was lost, and waits for ever, ends when its worker leaves */
