@@ -1290,6 +1290,9 @@ targetpresence(void)
 		}
 	} else if (leaves && (!st.name || w)) {
 		removeresource(w);
+		/* it may have a new session, and this was told later than that */
+		if (ask.granted)
+			probeagain();
 	} else if (same(st.type, "subscribed")) {
 		if (!ask.granted)
 			say("subscribed: %s", target);

@@ -2585,9 +2585,27 @@ who_joins_during_a_probe_does_not_answer_it() {
 	unlogged "unanswered\|left: "
 }
 
+# "When a worker leaves, a probe is sent at once, or after the one that is out: it may have
+# logged in anew, and its server may have told the end of its last session only then."
+who_has_a_new_session_is_found() {
+	scripted patience=3 refresh=3600 b
+	probed
+	only_answer a b
+	online a
+	leaves a
+	probe_is_read
+	online b
+	leaves b
+	only_answer a
+	logged_times 2 "joined: service@localhost/a:"
+	probe_is_read
+	only_answer b
+	logged_times 2 "joined: service@localhost/b:"
+}
+
 # "When a worker's answer is the error service-unavailable, which servers also send for one
-# that has gone, a probe is sent at once, or after the one that is out, but not again for
-# this reason within askmin."
+# that has gone, a probe is sent in the same way, but not again for this reason within
+# askmin."
 service_unavailable_leads_to_one_probe() {
 	scripted patience=3 b
 	probed
@@ -2607,8 +2625,7 @@ service_unavailable_leads_to_one_probe() {
 	unlogged "left: "
 }
 
-# "..., a probe is sent at once, or after the one that is out, but not again for this
-# reason within askmin."
+# "..., a probe is sent in the same way, but not again for this reason within askmin."
 service_unavailable_leads_to_another_probe_later() {
 	scripted patience=3 askmin=2
 	probed
@@ -2622,8 +2639,7 @@ service_unavailable_leads_to_another_probe_later() {
 	unlogged "left: "
 }
 
-# "..., a probe is sent at once, or after the one that is out, but not again for this
-# reason within askmin."
+# "..., a probe is sent in the same way, but not again for this reason within askmin."
 service_unavailable_counts_if_the_probe_does_not_arrive() {
 	scripted refresh=3600 b
 	probed
@@ -2634,8 +2650,7 @@ service_unavailable_counts_if_the_probe_does_not_arrive() {
 }
 
 # No probe is out that this one could follow.
-# "..., a probe is sent at once, or after the one that is out, but not again for this
-# reason within askmin."
+# "..., a probe is sent in the same way, but not again for this reason within askmin."
 service_unavailable_counts_after_an_unreachable_target() {
 	scripted refresh=3600 b
 	probed
@@ -7571,6 +7586,16 @@ lastid(void)
 	return nasks ? askids[(nasks - 1) % COUNT(askids)] : NULL;
 }
 
+/* It has to probe, at once or when the probe that is out is over. */
+static void
+wantprobe(void)
+{
+	if (probeend == UNREACHED || (probeend == OPEN && (!lastprobe || back2 >= 0)))
+		want(vt);
+	else
+		doubted |= lastask < vt && probeend == OPEN;
+}
+
 /* The subscription ends: it asks again as if it had never asked. */
 static void
 denied(void)
@@ -7627,6 +7652,9 @@ heardof(const struct stanza *s, struct res *r)
 		if (r->drains && charge == r)
 			charge = NULL;
 	} else if (eq(s->type, "unavailable")) {
+		/* it may have a new session */
+		if (msub && r && known(r) == 1 && r->left < r->joinedat)
+			wantprobe();
 		if (r)
 			leave(r);
 		else
@@ -7678,10 +7706,7 @@ serviceless(struct res *r, const struct stanza *s, const struct expect *e)
 	mayask |= vt >= svcsure + askmin * 1000LL - 100;
 	if (surely && vt > svcat + askmin * 1000LL + 100) {
 		svcsure = vt;
-		if (probeend == UNREACHED || (probeend == OPEN && (!lastprobe || back2 >= 0)))
-			want(vt);
-		else
-			doubted |= lastask < vt && probeend == OPEN;
+		wantprobe();
 	}
 	svcat = vt;
 }
@@ -7807,7 +7832,8 @@ isfailure(struct stanza *o)
 	if (!best && !k->vague)
 		bad("sweep", "a request of %s fails as if %s had left, which it has not: "
 		    "%lld ms since its presence, %lld since the last probe but one", o->to,
-		    oldest->res ? oldest->res->name : "nobody", vt - oldest->res->heard, vt - probe1);
+		    oldest->res ? oldest->res->name : "nobody", oldest->res ? vt - oldest->res->heard : 0,
+		    vt - probe1);
 	q = best ? best : oldest;
 	if (gone && !k->vague && q->get && q->times <= (int)retry && q->st == QFAILING && anyknown())
 		bad("retry", "a get of %s fails, and others could be asked", o->to);
@@ -10037,6 +10063,8 @@ serve(struct written *o)
 		if (!fault(TRICKLE, 500))
 			cut("the server ends the connection too", 0);
 	} else if (o->what == IHEADER) {
+		if (c.badpin)
+			bad("pin", "trusts a certificate that is not in tlspin");
 		serveheader();
 	} else if (o->what == IHANDSHAKE) {
 		servehandshake();
@@ -10450,9 +10478,16 @@ workertrouble(int f, struct worker *w, long long t)
 		note("worker %s dies and stays online", w->name);
 		w->alive = 0;
 		at(vt + 1000 * (5 + rnd(600)), goes, w, EXPIRED, 0);
-	} else if (f == REPLACE && w->up) {
+	} else if (f == REPLACE && w->up && rnd(2)) {
 		goes(w, SAID);
 		comes(w, 0);
+	} else if (f == REPLACE && w->up) {
+		note("worker %s has a new session, and then the last one ends", shorten(w->name));
+		shows(w, 0);
+		w->alive = 1;
+		w->queue = NULL;
+		if (cansee())
+			telltype("unavailable", fullname(w));
 	}
 }
 
