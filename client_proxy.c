@@ -2237,7 +2237,7 @@ flush(void)
 	/* what waits for an engine that is closed goes nowhere */
 	if (outpos < out.len && !tlshas(BR_SSL_CLOSED))
 		return;
-	bytesout += out.len;
+	bytesout += outpos;
 	outpos = out.len = 0;
 	if (tlshas(BR_SSL_SENDREC))
 		return;
