@@ -134,7 +134,8 @@ typedef struct {
 	int pings;                  /* since its last sign of life; 2: it is stalled */
 	int trialat;                /* when they are more it is to be tried with a get; three
 	                             * later, with any request */
-	long long steptime;         /* ms: of that, a ping, or its first request */
+	long long steptime;         /* ms: of its last sign of life, ping or trial, or its
+	                             * first request */
 	unsigned long nhanded, nanswered, nretried, nlate;
 	unsigned long long waited;  /* ms, for its answers */
 	char name[PARTMAX + 1];
@@ -546,10 +547,11 @@ handicap(const Resource *w)
  * who was served lately stays with the same one, with STANDBY all do. Otherwise
  * the least handicap counts, then the setting: with STANDBY the name, with
  * STICKY the least hash of requester and resource, so that nobody else moves
- * when a resource joins or leaves (rendezvous hashing). A request that another
- * resource has lost goes, except with STANDBY, rather to one that owes no answer
- * to a ping, and to `loser' only if there is no other. Where it goes is not
- * remembered: the requester's others stay where they are. */
+ * when a resource joins or leaves (rendezvous hashing). Of those with the same
+ * handicap, a request that another resource has lost goes, except with STANDBY,
+ * rather to one that owes no answer to a ping; it goes to `loser' only if there is
+ * no other. Where it goes is not remembered: the requester's others stay where
+ * they are. */
 static Resource *
 choose(const char *jid, int lost, const Resource *loser)
 {
@@ -914,7 +916,7 @@ giveto(Request *r, Resource *w)
 		if (w->open + w->pings == 0 || w->pings > w->trialat) {
 			w->steptime = now;
 			/* each time rarer, so that little is lost to one that is dead */
-			w->trialat = MAX(4, 2 * w->pings);
+			w->trialat = MAX(4, 2 * w->pings - 1);
 		}
 		due.check = stall ? MIN(due.check, AFTER(stall)) : NEVER;
 	}
@@ -1289,10 +1291,11 @@ targetpresence(void)
 			say("%s: %s/%.99s", drains ? "draining" : "back", target, w->name);
 		}
 	} else if (leaves && (!st.name || w)) {
-		removeresource(w);
-		/* it may have a new session, and this was told later than that */
-		if (ask.granted)
+		/* it may have a new session, and this was told later than that; but it
+		 * is also how servers answer a probe if nobody is there */
+		if (ask.granted && nresources > 0)
 			probeagain();
+		removeresource(w);
 	} else if (same(st.type, "subscribed")) {
 		if (!ask.granted)
 			say("subscribed: %s", target);

@@ -1516,7 +1516,7 @@ who_was_set_aside_is_tried_with_a_get() {
 	is_pinged a
 	is_handed_to b 4
 	passes b 4
-	all is_pinged a a a a
+	all is_pinged a a a
 	works b 6
 	is_pinged a
 	goes_to a 7
@@ -2585,8 +2585,8 @@ who_joins_during_a_probe_does_not_answer_it() {
 	unlogged "unanswered\|left: "
 }
 
-# "When a worker leaves, a probe is sent at once, or after the one that is out: it may have
-# logged in anew, and its server may have told the end of its last session only then."
+# "When a worker leaves, a probe is sent at once or, if one is out, after that: the worker
+# may have logged in anew before its server told the end of its last session."
 who_has_a_new_session_is_found() {
 	scripted patience=3 refresh=3600 b
 	probed
@@ -2601,6 +2601,20 @@ who_has_a_new_session_is_found() {
 	probe_is_read
 	only_answer b
 	logged_times 2 "joined: service@localhost/b:"
+}
+
+# Servers may say so in answer to each probe.
+# "When a worker leaves, a probe is sent at once or, if one is out, after that: ..."
+nobody_is_there_leads_to_one_probe() {
+	scripted patience=3 refresh=3600
+	probed
+	only_answer a
+	leaves a
+	probe_is_read
+	deliver presence unavailable service@localhost proxy.localhost /
+	probe_is_over
+	news
+	[ "$(grep -c "<presence type='probe'" "$dir/old")" = 2 ]
 }
 
 # "When a worker's answer is the error service-unavailable, which servers also send for one
@@ -7377,7 +7391,7 @@ isdue(const struct res *r, int since)
 static void
 tried(struct res *r)
 {
-	r->trialat = 2 * r->pings;
+	r->trialat = 2 * r->pings - 1;
 	r->passed = 0;
 	r->lifehi = vt;
 }
@@ -7633,7 +7647,8 @@ static void
 heardof(const struct stanza *s, struct res *r)
 {
 	sawpres = 1;
-	mayask |= s->type || back2 >= 0;
+	/* that nobody is there may be the answer to a probe */
+	mayask |= back2 >= 0 || (s->type && (!eq(s->type, "unavailable") || anyknown()));
 	if (eq(s->type, "subscribe")) {
 		subat = vt;
 		if (!msub)
@@ -9720,6 +9735,10 @@ answerprobe(void)
 
 	if (fault(NOPROBE, 400))
 		return;
+	for (w = workers; w < workers + nworkers && !w->up; w++)
+		;
+	if (w == workers + nworkers && rnd(2))
+		telltype("unavailable", target);
 	for (w = workers; w < workers + nworkers; w++) {
 		if (!w->up || fault(PARTPROBE, 200))
 			continue;
