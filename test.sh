@@ -7648,7 +7648,7 @@ heardof(const struct stanza *s, struct res *r)
 {
 	sawpres = 1;
 	/* that nobody is there may be the answer to a probe */
-	mayask |= back2 >= 0 || (s->type && (!eq(s->type, "unavailable") || anyknown()));
+	mayask |= back2 >= 0 || (s->type && (!eq(s->type, "unavailable") || nin + nmaybe > 0));
 	if (eq(s->type, "subscribe")) {
 		subat = vt;
 		if (!msub)
