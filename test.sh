@@ -7926,9 +7926,9 @@ isretry(struct stanza *o)
 	q = best;
 	if (!k->vague && q->bounced && r == q->res && r->left < q->given)
 		bad("retry", "a get of %s is handed on to %s, which has bounced it", f, r->name);
-	for (x = resources; choice != STANDBY && !k->vague && !r->doubtful && !shown(r) && x; x = x->next)
+	for (x = resources; choice != STANDBY && !k->vague && !r->doubtful && x; x = x->next)
 		if (x != q->res && known(x) == 1 && !handicapped(x) && !shown(x) &&
-		    (r->drains || r->pings > x->pings))
+		    (r->pings > x->pings || (r->drains && !shown(r))))
 			bad("retry", "a get of %s is handed on to %s, which is silent or drains; %s is well", f,
 			    r->name, x->name);
 	if (!k->vague && r == q->res && q->st != QFAILING && !q->bounced && known(r) == 1 &&
