@@ -2137,6 +2137,7 @@ disconnect(const char *why)
 		close(fd);
 	fd = -1;
 	br_ssl_client_zero(&tls.client);
+	bytesout += outpos;
 	outpos = out.len = 0;
 	out.full = 0;
 	if (server)
@@ -2232,7 +2233,7 @@ flush(void)
 			outpos += (size_t)n;
 	}
 	if (len > 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
-		outpos = out.len;
+		out.len = outpos;
 		shutdown(fd, SHUT_WR);
 		if (!tlshas(BR_SSL_RECVREC))
 			br_ssl_client_zero(&tls.client);
