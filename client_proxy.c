@@ -716,11 +716,12 @@ puterror(const char *name, const char *id, const char *from, const char *to, int
 	const char *condition = refusals[why].condition;
 	char rest[256];
 
-	refusals[why].n++;
 	snprintf(rest, sizeof(rest), "><error type='%s'><%s xmlns='" NS_STANZAS
 	         "'/></error></%s>", refusals[why].type, condition, name);
-	if (putstanza(name, "error", id, from, to, rest, strlen(rest), 0))
+	if (putstanza(name, "error", id, from, to, rest, strlen(rest), 0)) {
+		refusals[why].n++;
 		return;
+	}
 	count.dropped++;
 	if (maysay())
 		say("dropped: error %s to %.99s: too large", condition, to);
@@ -2281,9 +2282,9 @@ receive(void)
 		memcpy(in.s + in.len, s, len);
 		br_ssl_engine_recvapp_ack(eng, len);
 	}
+	bytesin += len;
 	if (state == CLOSING)
 		return;
-	bytesin += len;
 	in.len += len;
 	if (in.len == in.size || memchr(in.s + in.len - len, '>', len))
 		parse();
