@@ -5977,7 +5977,7 @@ extern char __start_wbss[], __stop_wbss[];
 static char on[BEHAVIOURS];
 static int wild, healed;
 static uint64_t chance, theseed, tracehash, entropy;
-static unsigned long long counted[COUNT(total->counts)]; /* in this world */
+static long long counted[COUNT(total->counts)]; /* in this world */
 
 static int
 eq(const char *a, const char *b)
@@ -6002,7 +6002,7 @@ countall(const char *what, size_t n)
 	size_t i = counter(what);
 
 	total->counts[i].n += (long)n;
-	counted[i] += n;
+	counted[i] += (long long)n;
 }
 
 static void
@@ -9260,23 +9260,35 @@ claim(const char *s)
 			r->toldgone = vt;
 }
 
+/* It says that there are n of what, of which there are so many. */
+static void
+checkcount(const char *what, long long n, long long least, long long most)
+{
+	if (n < least || n > most)
+		bad("counted", "says %lld %s, of %lld to %lld", n, what, least, most);
+}
+
 /* What it says that it has counted is so, where the world has counted it, too. */
 static void
 checkcounts(const char *s)
 {
 	const char *what;
-	unsigned long long n;
+	int stays = c.open && !c.ended;
+	long long n;
 	size_t i, len;
 	char *name;
 
 	peek();
 	for (; isdigit((unsigned char)*s); s = name + len + 2) {
-		n = strtoull(s, &name, 10);
+		n = strtoll(s, &name, 10);
 		len = strcspn(++name, ",");
 		for (i = 0; (what = total->counts[i].what); i++)
-			if (strlen(what) == len && starts(name, what) && n != counted[i] &&
-			    !(*tlspin && starts(what, "bytes ")))
-				bad("counted", "has counted %llu %s and says %llu", counted[i], what, n);
+			if (strlen(what) == len && starts(name, what) && !(*tlspin && starts(what, "bytes ")))
+				checkcount(what, n, counted[i], counted[i]);
+		if (stays && starts(name, "open,"))
+			checkcount("open", n, nopenlo, nopenhi);
+		if (stays && starts(name, "online,"))
+			checkcount("online", n, nin, nin + nmaybe);
 	}
 }
 
