@@ -142,8 +142,7 @@ typedef struct {
 } Resource;
 static Resource resources[MAXRESOURCES], *marks[8 * MAXRESOURCES];
 static int nresources, toomany;
-/* the stalled one to be tried next, if it still is one */
-static Resource *trial = resources + MAXRESOURCES;
+static Resource *trial;         /* the stalled one to be tried next, if it still is one */
 
 /* who was served lately, in a place by hash; by whom; how long that counts */
 typedef struct {
@@ -1522,7 +1521,7 @@ totarget(void)
 	w = choose(st.from, 0, NULL);
 	/* rather with a get that others may have as well, as it is no part of a
 	 * dialog */
-	if (st.iq && trial < resources + nresources && !trial->drains &&
+	if (st.iq && trial && trial < resources + nresources && !trial->drains &&
 	    ((retry && isrepeatable() && trial->pings > trial->trialat) ||
 	     (!relay && choice != STICKY && trial->pings > trial->trialat + 3)))
 		w = trial;
