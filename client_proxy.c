@@ -1205,9 +1205,9 @@ askpresence(int probe)
 	sweeptime = probe ? UNWRITTEN : NEVER;
 }
 
-/* The probe is over. If some who were there before have answered, those who
- * have not may only be late, but after two probes they have left without a
- * word, as when their server's machine has died. A second probe has no second
+/* The probe is over. If some have answered, those who have not may only be
+ * late, but after two probes they have left without a word, as when their
+ * server's machine has died, unless all who have answered are new. A second probe has no second
  * one of its own: among many, there may always be somebody who misses it. Nor
  * does it say anything if nobody has answered it, as the first was answered just
  * before. If nobody has answered a first one, the subscription may have been
@@ -1227,9 +1227,9 @@ sweep(void)
 	/* the one before a second one was answered */
 	unanswered = !seen && !second;
 	for (i = nresources - 1; i >= 0; i--)
-		if (seen < 2)
+		if (!seen)
 			resources[i].missed = 0;
-		else if (resources[i].missed > 1)
+		else if (resources[i].missed > 1 && seen > 1)
 			removeresource(resources + i);
 		else
 			late |= resources[i].missed;

@@ -2502,8 +2502,8 @@ probes_have_pauses() {
 }
 
 # "Probes find workers whose presence was missed."
-# "A worker that does not answer while others that were online before do may only be late,
-# so a second probe follows."
+# "A worker that does not answer while others do may only be late, so a second probe
+# follows."
 # "If it does not answer that either, as when its server's machine has died, it is taken
 # to have left."
 # "..., and how long workers have to answer a probe once the server has read it, see
@@ -2543,8 +2543,8 @@ a_second_probe_has_no_second_one() {
 }
 
 # A request for the subscription need not have come between.
-# "A worker that does not answer while others that were online before do may only be late,
-# so a second probe follows."
+# "A worker that does not answer while others do may only be late, so a second probe
+# follows."
 a_probe_after_the_target_withdrew_is_no_second_one() {
 	scripted patience=3 refresh=3600 b
 	probed
@@ -2571,18 +2571,24 @@ a_probe_that_replaces_one_asks_all() {
 	logged "left: service@localhost/b: 1 online"
 }
 
-# Who joins after it was sent does not answer it, however often he shows himself.
-# "A worker that does not answer while others that were online before do may only be late,
-# so a second probe follows."
-who_joins_during_a_probe_does_not_answer_it() {
-	scripted patience=3
-	probed
-	joins b
-	shows b away
-	probe_is_over
-	news
-	[ "$(grep -c "<presence type='probe'" "$dir/old")" = 1 ]
-	unlogged "unanswered\|left: "
+# As when the only one that lives is started anew again and again, beside a dead one.
+# "A worker that does not answer while others do may only be late, so a second probe
+# follows."
+# "If none of the workers that were online before answers a probe, none is removed."
+who_joins_during_a_probe_has_others_removed_by_the_second() {
+	for dead in a c; do
+		scripted patience=3 refresh=3600 "$dead"
+		probed
+		joins b
+		shows b away
+		probe_is_over
+		probe_is_read
+		unlogged "unanswered\|left: "
+		only_answer b
+		logged "left: service@localhost/$dead"
+		unlogged "left: service@localhost/b"
+		stop
+	done
 }
 
 # "When a worker leaves, a probe is sent at once or, if one is out, after that: the worker
@@ -2802,8 +2808,8 @@ an_unreachable_target_has_not_left() {
 }
 
 # Nor has anybody missed such a probe if the next thing asked for is the subscription.
-# "A worker that does not answer while others that were online before do may only be late,
-# so a second probe follows."
+# "A worker that does not answer while others do may only be late, so a second probe
+# follows."
 nobody_has_missed_a_probe_that_has_not_arrived() {
 	scripted patience=3 refresh=5 b
 	probed
@@ -2840,8 +2846,8 @@ nobody_has_missed_a_probe_that_has_not_arrived_as_is_said_late() {
 }
 
 # Who has come back before the next one is asked by that as well.
-# "A worker that does not answer while others that were online before do may only be late,
-# so a second probe follows."
+# "A worker that does not answer while others do may only be late, so a second probe
+# follows."
 the_probe_after_one_that_has_not_arrived_counts() {
 	for lost in probe subscribe; do
 		scripted patience=3 refresh=5 b
@@ -8048,12 +8054,12 @@ ispresenceask(struct stanza *o)
 	if (probe)
 		doubtsilent();
 	/* over, and with presence in it: who was silent in two such has left */
-	clean = counts && over && answered && lastheld < lastask && !on[SLOWCALL];
-	for (r = probe && clean && clean1 && !loglost ? resources : NULL; r; r = r->next)
+	clean = counts && over && lastheld < lastask && !on[SLOWCALL];
+	for (r = probe && clean && answered && clean1 && !loglost ? resources : NULL; r; r = r->next)
 		if (r->st == IN && r->heard < probe1 && r->joinedat < probe1 && r->toldgone < probe1 &&
 		    strlen(r->name) < 90 && !strpbrk(r->name, "%\xc3"))
 			bad("stays", "%s was silent in two probes, and is kept", r->name);
-	clean1 = clean;
+	clean1 = clean && prestook > lastask;
 	counts = probe && (!lastprobe || (back2 >= 0 && probeend != UNREACHED));
 	/* one that could not reach the target does not count */
 	if (probe && (!lastprobe || probeend != UNREACHED || lastheld >= lastask)) {
@@ -8641,8 +8647,8 @@ peek(void)
 	checkwhite(&sout);
 }
 
-/* A probe is over: a second one follows if some who were there before have answered,
- * and others have not, unless it was a second one itself. If nobody has answered, it
+/* A probe is over: a second one follows if some have answered, and others who were
+ * there before have not, unless it was a second one itself. If nobody has answered, it
  * subscribes anew, unless that is why it had to probe. */
 static void
 probeisover(void)
@@ -8657,7 +8663,7 @@ probeisover(void)
 			answered |= r->heard > lastask;
 		}
 	}
-	if (second == 0 && late && answered)
+	if (second == 0 && late && prestook > lastask)
 		nextsecond = 1;
 	else if (second == 1 || (!late && !maybe))
 		nextsecond = 0;
