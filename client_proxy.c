@@ -741,6 +741,20 @@ putping(const char *id, const char *to)
 	putstanza("iq", "get", id, domain, to, rest, sizeof(rest) - 1, 0);
 }
 
+/* The stream has to end: for which reason, and with which stream error (RFC
+ * 6120 4.9.3), if that is not NULL. */
+static void
+end(const char *why, const char *error)
+{
+	if (ending)
+		return;
+	ending = why;
+	if (error)
+		putall(&out, "<stream:error><", error, " xmlns='urn:ietf:params:xml:"
+		       "ns:xmpp-streams'/></stream:error>");
+	XML_StopParser(parser, XML_FALSE);
+}
+
 /* ---- the stanza that is being read ---- */
 
 /* Put the prefixes that the header of the server's stream has declared and
@@ -1364,11 +1378,14 @@ chores(void)
 /* A ping to ourselves is back, if the id is one of ours. The one for what is due
  * says that we have read all that came before it. Of the two of a probe, the
  * first says that the server has read that, the second that we have read all
- * that came before its end. */
+ * that came before its end. As an error each says that nothing leads to us any
+ * more, though we are connected: so it is once Prosody has reloaded the host. */
 static void
 handleping(const char *ping)
 {
-	if (same(ping, due.id) && *ping) {
+	if (st.error) {
+		end("the server does not route to us any more", NULL);
+	} else if (same(ping, due.id) && *ping) {
 		due.next = now + 100; /* so that this is not all we do */
 		expire(due.sent);
 		checkresources(due.sent);
@@ -1614,20 +1631,6 @@ handlestanza(void)
 }
 
 /* ---- stream ---- */
-
-/* The stream has to end: for which reason, and with which stream error (RFC
- * 6120 4.9.3), if that is not NULL. */
-static void
-end(const char *why, const char *error)
-{
-	if (ending)
-		return;
-	ending = why;
-	if (error)
-		putall(&out, "<stream:error><", error, " xmlns='urn:ietf:params:xml:"
-		       "ns:xmpp-streams'/></stream:error>");
-	XML_StopParser(parser, XML_FALSE);
-}
 
 /* There is a sign of life from the server. */
 static void

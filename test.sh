@@ -2339,7 +2339,7 @@ two_who_share_a_place() {
 # as much again it reconnects."
 liveness() {
 	scripted keepalive=3
-	for back in "result" "error"; do
+	for back in get result; do
 		hear srv "<iq type='get' id='ping' from='proxy.localhost' to='proxy.localhost'><ping xmlns='urn:xmpp:ping'/></iq>"
 		deliver iq $back proxy.localhost proxy.localhost "id='ping'/"
 	done
@@ -2350,6 +2350,21 @@ liveness() {
 	unlogged "disconnected\|dropped"
 	logged "disconnected: the server is silent"
 	logged waiting
+}
+
+# "If any ping to itself comes back as an error, it reconnects at once."
+# "the server does not route to us any more means that it has forgotten the component and
+# kept the connection, as Prosody does when it loads the component anew."
+a_server_that_forgets_us_is_left() {
+	prosody
+	proxy keepalive=3
+	services a
+	login user x
+	prosodyctl --config "$dir/prosody.cfg.lua" shell module reload component proxy.localhost
+	logged "disconnected: the server does not route to us any more"
+	logged_times 2 "joined: service@localhost/a:"
+	ask user 1
+	hear a "<iq" "id='1'"
 }
 
 # "The longest pause between attempts to connect to a server that accepts connections but
@@ -4627,9 +4642,11 @@ component='example Prosody 1'
 # A throw-away Prosody with $hosts; everybody's password is `pw'.
 prosody() {
 	mkdir -p "$dir/prosody"
-	modules='"roster"; "saslauth"; "disco"; "smacks"'
+	modules='"roster"; "saslauth"; "disco"; "smacks"; "admin_shell"'
 	cat >"$dir/prosody.cfg.lua" <<-E
 	data_path = "$dir/prosody"
+	admin_socket = "$dir/prosody.sock"
+	${global-}
 	plugin_paths = { "$dir" }
 	log = { { levels = { min = "debug" }, to = "file", filename = "$dir/prosody.log" } }
 	interfaces = { "127.0.0.1" }
@@ -5949,7 +5966,7 @@ int client_proxy(int, char **);
 	X(STRAY, 80) X(USR1, 80) X(LOGBLOCK, 40) X(LOGFULL, 20) X(LOGCLOSED, 20) \
 	X(ALLOC, 30) X(ASKED, 80) X(MANY, 20) X(SIGNALS, 80) X(TRICKLE, 30) X(KICK, 40) \
 	X(TLSBAD, 20) X(DENY, 40) X(FOREIGN, 80) X(OVERFLOW, 60) X(BOUNCE, 80) \
-	X(BIGPRES, 40) X(FAR, 40)
+	X(BIGPRES, 40) X(FAR, 40) X(DEAF, 40)
 #define NAME(name, weight) name,
 #define ENTRY(name, weight) { #name, weight },
 enum { EACHBEHAVIOUR(NAME) BEHAVIOURS };
@@ -6841,6 +6858,7 @@ static struct {                 /* a ping to itself, whether what is due has com
 	const char *id;
 	long long asked, from;  /* written; due before that is meant */
 } dueping;
+static int unrouted;            /* a ping to itself has come back as an error */
 static long long duetill, duejudged, dueback, duepause; /* of the last that was back */
 static long long duetook, slowback; /* how long; when one was back that says nothing of silence */
 
@@ -7598,7 +7616,7 @@ forgetmodel(void)
 	nasks = nsince = nmoved = 0;
 	nin = nmaybe = nopenlo = nopenhi = nmistaken = 0;
 	shares = hashandicaps = 0;
-	second = nextsecond = answered = 0;
+	second = nextsecond = answered = unrouted = 0;
 	msub = sawpres = mayask = lastprobe = followed = crowded = npings = doubted = unans = counts = clean1 = 0;
 	probeend = OPEN;
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = -1;
@@ -7773,7 +7791,7 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 	}
 	if (i->what != ISTANZA || !s->from || !s->to)
 		return;
-	if (eq(s->from, domain) && eq(s->to, domain) && dueping.id && eq(s->id, dueping.id))
+	if (eq(s->from, domain) && eq(s->to, domain) && dueping.id && eq(s->id, dueping.id) && !unrouted)
 		dueisback();
 	r = resourceof(s->from);
 	ours = !s->nons && isours(s->to);
@@ -8163,7 +8181,7 @@ static struct {
 	long long sent, came, took, rcap, rstall;
 	long long badfrom;      /* where what ends the stream begins, or -1 */
 	long long costlyfrom;
-	int ended, saiderror, allocfailed, quiet, scripted, shaken, hsread, blind;
+	int ended, saiderror, allocfailed, quiet, scripted, shaken, hsread, blind, deaf;
 	long long endedat, hsreadat, lastread, lastwrite, blockedat;
 	const char *id;         /* of the stream */
 	int depth;              /* of the program's parser */
@@ -8529,6 +8547,8 @@ reason(void)
 		return "a stanza costs too much";
 	if (c.allocfailed)
 		return "no memory";
+	if (unrouted)
+		return "its ping has failed";
 	if (c.connected && (!c.hsread || c.hsreadat >= patient) && vt >= patient)
 		return "no handshake in time";
 	if (c.badpin || c.quiet || (c.blind && (c.took == c.sent || !c.hsread)))
@@ -8689,6 +8709,10 @@ taken(void)
 		return;
 	}
 	iread++;
+	unrouted |= i->s.from && i->s.to && eq(i->s.from, domain) && eq(i->s.to, domain) &&
+	              eq(i->s.type, "error");
+	if (unrouted)
+		return;
 	if (i->s.from && eq(i->s.kind, "presence") && i->s.type && oftarget(i->s.from))
 		sawtype = vt;
 	if (i->s.id && !i->s.nons && eq(i->s.id, lastid()) && eq(i->s.from, domain)) {
@@ -9485,6 +9509,8 @@ judge(short events, long long end)
 		quiesce();
 	if (c.blind && c.took == c.sent && vt > c.lastread + 1000 && writable())
 		bad("tlsclose", "keeps a connection whose TLS has ended %lld ms ago", vt - c.lastread);
+	if (unrouted && !c.ended)
+		bad("deaf", "keeps a connection through which nothing leads to it");
 	if (c.ended && !c.tls && !(events & POLLOUT) && !c.wshut && !c.rst)
 		bad("closing", "has written all and keeps its side open");
 	if ((slept >= 0 && vt <= slept + 1000) || c.blind)
@@ -10139,6 +10165,9 @@ serve(struct written *o)
 		serveheader();
 	} else if (o->what == IHANDSHAKE) {
 		servehandshake();
+	} else if (c.deaf && isours(s->to)) {
+		says(fmt("<iq type='error'%s%s%s>%s</iq>", attr("id", s->id), attr("from", s->to),
+		         attr("to", s->from), errorbody("wait", "remote-server-timeout")));
 	} else if (!c.scripted) {
 		;
 	} else if (oftarget(s->to)) {
@@ -10413,6 +10442,10 @@ networktrouble(int f, long long t)
 	} else if (f == LOSS && c.open && keepalive) {
 		note("network: all is lost from now on");
 		c.dead = 1;
+	} else if (f == DEAF && c.scripted && keepalive) {
+		note("the server forgets the component, and keeps the connection");
+		c.scripted = 0;
+		c.deaf = 1;
 	} else if (f == STALL) {
 		if (rnd(3))
 			c.wstall = vt + t;
