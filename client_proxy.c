@@ -1489,15 +1489,17 @@ findasker(void)
 /* Pass an answer from src, one of our addresses, to the requester. Resource w
  * has sent it; NULL: none that we know. One that is too large still ends its
  * request. Only who holds a get can say that it has failed: an error of who
- * held it before was expected. If it is its server that says so (bounced),
- * others are asked. */
+ * held it before was expected. If its server may have said so, others are
+ * asked: some say of who has just gone what clients say of what they do not
+ * know (RFC 6121 8.5.3.2.3). */
 static void
 passanswer(const char *src, const char *requester, Resource *w)
 {
 	Request *r = findrequest(requester, src, w);
 	int holds = r && w && r->holder == w;
+	int bounced = st.bounced || haserror("service-unavailable");
 
-	if (st.bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
+	if (bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
 		r->bounced = 1;
 		/* it may have been taken back in this turn */
 		if (r->list == OPEN) {

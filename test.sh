@@ -2096,28 +2096,48 @@ so_often_it_is_handed_on() {
 }
 
 # "That happens when its worker leaves or is stalled or, except with STANDBY, when the
-# error recipient-unavailable comes for it, which servers send for a client that has just
-# gone."
+# error recipient-unavailable or service-unavailable comes for it, which servers send for
+# a client that has just gone."
 a_bounce_asks_another() {
 	for choice in RANDOM STANDBY; do
-		scripted choice=$choice
-		goes_to a 1
-		goes_to a 2 set
-		joins b
-		bounce 1 a recipient-unavailable
-		bounce 2 a recipient-unavailable
-		if [ $choice = RANDOM ]; then
-			is_handed_to b 1
-			passes b 1
-		else
-			hear srv "<iq type='error' id='1' from='proxy.localhost' to='u@h/r'>"
-			goes_to a 3
-			unlogged "in charge: service@localhost/b"
-		fi
-		hear srv "<iq type='error' id='2' from='proxy.localhost' to='u@h/r'>"
-		unlogged stalled
-		stop
+		bounces "$choice" recipient-unavailable
+		bounces "$choice" service-unavailable
 	done
+}
+
+bounces() {
+	choice=$1
+	scripted choice="$choice"
+	goes_to a 1
+	goes_to a 2 set
+	joins b
+	bounce 1 a "$2"
+	bounce 2 a "$2"
+	if [ "$choice" = RANDOM ]; then
+		is_handed_to b 1
+		passes b 1
+	else
+		hear srv "<iq type='error' id='1' from='proxy.localhost' to='u@h/r'>"
+		goes_to a 3
+		unlogged "in charge: service@localhost/b"
+	fi
+	hear srv "<iq type='error' id='2' from='proxy.localhost' to='u@h/r'>"
+	unlogged stalled
+	stop
+}
+
+# "So a get that each worker refuses with service-unavailable is refused by several."
+what_all_refuse_is_refused() {
+	scripted retry=2
+	goes_to a 1
+	joins b
+	bounce 1 a service-unavailable
+	is_handed_to b 1
+	bounce 1 b service-unavailable
+	is_handed_to a 1
+	bounce 1 a service-unavailable
+	hear srv "^<iq type='error' id='1' from='proxy.localhost' to='u@h/r'><error type='cancel'><service-unavailable "
+	counted "1 requests, 0 untracked, 1 answers, 0 late.* 0 open"
 }
 
 # The requester's other requests stay where they were.
@@ -2133,7 +2153,7 @@ a_bounce_moves_no_requester() {
 
 # An element of that name in another namespace is no condition (RFC 6120 8.3.2).
 # "That happens when its worker leaves or is stalled or, except with STANDBY, when the
-# error recipient-unavailable comes for it, ..."
+# error recipient-unavailable or service-unavailable comes for it, ..."
 another_elements_name_asks_nobody() {
 	scripted
 	goes_to a 1
@@ -2202,7 +2222,7 @@ a_get_stays_with_who_is_left() {
 }
 
 # "That happens when its worker leaves or is stalled or, except with STANDBY, when the
-# error recipient-unavailable comes for it, ..."
+# error recipient-unavailable or service-unavailable comes for it, ..."
 a_bounce_is_an_error_if_all_others_leave() {
 	scripted
 	goes_to a 1
@@ -7051,6 +7071,14 @@ joins(struct res *r)
 	r->share = shares;
 }
 
+/* 1 if s may be an error of a server that says of a client that it is not there. */
+static int
+bounces(const struct stanza *s)
+{
+	return eq(s->type, "error") && (eq(s->cond, "recipient-unavailable") ||
+	                                eq(s->cond, "service-unavailable"));
+}
+
 /* The request that an answer from resource r, or NULL, belongs to. *alike: how
  * many open ones of the key. */
 static struct req *
@@ -7286,8 +7314,7 @@ leading(struct expect *e, const struct stanza *s, const char *src, const char *f
 				e->q = NULL;
 				return;
 			}
-		} else if (q->get && err && (q->st != QOPEN || mayhavemoved(q) ||
-		           eq(s->cond, "recipient-unavailable"))) {
+		} else if (q->get && err && (q->st != QOPEN || mayhavemoved(q) || bounces(s))) {
 			e->must = 0;
 		}
 		if (q->lost || alike > 1)
@@ -7824,8 +7851,11 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 	} else if (a && a->w == ARES) {
 		checkchoice(e->stays, -1, resource(resof(o->to)));
 	} else if (q && q->st != QERRED && (a || (q->res && (!q->get || !eq(s->type, "error"))))) {
+		if (a && q->res && q->res == r && plain(q) && q->get && q->times <= (int)retry && bounces(s) &&
+		    choice != STANDBY && nin > 1 && s->elements <= 200)
+			bad("retry", "an error for a get of %s passes, and others could be asked", q->key->f);
 		endreq(q, q->times > 1 ? QERRED : QENDED); /* others may answer, too */
-	} else if (q && q->res && q->get && eq(s->cond, "recipient-unavailable")) {
+	} else if (q && q->res && q->get && bounces(s)) {
 		q->bounced = 1;
 	}
 }
@@ -9898,7 +9928,8 @@ goes(void *p, long how)
 	w->up = w->alive = 0;
 	note("worker %s goes%s", shorten(w->name), how == SILENTLY ? " without a word" : "");
 	for (q = w->queue; q && cansee(); q = q->next)
-		tell("iq", "error", q->id, fullname(w), q->to, errorbody("cancel", "recipient-unavailable"));
+		tell("iq", "error", q->id, fullname(w), q->to,
+		     errorbody("cancel", style & 4 ? "recipient-unavailable" : "service-unavailable"));
 	w->queue = NULL;
 	if (fault(PRERROR, 300)) {
 		id = rnd(2) ? "other" : NULL;
@@ -10879,7 +10910,7 @@ populate(void)
 	people = mem(npeople * sizeof(*people));
 	for (i = 0; i < npeople; i++)
 		people[i] = fmt("u%d@b.test/r%d", i / 3, i);
-	style = (int)rnd(4);
+	style = (int)rnd(8);
 	quote = rnd(4) ? '\'' : '"';
 	prosody = (int)rnd(2);
 	listsall = (int)rnd(2);
