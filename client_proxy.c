@@ -152,11 +152,11 @@ typedef struct {
 static Stick sticks[MAXREQUESTS];
 
 /* Requests that were handed out. Each slot is in one list: the free ones; those
- * of requests already answered, by us or after they were handed on, kept so
- * that another answer is recognised, until the slot is needed; those of open
- * ones, the oldest first; and of those to be answered with an error. All that
- * were ever used are in the bucket of their key. Those without an answer,
- * MAXREQUESTS at most, have a text each, from the stack of spare ones. */
+ * of requests already answered, kept so that another answer is recognised, until
+ * the slot is needed; those of open ones, the oldest first; and of those to be
+ * answered with an error. All that were ever used are in the bucket of their key.
+ * Those without an answer, MAXREQUESTS at most, have a text each, from the stack
+ * of spare ones. */
 enum { FREE, DONE, OPEN, FAILED, LISTS };
 typedef struct request Request;
 static struct request {
@@ -1516,9 +1516,8 @@ passanswer(const char *src, const char *requester, Resource *w)
 		w->nanswered++;
 		w->waited += (unsigned long long)(now - r->handed);
 	}
-	/* if others have had it they may answer as well */
 	if (r)
-		move(r, r->tries >= 0 && r->tries < (int)retry ? DONE : FREE);
+		move(r, DONE);
 	if (forward(st.id, src, requester))
 		count.answers++;
 	else

@@ -28,8 +28,8 @@ static const unsigned int retry      = 1;
 /* sizes: memory is fixed, and this is what happens at each limit */
 enum {
 	MAXRESOURCES = 1024,    /* workers online: more are ignored, logged once */
-	MAXREQUESTS  = 4096,    /* open requests: more are refused; as many that got an
-	                         * error are remembered, to drop late answers */
+	MAXREQUESTS  = 4096,    /* open requests: more are refused; as many that were
+	                         * answered are remembered, to drop second answers */
 	REQUESTSIZE  = 1024,    /* bytes kept of a request: with longer addresses and id
 	                         * it gets no error if no answer comes, with longer
 	                         * content it is not handed to another worker */

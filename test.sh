@@ -484,10 +484,10 @@ no_error_is_larger_than_a_stanza() {
 	counted ".* 1 dropped,"
 }
 
-# "The answer to a request that has got an error may pass once MAXREQUESTS later requests
-# have failed or been handed on."
-# "As many places more are for requests that have been answered with an error, so that
-# late answers are dropped."
+# "A second answer, or one to a request that has got an error, may pass once MAXREQUESTS
+# later requests have been answered."
+# "As many places more are for requests that have been answered, so that second answers
+# are dropped."
 a_failed_request_is_forgotten_after_as_many_others() {
 	scripted MAXREQUESTS=64 stall=0
 	goes_to a 1 set
@@ -509,16 +509,39 @@ requests_have_any_id() {
 	all "works a" stall ping due ask
 }
 
-# "A second answer from a worker passes unless the request was handed to several."
-what_follows_an_answer_passes() {
+# As when the server of a worker that has answered says that it has gone.
+# "Every request is answered once."
+what_follows_an_answer_is_dropped() {
 	scripted
 	goes_to a 1
+	goes_to a 2 set
 	passes a 1
-	passes a 1 error
-	counted "1 requests, 0 untracked, 2 answers, 0 late.* 0 open"
+	passes a 2 error
+	is_late a 1 error
+	is_late a 2
+	counted "2 requests, 0 untracked, 2 answers, 2 late.* 0 open"
 }
 
-# "A second answer from a worker passes unless the request was handed to several."
+# "A second answer, ..., may pass once MAXREQUESTS later requests have been answered."
+an_answered_request_is_forgotten_after_as_many_others() {
+	scripted MAXREQUESTS=64 stall=0
+	goes_to a 1
+	goes_to a 2
+	passes a 1
+	passes a 2
+	for n in 1 2 3 4 5; do
+		flood 31 1 n$n.
+		[ $n -gt 2 ] || is_late a 1
+		awk -v id=n$n. 'BEGIN {
+			for (u = 1; u <= 31; u++)
+				printf "<iq type=\"result\" id=\"%s%d-1\" from=\"service@localhost/a\" to=\"proxy.localhost/%s%d@h/r1\"/>", id, u, id, u
+		}' >"$dir/srv.in"
+		written "type='result' id='n$n.31-1'"
+	done
+	passes a 1
+}
+
+# "Every request is answered once."
 alike_requests_get_an_answer_each() {
 	scripted choice=LEASTBUSY b
 	for _ in 1 2 3 4; do
@@ -3060,7 +3083,7 @@ what_the_client_asks_counts_as_the_users() {
 	goes_to a 1 get w@h/r
 }
 
-# "As many places more are for requests that have been answered with an error, so ..."
+# "As many places more are for requests that have been answered, so ..."
 # "Places for open requests."
 a_request_makes_room_when_it_fails() {
 	scripted
@@ -3769,9 +3792,9 @@ nohup_is_respected() {
 # "Log one line of totals since the start, then one line for each worker that is online,
 # see counted and resource in DIAGNOSTICS."
 # "Since the start: requests handed out, those of them that are untracked, answers passed
-# on, answers that came too late, messages passed on, errors by condition, stanzas dropped
-# and successful handshakes; how many workers are online and requests open now; and bytes
-# read and written."
+# on, answers that came late or twice, messages passed on, errors by condition, stanzas
+# dropped and successful handshakes; how many workers are online and requests open now;
+# and bytes read and written."
 counters() {
 	scripted
 	works a 1
@@ -7854,7 +7877,8 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		if (a && q->res && q->res == r && plain(q) && q->get && q->times <= (int)retry && bounces(s) &&
 		    choice != STANDBY && nin > 1 && s->elements <= 200)
 			bad("retry", "an error for a get of %s passes, and others could be asked", q->key->f);
-		endreq(q, q->times > 1 ? QERRED : QENDED); /* others may answer, too */
+		q->lost |= q->islong;   /* another answer may pass */
+		endreq(q, QERRED);
 	} else if (q && q->res && q->get && bounces(s)) {
 		q->bounced = 1;
 	}
