@@ -672,6 +672,42 @@ what_is_too_large_is_refused() {
 }
 
 # "A request or message that is larger than MAXSTANZA."
+# "Where the server's limit for components is lower, so must this be: it is
+# component_stanza_size_limit in Prosody, or else s2s_stanza_size_limit, and
+# max_stanza_size of the listener in ejabberd."
+# "Prosody's not-well-formed and ejabberd's policy-violation mean that a stanza was above
+# the server's limit, see MAXSTANZA."
+below_the_limit_of_prosody() {
+	global="s2s_stanza_size_limit = 100000"
+	prosody
+	below_the_limit not-well-formed
+}
+
+below_the_limit_of_ejabberd() {
+	need ejabberdctl ejabberd
+	more="  max_stanza_size: 100000"
+	ejabberd
+	below_the_limit policy-violation
+}
+
+# A request of 150000 bytes makes the server end the stream for this reason, but not if
+# MAXSTANZA says so, too.
+below_the_limit() {
+	large="<iq type='get' id='1' to='proxy.localhost'><q xmlns='t'>$(bytes 150000 x)</q></iq>"
+	proxy
+	services a
+	login user x
+	tell user "$large"
+	logged "disconnected: .*$1"
+	stop
+	proxy MAXSTANZA=100000
+	logged "joined: service@localhost/a: 1 online"
+	tell user "$large"
+	hear user "<iq" "type='error'" "id='1'" "<policy-violation"
+	served user 2 a
+	unlogged disconnected
+}
+
 # "Bytes of a stanza, as written to the server, with the white space behind it."
 so_many_bytes_and_no_more() {
 	scripted MAXSTANZA=5000
@@ -1462,7 +1498,8 @@ all_are_stalled() {
 # not, its gets are handed on, see retry."
 # "Silence after which a worker that has a request is pinged, and after as much again
 # stalled, see Workers that hang, drain or leave."
-# "The worker hangs, or its machine or link is dead, see stall."
+# "The worker hangs, its machine or link is dead, or the server lets it send too little,
+# see stall."
 # "From then on it is pinged every stall seconds."
 who_hangs_is_set_aside() {
 	scripted stall=1
@@ -3391,7 +3428,8 @@ addresses_in_the_content_stay() {
 }
 
 # "The target has to accept the subscription once; its server remembers."
-# "A program answers with and sends its own presence, like any client that wants to be seen."
+# "A program answers with and sends its own presence to all, like any client that wants to
+# be seen."
 subscription_is_approved_already() {
 	prosody
 	proxy
@@ -3402,6 +3440,18 @@ subscription_is_approved_already() {
 	login user x
 	served user 1 a
 	unheard a "subscribe"
+}
+
+# "A worker that sends it to the component alone is not found by probes, so it is soon
+# taken to have left."
+presence_to_the_component_alone_does_not_last() {
+	prosody
+	proxy refresh=4 patience=3
+	services a
+	login b b service
+	tell b "<presence to='proxy.localhost'/>"
+	logged "joined: service@localhost/b: 2 online"
+	logged "left: service@localhost/b: 1 online"
 }
 
 # "Colons and upper case do not matter."
@@ -3547,7 +3597,7 @@ meets() {
 # The subscription in the roster is kept as Jitsi's installation made it, so nobody
 # has to do anything. Somebody else has logged in to the account of the focus.
 # "Where Prosody has replace it with the component of Prosody, set domain and target to the
-# same, and let Prosody reload its configuration."
+# same, and restart Prosody: that it loads its configuration anew is not enough."
 # "The subscription in the target's roster stays valid."
 # "Requesters see no difference."
 # "Workers see one: bytes of a requester's JID that are not printable ASCII are %XX in
@@ -3662,7 +3712,7 @@ a_second_copy_stands_by() {
 # "If no other copy of it stands by, add component_conflict_resolve = "kick_old" to the
 # component's lines: it lets client_proxy back in at once after its link was cut."
 with_kick_old_copies_take_the_address_from_each_other() {
-	kick_old=$(sed -n 's/.*\(component_conflict_resolve = \)\\(dqkick_old.*/\1"kick_old"/p' client_proxy.1)
+	more=$(sed -n 's/.*\(component_conflict_resolve = \)\\(dqkick_old.*/\1"kick_old"/p' client_proxy.1)
 	prosody
 	proxy backoffmax=1
 	logged online
@@ -4011,8 +4061,9 @@ tls_that_ends_while_many_fail() {
 }
 
 # "Its requests that are open, were handed to it, answered, taken back because it was
-# stalled or recipient-unavailable came for it, and not answered in time; the mean time of
-# its answers in milliseconds; and whether it is up, draining or stalled."
+# stalled or seemed to have gone, and not answered in time; the mean time of its answers in
+# milliseconds; and whether it is up, draining or stalled."
+# "They are counted since it joined."
 how_each_resource_fares() {
 	scripted
 	begun=$(milliseconds)
@@ -4029,6 +4080,9 @@ how_each_resource_fares() {
 	shows a dnd
 	fares a "1 open, 6 handed out, 5 answered, 0 taken back, 0 timed out, [0-9]* ms, draining$"
 	answers_took 5
+	leaves a
+	joins a
+	fares a "0 open, 0 handed out, 0 answered, 0 taken back, 0 timed out, 0 ms, up$"
 	joins b
 	fares b "0 open, 0 handed out, 0 answered, 0 taken back, 0 timed out, 0 ms, up$"
 }
@@ -4249,8 +4303,10 @@ An answertime beyond that serves those that wait longer.
 Most clients ask their user.
 Components connect to port 5347 on the loopback addresses, which component_ports and
 	component_interfaces change.
-By default an account may have ten sessions: for more workers, raise max_user_sessions
-	below shaper_rules for the target.
+In Debian's configuration a client may send 10 kB a second, and what a worker sends
+	beyond that waits: put the target into unlimited_jids.
+By default an account may have ten sessions, and each may send 3000 bytes a second: for
+	more, raise max_user_sessions and c2s_shaper below shaper_rules for the target.
 The router accepts any domain from whoever knows the secret.
 Not tried: in the administration console, below External Components, enable the service
 	on port 5275 and set the shared secret or one for domain; or set the properties
@@ -4707,7 +4763,7 @@ prosody() {
 	fi)
 	$hosts
 	$(eval "$component" | ours)
-	${kick_old-}
+	${more-}
 	E
 	cat >"$dir/mod_auth_anyone.lua" <<-\E
 	local provider = {};
@@ -4750,6 +4806,7 @@ ejabberd() {
 	  shaper: none
 	  max_stanza_size: 262144
 	$(example ejabberd 1 | ours | sed "s/5347/$port/")
+	${more-}
 	$([ "${TLS-}" != own ] || example TLS 3 | sed "s|/etc/ejabberd/proxy|$dir/server|")
 	E
 	lib=$(dpkg -L ejabberd | sed -n 's|/ejabberd-[0-9.]*/ebin/ejabberd.app$||p;
