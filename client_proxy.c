@@ -2143,7 +2143,6 @@ disconnect(const char *why)
 	br_ssl_client_zero(&tls.client);
 	bytesout += outpos;
 	outpos = out.len = 0;
-	out.full = 0;
 	if (server)
 		server = server->ai_next;
 	if (now - onlinetime >= backoffmax * 1000LL) {
