@@ -220,7 +220,7 @@ static struct {
 	int error;                  /* that is its type */
 	int bounced;                /* it says that a client is not there any more */
 	int fromtarget;             /* it is from the target, */
-	const char *name;           /* from this resource of it; or NULL */
+	const char *name;           /* from this resource of it, from the slash on; or NULL */
 	Resource *sender;           /* that resource, if it is online */
 } st;
 
@@ -1298,9 +1298,9 @@ targetpresence(void)
 
 	if (!*st.type || leaves)
 		seen = MAX(seen, 1);
-	if (!*st.type && st.name && !strncmp(st.name, prefix, strlen(prefix))) {
+	if (!*st.type && st.name && !strncmp(st.name + 1, prefix, strlen(prefix))) {
 		drains = show && !strncmp(show->end, ">dnd<", 5);
-		if ((w = addresource(st.name)) && drains != w->drains) {
+		if ((w = addresource(st.name + 1)) && drains != w->drains) {
 			w->drains = drains;
 			say("%s: %s/%.99s", drains ? "draining" : "back", target, w->name);
 		}
@@ -1596,7 +1596,6 @@ static void
 handlestanza(void)
 {
 	int ispresence = same(st.kind, "presence");
-	const char *slash;
 
 	if (!st.from || !*st.from || !st.to || !isours(st.to)) {
 		drop("no sender, or not addressed to us");
@@ -1607,9 +1606,8 @@ handlestanza(void)
 	if (!st.resource || !decode(st.other, st.resource + 1, '\0'))
 		*st.other = '\0';
 	st.fromtarget = istarget(st.from);
-	slash = strchr(st.from, '/');
-	st.name = st.fromtarget && slash ? slash + 1 : NULL;
-	st.sender = st.name ? findresource(st.name) : NULL;
+	st.name = st.fromtarget ? strchr(st.from, '/') : NULL;
+	st.sender = st.name ? findresource(st.name + 1) : NULL;
 	st.iq = same(st.kind, "iq");
 	st.error = same(st.type, "error");
 	st.bounced = haserror("recipient-unavailable");
