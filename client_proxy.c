@@ -494,13 +494,12 @@ fulljid(char *dst, const Resource *w)
 	return dst;
 }
 
-/* A resource is online. Returns it, or NULL if it is not in the table. */
+/* The resource with this name is online, and is w if it was before. Returns it, or
+ * NULL if it is not in the table. */
 static Resource *
-addresource(const char *name)
+addresource(Resource *w, const char *name)
 {
 	size_t len = strlen(name);
-	uint64_t mark = hash(0, name, len);
-	Resource *w = findmark(mark);
 
 	if (w) {
 		seen = w->missed ? 2 : seen;
@@ -509,7 +508,7 @@ addresource(const char *name)
 		say("ignored: %s/%.99s: invalid resource", target, name);
 	} else if (nresources < MAXRESOURCES) {
 		w = resources + nresources++;
-		*w = (Resource){ .mark = mark };
+		*w = (Resource){ .mark = hash(0, name, len) };
 		memcpy(w->name, name, len);
 		say("joined: %s/%.99s: %d online", target, name, nresources);
 	} else if (!toomany) {
@@ -1300,7 +1299,7 @@ targetpresence(void)
 		seen = MAX(seen, 1);
 	if (!*st.type && st.name && !strncmp(st.name + 1, prefix, strlen(prefix))) {
 		drains = show && !strncmp(show->end, ">dnd<", 5);
-		if ((w = addresource(st.name + 1)) && drains != w->drains) {
+		if ((w = addresource(w, st.name + 1)) && drains != w->drains) {
 			w->drains = drains;
 			say("%s: %s/%.99s", drains ? "draining" : "back", target, w->name);
 		}
