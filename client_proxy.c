@@ -1262,17 +1262,15 @@ losetarget(const char *why)
 	sweeptime = NEVER;
 }
 
-/* A presence error from the target. Servers also send them when a session dies
- * and our presence was still on its way there: only the answer to what we have
- * asked last is the account's. */
+/* What we have asked last is answered with an error. Others do not count: servers
+ * also send them when a session dies and our presence was still on its way
+ * there. */
 static void
 presenceerror(void)
 {
 	Node *error = child(nodes, "error", NULL);
 	const char *why = condition(error);
 
-	if (st.name || !st.id || !same(st.id, ask.id))
-		return;
 	if (error)
 		*error->end = '\0';
 	if (strncmp(why, "remote-server-", 14) &&
@@ -1316,7 +1314,7 @@ targetpresence(void)
 		askpresence(1);
 	} else if (same(st.type, "unsubscribed")) {
 		losetarget("subscription refused or withdrawn");
-	} else if (st.error) {
+	} else if (st.error && !st.name && st.id && same(st.id, ask.id)) {
 		presenceerror();
 	}
 }
