@@ -1881,7 +1881,9 @@ configurations_that_cannot_work() {
 	    domain='"a b"' domain='"a@b"' domain='"A.localhost"' secret='""' \
 	    domain='"proxy.localhost."' target='"service@localhost."' refresh=4294967295 \
 	    keepalive=2592001 host='""' port='""' backoffmax=0 choice=4 refresh=10 \
-	    choice=-1 stall=2592001 retry=10 sticktime=2592001 tlspin='" "' tlspin='"12:34"' \
+	    choice=-1 stall=2592001 retry=10 sticktime=2592001 answertime=2592001 patience=0 \
+	    askmin=0 askmax=59 askmax=2592001 prefix="\"$(printf '\377')\"" \
+	    domain="\"proxy$(printf '\177')\"" tlspin='" "' tlspin='"12:34"' \
 	    tlspin="\"$(bytes 63 a)\"" tlspin="\"$(bytes 65 a)\"" tlspin="\"$(bytes 64 g)\"" \
 	    tlspin="\"$(bytes 576 a)\"" tlspin="\"sha256 Fingerprint=$(bytes 64 a)\""; do
 		CFLAGS=${CFLAGS--O0} configure "$c"
@@ -6296,7 +6298,6 @@ static char ring[RING][LINE];
 static unsigned long nring;
 static long long vt, slept;     /* virtual ms; when the program last was asleep */
 static long long paused;        /* when it last did not read, or was asleep */
-static int spoilt;
 static const char *settings;
 
 static void
@@ -9265,8 +9266,6 @@ w_getaddrinfo(const char *h, const char *p, const struct addrinfo *hints, struct
 	progress++;
 	if (termat >= 0)
 		bad("term", "begins a look-up after a signal");
-	if (spoilt)
-		bad("config", "takes a setting that cannot work");
 	if (c.open)
 		bad("fd", "looks up host while it is connected");
 	checkturn();
@@ -9360,8 +9359,6 @@ w_exit(int status, int abrupt)
 {
 	peek();
 	note("proxy: exits with %d", status);
-	if (spoilt && status == 1)
-		longjmp(ending, 1);
 	if (termat < 0)
 		bad("exit", "exits with %d, and no signal has told it to", status);
 	if (abrupt && !resolving)
@@ -10901,40 +10898,6 @@ settle(void)
 	naddrs = wild == 0 ? 1 : 1 + (int)rnd(NADDR);
 }
 
-/* One setting is wrong: it is refused before anything else is done. */
-static void
-spoil(void)
-{
-	static const char *const wrong[][2] = {
-		{ "", "" }, { "proxy.test.", "svc" }, { "Proxy.test", "@b.test" }, { "a@proxy.test", "svc@b.test/r" },
-		{ "proxy test", "svc@b.test." }, { "p/r", "svc@proxy.test" }, { "proxy\177", "svc@b.test@c" }
-	};
-	unsigned *const times[] = { &keepalive, &answertime, &backoffmax, &patience, &askmin, &askmax, &refresh };
-	unsigned i = rnd(COUNT(wrong)), t = rnd(COUNT(times));
-
-	switch (rnd(5)) {
-	case 0:
-		domain = wrong[i][0];
-		break;
-	case 1:
-		target = wrong[i][1];
-		break;
-	case 2:
-		*(i < 2 ? &secret : i < 4 ? &host : &port) = "";
-		tlspin = i == 6 ? "00:11" : tlspin;
-		break;
-	case 3:
-		choice = i < 3 ? -1 : 4;
-		prefix = i == 6 ? "\xff" : prefix;
-		break;
-	case 4:
-		*times[t] = t > 1 && i < 2 ? 0 : i < 5 ? 30 * 86400 + 1 : 4000000000u;
-		askmax = t == 4 && askmin ? askmin : askmax;
-	}
-	spoilt = 1;
-	note("a setting is wrong");
-}
-
 /* Write the settings down for whoever has to replay a failure. */
 static void
 writesettings(void)
@@ -11087,8 +11050,6 @@ world(uint64_t seed)
 	settle();
 	populate();
 	plan();
-	if (!rnd(12))
-		spoil();
 	writesettings();
 	total->worlds++;
 	if (verbose)
