@@ -2527,9 +2527,9 @@ tls_that_is_not_answered() {
 # "After the target has withdrawn the subscription this begins anew, with the first
 # request after askmin."
 asking_again() {
-	scripted askmin=3 askmax=6
+	scripted askmin=3 askmax=10
 	# since the first time, so that what is heard late makes nothing else early
-	for at in 3000 9000 15000; do
+	for at in 3000 9000 19000; do
 		hear srv "type='subscribe'"
 		took=$(($(milliseconds) - accepted))
 		echo "asked again after $took ms"
