@@ -804,6 +804,12 @@ the_target_subscribes_after_an_unanswered_probe() {
 	begun=$(milliseconds)
 	hear srv "<presence type='subscribe' "
 	[ $(($(milliseconds) - begun)) -lt 2500 ]
+	# and not again while a probe is out
+	probed
+	deliver presence subscribe service@localhost proxy.localhost /
+	sleep 1
+	news
+	[ "$(grep -c "<presence type='subscribe' " "$dir/old")" = 3 ]
 }
 
 # "Any other presence that is not from the target is ignored and logged."
@@ -2277,7 +2283,7 @@ who_is_in_charge_again_is_not_asked_twice() {
 # ping are preferred."
 a_get_goes_rather_to_one_that_is_not_silent() {
 	scripted stall=1
-	goes_to a 1
+	all "goes_to a" 1 4 5 6 7 8
 	joins b
 	shows a dnd
 	goes_to b 2 set
@@ -2291,7 +2297,7 @@ a_get_goes_rather_to_one_that_is_not_silent() {
 	is_pinged b
 	joins c
 	leaves a
-	is_handed_to c 1
+	all "is_handed_to c" 1 4 5 6 7 8
 }
 
 # Who drains could be stopped with it.
@@ -2538,8 +2544,10 @@ asking_again() {
 	done
 	deliver presence subscribed service@localhost proxy.localhost /
 	hear srv "type='probe'"
+	begun=$(milliseconds)
 	deliver presence unsubscribed service@localhost proxy.localhost /
 	hear srv "type='subscribe'"
+	[ $(($(milliseconds) - begun)) -lt 5500 ]
 }
 
 # "Time from the end of one presence probe to the next."
@@ -2681,6 +2689,7 @@ nobody_is_there_leads_to_one_probe() {
 	probe_is_over
 	news
 	[ "$(grep -c "<presence type='probe'" "$dir/old")" = 2 ]
+	unlogged "unanswered: "
 }
 
 # "When a worker's answer is the error service-unavailable, which servers also send for one
