@@ -3360,7 +3360,15 @@ names_of_1023_bytes() {
 small_in_memory() {
 	plainly
 	scripted
-	awk '/VmRSS/ { exit !($2 < 4096) }' "/proc/$proxypid/status"
+	# so many that all places have been used
+	awk 'BEGIN {
+		for (i = 1; i <= 9000; i++) {
+			printf "<iq type=\"set\" id=\"n%d\" from=\"u@h/r\" to=\"proxy.localhost\"/>", i
+			printf "<iq type=\"result\" id=\"n%d\" from=\"service@localhost/a\" to=\"proxy.localhost/u@h/r\"/>", i
+		}
+	}' >"$dir/srv.in"
+	written "type='result' id='n9000'"
+	awk '/VmRSS/ { print; exit !($2 < 4096) }' "/proc/$proxypid/status"
 	strip -o "$dir/stripped" "$bin"
 	[ "$(wc -c <"$dir/stripped")" -lt 65536 ]
 }
