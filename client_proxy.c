@@ -78,6 +78,8 @@ enum {
  * our stream before it: until TLS is up, that waits while we read. */
 typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + 2 * OWNROOM ? 1 : -1];
 typedef char requestsize_is_too_small[REQUESTSIZE >= 4 ? 1 : -1];
+typedef char another_size_is_too_small[MAXRESOURCES > 0 && MAXREQUESTS > 0 &&
+	INSIZE > 0 && MAXSTANZA >= 4096 && PARSERHARD > PARSERSOFT ? 1 : -1];
 
 /* Bytes in a fixed place, with one more for a NUL; full: some did not fit. */
 typedef struct {

@@ -1864,6 +1864,17 @@ configurations_that_cannot_work() {
 	done
 }
 
+# "This is what happens at each limit; those in capitals can be changed in config.h, and a
+# size that cannot work does not compile."
+sizes_that_cannot_work() {
+	for c in MAXRESOURCES=0 MAXREQUESTS=0 INSIZE=0 MAXSTANZA=4095 OUTSIZE=540671 REQUESTSIZE=3 \
+	    PARSERHARD=1048576; do
+		echo "$c:"
+		CFLAGS=${CFLAGS--O0} configure "$c" && return 1
+		grep "size_is_too_small" "$dir/built"
+	done
+}
+
 # "The secret that component and server share."
 # "Prosody's not-authorized means a wrong secret, its host-unknown a domain that it has no
 # component for, and conflict that another copy is connected."
@@ -4261,7 +4272,6 @@ The server's port for components.
 RANDOM, STICKY, LEASTBUSY or STANDBY, see CHOICE.
 1: messages pass, and workers can send requests, see Messages and requests from workers.
 Set it to well under half of answertime, or requests time out first.
-This is what happens at each limit; those in capitals can be changed in config.h.
 Bytes that are kept of a request: its addresses and id, the rest of it, and one for each
 	of the four.
 A get that crashes its worker crashes another, too: 0 confines it to one.
