@@ -1297,7 +1297,7 @@ who_answers_with_errors_is_fast() {
 
 # "All to one, which is in charge until it leaves, drains or is stalled, no matter who
 # joins or comes back."
-# "Then the first of the others by name takes over."
+# "Then the first of the others by name takes over, ..."
 # "With STANDBY, all requests now go to this worker."
 one_is_in_charge() {
 	scripted choice=STANDBY stall=1
@@ -1352,8 +1352,25 @@ nobody_takes_over_who_is_worse() {
 	logged_times 1 "in charge: service@localhost/a$"
 }
 
+# "Then the first of the others by name takes over, or nobody if they are stalled, too."
+nobody_takes_over_while_all_are_stalled() {
+	scripted choice=STANDBY stall=1 b
+	goes_to a 1 set
+	is_pinged a
+	is_pinged a
+	logged "in charge: service@localhost/b$"
+	goes_to b 2 set
+	is_pinged b
+	is_pinged b
+	logged "stalled: service@localhost/b"
+	goes_to b 3 set
+	passes a 1
+	goes_to a 4
+	logged_times 2 "in charge: service@localhost/a$"
+}
+
 # "All to one, which is in charge until it leaves, drains or is stalled, no matter ..."
-# "Then the first of the others by name takes over."
+# "Then the first of the others by name takes over, ..."
 conversations_are_in_one_place() {
 	scripted choice=STANDBY relay=1 b c
 	for u in 1 2 3 4 5 6; do
