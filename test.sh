@@ -3131,9 +3131,9 @@ a_request_makes_room_when_it_fails() {
 	joins b
 	fill b
 	answer_some b 4096
+	is_late a a1-1 result a1@h/r
 	fill c
 	counted ".* 4096 recipient-unavailable.* 4096 open"
-	is_late a a1-1 result a1@h/r
 }
 
 # "A get that is longer is not handed to another worker, see retry."
@@ -3755,8 +3755,9 @@ ejabberd_accepts_both_copies() {
 # the other node dies.
 # "In a cluster of two ejabberd nodes (measured), a component on one node serves
 # requesters and workers on both."
-# "When the other node dies, nothing says that its workers have gone: requests handed to
-# them fail with service-unavailable until two probes are over, see refresh."
+# "When the other node dies, nothing says that its workers have gone: until two probes are
+# over, see refresh, sets handed to them fail with service-unavailable, and gets are handed
+# on."
 a_cluster_of_two_nodes() {
 	need ejabberdctl ejabberd
 	ERL_EPMD_PORT=$tport ERL_EPMD_ADDRESS=127.0.0.1
@@ -3782,9 +3783,11 @@ a_cluster_of_two_nodes() {
 	done
 	# nobody tells us of the resource that dies with its node
 	end "$died" 9
+	asker asker "$two" other w proxy.localhost 500 100 0 set
 	asker asker "$two" other z proxy.localhost 500
 	askers_are_done
-	grep "service-unavailable [1-9].* 0 twice" "$dir/asked.z"
+	grep "service-unavailable [1-9].* 0 twice" "$dir/asked.w"
+	grep " 500 answered.* 0 twice" "$dir/asked.z"
 	logged "left: service@localhost/b: 1 online"
 	asker asker "$two" other z proxy.localhost 500
 	askers_are_done
