@@ -8002,8 +8002,11 @@ isfailure(struct stanza *o)
 		    (q->res && (known(q->res) != 1 || q->res->left >= q->given)))
 			best = q;
 	}
+	if (!oldest && !k->vague)
+		return 0;
+	count(late ? "remote-server-timeout" : "recipient-unavailable");
 	if (!oldest)
-		return k->vague;
+		return 1;
 	k->vague |= n > 1;
 	if (!best && !k->vague && late)
 		bad("early", "a request of %s is timed out %lld ms after it was handed out", o->to,
@@ -8020,7 +8023,6 @@ isfailure(struct stanza *o)
 	if (late && !k->vague && duejudged < deadline(q) - slack(0))
 		bad("judged", "a request of %s is timed out, but what may have come since %lld was not "
 		    "waited for", o->to, duejudged);
-	count(late ? "remote-server-timeout" : "recipient-unavailable");
 	endreq(q, QERRED);
 	return 1;
 }
@@ -9427,7 +9429,7 @@ checkcounts(const char *s)
 	char *name;
 
 	peek();
-	for (; isdigit((unsigned char)*s); s = name + len + 2) {
+	for (; isdigit((unsigned char)*s); s = name + len + (name[len] ? 2 : 0)) {
 		n = strtoll(s, &name, 10);
 		len = strcspn(++name, ",");
 		for (i = 0; (what = total->counts[i].what); i++)
