@@ -978,9 +978,14 @@ isgreedy(const char *user, uint64_t who)
 static void
 track(const char *address, uint64_t who, Resource *holder)
 {
-	Request *r = lists[FREE].prev, **p;
+	uint64_t key = makekey(st.from, address);
+	Request *r = buckets[key % MAXREQUESTS], **p;
 	Buffer text;
 
+	/* an id that is used again and again takes one place, not all */
+	while (r && (r->key != key || r->list != DONE))
+		r = r->chain;
+	r = r ? r : lists[FREE].prev;
 	if (r == lists + FREE && nused == LEN(requests)) {
 		r = lists[DONE].next;
 	} else if (r == lists + FREE) {
@@ -1011,7 +1016,7 @@ track(const char *address, uint64_t who, Resource *holder)
 	r->tries = holder && isrepeatable() ? (int)retry : -1;
 	r->hasid = st.id != NULL;
 	r->largest = st.largest;
-	r->key = makekey(st.from, address);
+	r->key = key;
 	r->chain = buckets[r->key % MAXREQUESTS];
 	buckets[r->key % MAXREQUESTS] = r;
 }
@@ -1496,9 +1501,10 @@ passanswer(const char *src, const char *requester, Resource *w)
 {
 	Request *r = findrequest(requester, src, w);
 	int holds = r && w && r->holder == w;
-	int bounced = st.bounced || haserror("service-unavailable");
+	int refused = haserror("service-unavailable");
 
-	if (bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
+	if ((st.bounced || refused) && holds && r->tries > 0 && nresources > 1 &&
+	    choice != STANDBY && (st.bounced || choose(requester, 1, w)->pings < 2)) {
 		r->bounced = 1;
 		/* it may have been taken back in this turn */
 		if (r->list == OPEN) {

@@ -541,6 +541,22 @@ an_answered_request_is_forgotten_after_as_many_others() {
 	passes a 1
 }
 
+# "A second answer, ..., may pass once MAXREQUESTS later requests have been answered."
+an_id_used_again_takes_one_place() {
+	scripted MAXREQUESTS=64 stall=0
+	goes_to a 1
+	passes a 1
+	awk 'BEGIN {
+		for (i = 1; i <= 300; i++) {
+			printf "<iq type=\"get\" id=\"s\" from=\"u@h/r\" to=\"proxy.localhost\"/>"
+			printf "<iq type=\"result\" id=\"s\" from=\"service@localhost/a\" to=\"proxy.localhost/u@h/r\"/>"
+		}
+	}' >"$dir/srv.in"
+	written_times 300 "type='result' id='s'"
+	is_late a s
+	is_late a 1
+}
+
 # "Every request is answered once."
 alike_requests_get_an_answer_each() {
 	scripted choice=LEASTBUSY b
@@ -2208,6 +2224,20 @@ a_bounce_moves_no_requester() {
 	bounce 1 a recipient-unavailable
 	is_handed_to b 1
 	goes_to a 2
+}
+
+# Who is stalled would not even refuse it.
+# "So a get that each worker refuses with service-unavailable is refused by several."
+who_is_stalled_is_not_asked_what_another_refuses() {
+	scripted stall=1
+	goes_to a 1 set
+	is_pinged a
+	is_pinged a
+	logged "stalled: service@localhost/a"
+	joins b
+	goes_to b 2
+	bounce 2 b service-unavailable
+	hear srv "^<iq type='error' id='2' from='proxy.localhost' to='u@h/r'><error type='cancel'><service-unavailable "
 }
 
 # An element of that name in another namespace is no condition (RFC 6120 8.3.2).
@@ -7943,7 +7973,7 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		checkchoice(e->stays, -1, resource(resof(o->to)));
 	} else if (q && q->st != QERRED && (a || (q->res && (!q->get || !eq(s->type, "error"))))) {
 		if (a && q->res && q->res == r && plain(q) && q->get && q->times <= (int)retry && bounces(s) &&
-		    choice != STANDBY && nin > 1 && s->elements <= 200)
+		    choice != STANDBY && better(r, 1) && s->elements <= 200)
 			bad("retry", "an error for a get of %s passes, and others could be asked", q->key->f);
 		q->lost |= q->islong;   /* another answer may pass */
 		endreq(q, QERRED);
