@@ -79,7 +79,7 @@ enum {
 typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + 2 * OWNROOM ? 1 : -1];
 typedef char requestsize_is_too_small[REQUESTSIZE >= 4 ? 1 : -1];
 typedef char another_size_is_too_small[MAXRESOURCES > 0 && MAXREQUESTS > 0 &&
-	INSIZE > 0 && MAXSTANZA >= 4096 && PARSERHARD > PARSERSOFT ? 1 : -1];
+	INSIZE > 0 && MAXSTANZA >= 4096 && PARSERHARD >= MAX(PARSERSOFT, 65536) ? 1 : -1];
 
 /* Bytes in a fixed place, with one more for a NUL; full: some did not fit. */
 typedef struct {
@@ -1225,9 +1225,9 @@ askpresence(int probe)
 	sweeptime = probe ? UNWRITTEN : NEVER;
 }
 
-/* The probe is over. If some have answered, those who have not may only be
- * late, but after two probes they have left without a word, as when their
- * server's machine has died, unless all who have answered are new. A second probe has no second
+/* The probe is over. If some have answered, those who have not may only be late.
+ * After two probes they have left without a word, as when their server's machine
+ * has died, unless all who have answered are new. A second probe has no second
  * one of its own: among many, there may always be somebody who misses it. Nor
  * does it say anything if nobody has answered it, as the first was answered just
  * before. If nobody has answered a first one, the subscription may have been
@@ -1387,7 +1387,8 @@ chores(void)
 static void
 handleping(const char *ping)
 {
-	if (st.error) {
+	if (st.iq && st.error && *ping &&
+	    (same(ping, "ping") || same(ping, due.id) || same(ping, ask.id))) {
 		end("the server does not route to us any more", NULL);
 	} else if (same(ping, due.id) && *ping) {
 		due.next = now + 100; /* so that this is not all we do */
@@ -1493,18 +1494,15 @@ findasker(void)
 /* Pass an answer from src, one of our addresses, to the requester. Resource w
  * has sent it; NULL: none that we know. One that is too large still ends its
  * request. Only who holds a get can say that it has failed: an error of who
- * held it before was expected. If its server may have said so, others are
- * asked: some say of who has just gone what clients say of what they do not
- * know (RFC 6121 8.5.3.2.3). */
+ * held it before was expected. If it is its server that says so (bounced),
+ * others are asked. */
 static void
 passanswer(const char *src, const char *requester, Resource *w)
 {
 	Request *r = findrequest(requester, src, w);
 	int holds = r && w && r->holder == w;
-	int refused = haserror("service-unavailable");
 
-	if ((st.bounced || refused) && holds && r->tries > 0 && nresources > 1 &&
-	    choice != STANDBY && (st.bounced || choose(requester, 1, w)->pings < 2)) {
+	if (st.bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
 		r->bounced = 1;
 		/* it may have been taken back in this turn */
 		if (r->list == OPEN) {
