@@ -78,8 +78,11 @@ enum {
  * our stream before it: until TLS is up, that waits while we read. */
 typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + 2 * OWNROOM ? 1 : -1];
 typedef char requestsize_is_too_small[REQUESTSIZE >= 4 ? 1 : -1];
-typedef char another_size_is_too_small[MAXRESOURCES > 0 && MAXREQUESTS > 0 &&
-	INSIZE > 0 && MAXSTANZA >= 4096 && PARSERHARD >= MAX(PARSERSOFT, 65536) ? 1 : -1];
+typedef char maxresources_is_too_small[MAXRESOURCES > 0 ? 1 : -1];
+typedef char maxrequests_is_too_small[MAXREQUESTS > 0 ? 1 : -1];
+typedef char maxstanza_is_too_small[MAXSTANZA >= 4096 ? 1 : -1];
+typedef char insize_is_too_small[INSIZE > 0 ? 1 : -1];
+typedef char parserhard_is_too_small[PARSERHARD >= MAX(PARSERSOFT, 65536) ? 1 : -1];
 
 /* Bytes in a fixed place, with one more for a NUL; full: some did not fit. */
 typedef struct {
@@ -1387,16 +1390,17 @@ chores(void)
 static void
 handleping(const char *ping)
 {
-	if (st.iq && st.error && *ping &&
-	    (same(ping, "ping") || same(ping, due.id) || same(ping, ask.id))) {
+	int isdue = *ping && same(ping, due.id), isask = same(ping, ask.id);
+
+	if (st.iq && st.error && (isdue || isask || same(ping, "ping"))) {
 		end("the server does not route to us any more", NULL);
-	} else if (same(ping, due.id) && *ping) {
+	} else if (isdue) {
 		due.next = now + 100; /* so that this is not all we do */
 		expire(due.sent);
 		checkresources(due.sent);
-	} else if (same(ping, ask.id) && sweeptime == UNWRITTEN) {
+	} else if (isask && sweeptime == UNWRITTEN) {
 		sweeptime = AFTER(patience);
-	} else if (same(ping, ask.id) && sweeptime == SWEEPING) {
+	} else if (isask && sweeptime == SWEEPING) {
 		sweep();
 	}
 }
@@ -2096,6 +2100,7 @@ unsent(unsigned char **s)
 		br_ssl_engine_sendapp_ack(eng, len);
 		br_ssl_engine_flush(eng, 0);
 		outpos += len;
+		bytesout += len;
 	}
 	if (state == CLOSING && outpos == out.len && tlshas(BR_SSL_SENDAPP)) {
 		while (br_ssl_engine_recvapp_buf(eng, &len))
@@ -2139,7 +2144,6 @@ disconnect(const char *why)
 		close(fd);
 	fd = -1;
 	br_ssl_client_zero(&tls.client);
-	bytesout += outpos;
 	outpos = out.len = 0;
 	if (server)
 		server = server->ai_next;
@@ -2228,10 +2232,12 @@ flush(void)
 	while ((len = unsent(&s)) > 0 && (n = write(fd, s, len)) > 0) {
 		if (!hasroom())
 			alive();
-		if (*tlspin)
+		if (*tlspin) {
 			br_ssl_engine_sendrec_ack(eng, (size_t)n);
-		else
-			outpos += (size_t)n;
+			continue;
+		}
+		outpos += (size_t)n;
+		bytesout += (size_t)n;
 	}
 	if (len > 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
 		out.len = outpos;
@@ -2242,7 +2248,6 @@ flush(void)
 	/* what waits for an engine that is closed goes nowhere */
 	if (outpos < out.len && !tlshas(BR_SSL_CLOSED))
 		return;
-	bytesout += outpos;
 	outpos = out.len = 0;
 	if (tlshas(BR_SSL_SENDREC))
 		return;
@@ -2356,7 +2361,7 @@ report(void)
 	    "%s, %lu dropped, %lu connections, %d online, %d open, %llu bytes in, "
 	    "%llu bytes out", count.requests, count.untracked, count.answers,
 	    count.late, count.messages, refused, count.dropped, count.connections,
-	    nresources, nopen, bytesin, bytesout + outpos);
+	    nresources, nopen, bytesin, bytesout);
 	for (w = resources; w < resources + nresources; w++)
 		say("resource: %s/%.99s: %d open, %lu handed out, %lu answered, "
 		    "%lu taken back, %lu timed out, %llu ms, %s", target, w->name,

@@ -529,15 +529,9 @@ an_answered_request_is_forgotten_after_as_many_others() {
 	goes_to a 2
 	passes a 1
 	passes a 2
-	for n in 1 2 3 4 5; do
-		flood 31 1 n$n.
-		[ $n -gt 2 ] || is_late a 1
-		awk -v id=n$n. 'BEGIN {
-			for (u = 1; u <= 31; u++)
-				printf "<iq type=\"result\" id=\"%s%d-1\" from=\"service@localhost/a\" to=\"proxy.localhost/%s%d@h/r1\"/>", id, u, id, u
-		}' >"$dir/srv.in"
-		written "type='result' id='n$n.31-1'"
-	done
+	exchanges 62 n%d
+	is_late a 1
+	exchanges 100 o%d
 	passes a 1
 }
 
@@ -546,13 +540,7 @@ an_id_used_again_takes_one_place() {
 	scripted MAXREQUESTS=64 stall=0
 	goes_to a 1
 	passes a 1
-	awk 'BEGIN {
-		for (i = 1; i <= 300; i++) {
-			printf "<iq type=\"get\" id=\"s\" from=\"u@h/r\" to=\"proxy.localhost\"/>"
-			printf "<iq type=\"result\" id=\"s\" from=\"service@localhost/a\" to=\"proxy.localhost/u@h/r\"/>"
-		}
-	}' >"$dir/srv.in"
-	written_times 300 "type='result' id='s'"
+	exchanges 300 s
 	is_late a s
 	is_late a 1
 }
@@ -687,7 +675,6 @@ what_is_too_large_is_refused() {
 	unlogged disconnected
 }
 
-# "A request or message that is larger than MAXSTANZA."
 # "Where the server's limit for components is lower, so must this be: it is
 # component_stanza_size_limit in Prosody, or else s2s_stanza_size_limit, and
 # max_stanza_size of the listener in ejabberd."
@@ -724,6 +711,7 @@ below_the_limit() {
 	unlogged disconnected
 }
 
+# "A request or message that is larger than MAXSTANZA."
 # "Bytes of a stanza, as written to the server, with the white space behind it."
 so_many_bytes_and_no_more() {
 	scripted MAXSTANZA=5000
@@ -1905,7 +1893,7 @@ sizes_that_cannot_work() {
 	    PARSERHARD=1048575; do
 		echo "$c:"
 		CFLAGS=${CFLAGS--O0} configure "$c" && return 1
-		grep "size_is_too_small" "$dir/built"
+		grep "$(echo "${c%=*}" | tr '[:upper:]' '[:lower:]')_is_too_small" "$dir/built"
 	done
 }
 
@@ -2428,7 +2416,7 @@ liveness() {
 	logged waiting
 }
 
-# "If any ping to itself comes back as an error, it reconnects at once."
+# "If any ping to itself comes back as an error, client_proxy reconnects at once."
 # "the server does not route to us any more means that it has forgotten the component and
 # kept the connection, as Prosody does when it loads the component anew."
 a_server_that_forgets_us_is_left() {
@@ -3386,13 +3374,7 @@ small_in_memory() {
 	plainly
 	scripted
 	# so many that all places have been used
-	awk 'BEGIN {
-		for (i = 1; i <= 9000; i++) {
-			printf "<iq type=\"set\" id=\"n%d\" from=\"u@h/r\" to=\"proxy.localhost\"/>", i
-			printf "<iq type=\"result\" id=\"n%d\" from=\"service@localhost/a\" to=\"proxy.localhost/u@h/r\"/>", i
-		}
-	}' >"$dir/srv.in"
-	written "type='result' id='n9000'"
+	exchanges 9000 n%d
 	awk '/VmRSS/ { print; exit !($2 < 4096) }' "/proc/$proxypid/status"
 	strip -o "$dir/stripped" "$bin"
 	[ "$(wc -c <"$dir/stripped")" -lt 65536 ]
@@ -4301,7 +4283,7 @@ Libraries that look for an @ first, such as gloox, cannot answer
 Answer every request, unknown ones with service-unavailable: clients send disco#info by
 	themselves.
 Many libraries do, some only if told to.
-Even without it, a machine that vanishes is noticed only when TCP gives up.
+Even without stream management, a machine that vanishes is noticed only when TCP gives up.
 What lists addresses, such as the items of commands (XEP-0050), has to name the
 	component's: all that precedes the first slash of from.
 Most libraries of requesters give up after 15 to 30 seconds.
@@ -4313,7 +4295,7 @@ What ejabberd has kept for it then fails with service-unavailable, and is not ha
 In Debian's configuration a client may send 10 kB a second, and what a worker sends
 	beyond that waits: put the target into unlimited_jids.
 By default an account may have ten sessions, and each may send 3000 bytes a second: for
-	more, raise max_user_sessions and c2s_shaper below shaper_rules for the target.
+	more, add rules for the target to max_user_sessions and c2s_shaper below shaper_rules.
 The router accepts any domain from whoever knows the secret.
 Not tried: in the administration console, below External Components, enable the service
 	on port 5275 and set the shared secret or one for domain; or set the properties
@@ -5291,6 +5273,19 @@ flood() {
 	written "id='$3$1-$2'"
 }
 
+# So many requests, in whose ids %d is their number, each answered by a before the next
+# is read.
+exchanges() {
+	awk -v n="$1" -v ids="$2" 'BEGIN {
+		for (i = 1; i <= n; i++) {
+			id = sprintf(ids, i)
+			printf "<iq type=\"get\" id=\"%s\" from=\"u@h/r\" to=\"proxy.localhost\"/>", id
+			printf "<iq type=\"result\" id=\"%s\" from=\"service@localhost/a\" to=\"proxy.localhost/u@h/r\"/>", id
+		}
+	}' >"$dir/srv.in"
+	written_times "$1" "type='result' id='${2%\%d}"
+}
+
 # Fill so many places, else all: the first requester may have half of them, the next
 # half of the rest.
 fill() {
@@ -6029,7 +6024,7 @@ enum { WAKER = 3, WAKEW = 4, FIRSTFD = 5 };
 const char *
 w_made(unsigned long long *before, size_t *len)
 {
-	*before = bytesout;
+	*before = bytesout - outpos;
 	*len = out.len;
 	return out.s;
 }
@@ -6115,22 +6110,14 @@ eq(const char *a, const char *b)
 	return a == b || (a && b && !strcmp(a, b));
 }
 
-static size_t
-counter(const char *what)
+static void
+countall(const char *what, size_t n)
 {
 	size_t i;
 
 	for (i = 0; total->counts[i].what && !eq(total->counts[i].what, what); i++)
 		;
 	total->counts[i].what = what;
-	return i;
-}
-
-static void
-countall(const char *what, size_t n)
-{
-	size_t i = counter(what);
-
 	total->counts[i].n += (long)n;
 	counted[i] += (long long)n;
 }
@@ -7783,7 +7770,7 @@ sends(struct res *r, const struct stanza *s)
 {
 	r->lifehi = vt;
 	/* its server may say so */
-	if (eq(s->type, "error") && eq(s->cond, "recipient-unavailable"))
+	if (bounces(s))
 		return;
 	if (r->pings >= 2) {
 		r->wellat = vt;
@@ -7938,7 +7925,7 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		checkchoice(e->stays, -1, resource(resof(o->to)));
 	} else if (q && q->st != QERRED && (a || (q->res && (!q->get || !eq(s->type, "error"))))) {
 		if (a && q->res && q->res == r && plain(q) && q->get && q->times <= (int)retry && bounces(s) &&
-		    choice != STANDBY && better(r, 1) && s->elements <= 200)
+		    choice != STANDBY && nin > 1 && s->elements <= 200)
 			bad("retry", "an error for a get of %s passes, and others could be asked", q->key->f);
 		q->lost |= q->islong;   /* another answer may pass */
 		endreq(q, QERRED);
