@@ -1740,21 +1740,26 @@ handleelement(void)
 
 /* ---- parsing ---- */
 
-/* What expat allocates is counted: it keeps each name it has seen, and every user
- * can send us new ones. Above the hard limit there is no more. The size stands in
- * front, in the first of two words, which keep what follows aligned. */
+/* What expat allocates, with the size in front, is counted: it keeps each name
+ * it has seen, and every user can send us new ones. Above the hard limit there
+ * is no more. */
+union block {
+	size_t size;
+	long double align;
+};
+
 static void *
 resize(void *p, size_t size)
 {
-	size_t *b = p ? (size_t *)p - 2 : NULL;
-	size_t had = b ? *b : 0;
+	union block *b = p ? (union block *)p - 1 : NULL;
+	size_t had = b ? b->size : 0;
 
 	if (size > PARSERHARD - (heap - had) ||
-	    !(b = realloc(b, 2 * sizeof(*b) + size)))
+	    !(b = realloc(b, sizeof(*b) + size)))
 		return NULL;
 	heap = heap - had + size;
-	*b = size;
-	return b + 2;
+	b->size = size;
+	return b + 1;
 }
 
 static void *
@@ -1766,11 +1771,9 @@ allocate(size_t size)
 static void
 release(void *p)
 {
-	size_t *b = p;
-
-	if (b) {
-		heap -= b[-2];
-		free(b - 2);
+	if (p) {
+		heap -= ((union block *)p - 1)->size;
+		free((union block *)p - 1);
 	}
 }
 
