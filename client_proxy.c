@@ -255,6 +255,7 @@ static br_ssl_engine_context *const eng = &tls.client.eng;
 
 /* the connection */
 static int fd = -1, state, pinged;
+static char pingid[16];         /* of the last ping because the server was silent */
 static struct addrinfo *servers, *server; /* its addresses, the one we are at */
 static long long deadline;      /* ms, when `state' or the server's silence ends */
 static long long backoff = FIRSTPAUSE;
@@ -736,6 +737,14 @@ putpresence(const char *type, const char *id, const char *from, const char *to)
 	putstanza("presence", type, id, from, to, "/>", 2, 0);
 }
 
+/* Make an id[16] for what we ask, which nobody but the server and whom we ask can
+ * know: a word for what it is, and a random number. */
+static void
+makeid(char *id, const char *what)
+{
+	snprintf(id, 16, "%s%08lx", what, uniform(1ULL << 32));
+}
+
 /* Put a ping (XEP-0199). One to ourselves comes back from the server. */
 static void
 putping(const char *id, const char *to)
@@ -1211,7 +1220,7 @@ askpresence(int probe)
 {
 	Resource *w;
 
-	snprintf(ask.id, sizeof(ask.id), "ask%08lx", uniform(1ULL << 32));
+	makeid(ask.id, "ask");
 	putpresence(probe ? "probe" : "subscribe", ask.id, domain, target);
 	if (!probe && !ask.granted)
 		say("subscribing: %s", target);
@@ -1228,10 +1237,11 @@ askpresence(int probe)
 	sweeptime = probe ? UNWRITTEN : NEVER;
 }
 
-/* The probe is over. If some have answered, those who have not may only be late.
- * After two probes they have left without a word, as when their server's machine
- * has died, unless all who have answered are new. A second probe has no second
- * one of its own: among many, there may always be somebody who misses it. Nor
+/* The probe is over. If anything has come, those who have not answered may only be
+ * late, so a second one follows. If they miss that, too, while some who were there
+ * before answer it, they have left without a word, as when their server's machine
+ * has died. A second probe has no second one of its own, nor has one that the same
+ * have missed again: among many, there may always be somebody who does. Nor
  * does it say anything if nobody has answered it, as the first was answered just
  * before. If nobody has answered a first one, the subscription may have been
  * lost: it is requested at once, and after that in place of each probe while no
@@ -1255,7 +1265,7 @@ sweep(void)
 		else if (resources[i].missed > 1 && seen > 1)
 			removeresource(resources + i);
 		else
-			late |= resources[i].missed;
+			late |= resources[i].missed == 1;
 	second = late && !second;
 	ask.next = ask.again || second ? now : ask.next;
 }
@@ -1370,7 +1380,7 @@ chores(void)
 		askpresence(ask.granted && (!unanswered || seen));
 	if (now >= MAX(due.next, MIN(due.check, lists[OPEN].next->due)) &&
 	    hasroom()) {
-		snprintf(due.id, sizeof(due.id), "due%08lx", uniform(1ULL << 32));
+		makeid(due.id, "due");
 		putping(due.id, domain);
 		due.sent = now;
 		due.next = AFTER(refresh); /* unless it is back before */
@@ -1390,9 +1400,11 @@ chores(void)
 static void
 handleping(const char *ping)
 {
-	int isdue = *ping && same(ping, due.id), isask = same(ping, ask.id);
+	int isdue = same(ping, due.id), isask = same(ping, ask.id) && sweeptime != NEVER;
 
-	if (st.iq && st.error && (isdue || isask || same(ping, "ping"))) {
+	if (!*ping)
+		return;
+	if (st.iq && st.error && (isdue || isask || same(ping, pingid))) {
 		end("the server does not route to us any more", NULL);
 	} else if (isdue) {
 		due.next = now + 100; /* so that this is not all we do */
@@ -1873,6 +1885,7 @@ reset(void)
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(shares, 0, sizeof(shares));
 	ask.extra = due.next = 0;
+	*due.id = *pingid = '\0';
 	nused = nopen = shedding = depth = ask.granted = unanswered = second = 0;
 	due.check = NEVER;
 	for (i = 0; i < LISTS; i++)
@@ -2336,7 +2349,8 @@ overdue(void)
 	} else if (state == OPENING) {
 		hangup("no answer to the handshake in time");
 	} else if (state == ONLINE && !pinged) {
-		putping("ping", domain);
+		makeid(pingid, "ping");
+		putping(pingid, domain);
 		alive();
 		pinged = 1;
 	} else {

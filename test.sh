@@ -1301,7 +1301,7 @@ who_answers_with_errors_is_fast() {
 
 # "All to one, which is in charge until it leaves, drains or is stalled, no matter who
 # joins or comes back."
-# "Then the first of the others by name takes over, ..."
+# "Then the first of the others by name takes over."
 # "With STANDBY, all requests now go to this worker."
 one_is_in_charge() {
 	scripted choice=STANDBY stall=1
@@ -1356,8 +1356,8 @@ nobody_takes_over_who_is_worse() {
 	logged_times 1 "in charge: service@localhost/a$"
 }
 
-# "Then the first of the others by name takes over, but nobody takes over from one that is
-# stalled while all are."
+# "Then the first of the others by name takes over."
+# "While all are stalled, the one in charge stays so unless it drains."
 nobody_takes_over_while_all_are_stalled() {
 	scripted choice=STANDBY stall=1 b
 	goes_to a 1 set
@@ -1375,7 +1375,7 @@ nobody_takes_over_while_all_are_stalled() {
 }
 
 # "All to one, which is in charge until it leaves, drains or is stalled, no matter ..."
-# "Then the first of the others by name takes over, ..."
+# "Then the first of the others by name takes over."
 conversations_are_in_one_place() {
 	scripted choice=STANDBY relay=1 b c
 	for u in 1 2 3 4 5 6; do
@@ -2404,19 +2404,20 @@ two_who_share_a_place() {
 liveness() {
 	scripted keepalive=3
 	for back in get result; do
-		hear srv "<iq type='get' id='ping' from='proxy.localhost' to='proxy.localhost'><ping xmlns='urn:xmpp:ping'/></iq>"
-		deliver iq $back proxy.localhost proxy.localhost "id='ping'/"
+		hear srv "<iq type='get' id='ping[0-9a-f][0-9a-f]*' from='proxy.localhost' to='proxy.localhost'><ping xmlns='urn:xmpp:ping'/></iq>"
+		tell srv "$(echo "$heard" | sed "s/type='get'/type='$back'/")"
 	done
-	hear srv "<iq type='get' id='ping'"
+	hear srv "<iq type='get' id='ping[0-9a-f][0-9a-f]*'"
 	tell srv " "
-	hear srv "<iq type='get' id='ping'"
+	hear srv "<iq type='get' id='ping[0-9a-f][0-9a-f]*'"
 	goes_to a ping
 	unlogged "disconnected\|dropped"
 	logged "disconnected: the server is silent"
 	logged waiting
 }
 
-# "If any ping to itself comes back as an error, client_proxy reconnects at once."
+# "If any ping to itself comes back as an error, client_proxy ends the stream and
+# reconnects."
 # "the server does not route to us any more means that it has forgotten the component and
 # kept the connection, as Prosody does when it loads the component anew."
 a_server_that_forgets_us_is_left() {
@@ -2429,6 +2430,20 @@ a_server_that_forgets_us_is_left() {
 	logged_times 2 "joined: service@localhost/a:"
 	ask user 1
 	hear a "<iq" "id='1'"
+}
+
+# What the target sends to our address in other letters comes back from ourselves.
+# "If any ping to itself comes back as an error, ..."
+an_error_for_no_ping_of_ours_changes_nothing() {
+	scripted keepalive=3
+	probed
+	deliver iq error proxy.localhost proxy.localhost "id='ping'/"
+	deliver iq error proxy.localhost proxy.localhost "id=''/"
+	hear srv "<iq type='get' id='ping[0-9a-f][0-9a-f]*'"
+	deliver iq error proxy.localhost proxy.localhost "id='ping'/"
+	deliver message error proxy.localhost proxy.localhost "$(echo "$heard" | grep -o "id='[^']*'")/"
+	works a 1
+	unlogged disconnected
 }
 
 # "The longest pause between attempts to connect to a server that accepts connections but
@@ -2621,6 +2636,23 @@ a_second_probe_has_no_second_one() {
 	only_answer a c c
 	logged "left: service@localhost/b: 2 online"
 	unlogged "left: service@localhost/[ac]"
+}
+
+# Another client of the account, which is no worker, answers all of them.
+# "A worker that does not answer while others do may only be late, so a second probe
+# follows."
+# "If none of the workers that were online before answers a probe, none is removed."
+who_misses_each_probe_has_one_second_probe() {
+	scripted patience=3 refresh=5 prefix='"a"'
+	probed
+	only_answer home
+	for _ in 2 3; do
+		probe_is_read
+		only_answer home
+	done
+	news
+	[ "$(grep -c "<presence type='probe'" "$dir/old")" = 3 ]
+	unlogged "unanswered\|left: "
 }
 
 # A request for the subscription need not have come between.
@@ -4291,7 +4323,8 @@ An answertime beyond that serves those that wait longer.
 Most clients ask their user.
 Components connect to port 5347 on the loopback addresses, which component_ports and
 	component_interfaces change.
-What ejabberd has kept for it then fails with service-unavailable, and is not handed on.
+When that time is over, what ejabberd still holds for it fails with service-unavailable,
+	and is not handed on.
 In Debian's configuration a client may send 10 kB a second, and what a worker sends
 	beyond that waits: put the target into unlimited_jids.
 By default an account may have ten sessions, and each may send 3000 bytes a second: for
@@ -6951,6 +6984,7 @@ static struct {                 /* a ping to itself, whether what is due has com
 	const char *id;
 	long long asked, from;  /* written; due before that is meant */
 } dueping;
+static const char *pingid;      /* of the last ping because the server was silent */
 static int unrouted;            /* a ping to itself has come back as an error; 2: a current one */
 static long long duetill, duejudged, dueback, duepause; /* of the last that was back */
 static long long duetook, slowback; /* how long; when one was back that says nothing of silence */
@@ -7716,6 +7750,7 @@ forgetmodel(void)
 	nin = nmaybe = nopenlo = nopenhi = nmistaken = 0;
 	shares = hashandicaps = 0;
 	second = nextsecond = answered = unrouted = 0;
+	pingid = NULL;
 	msub = sawpres = mayask = lastprobe = followed = crowded = npings = doubted = unans = counts = clean1 = 0;
 	probeend = OPEN;
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = -1;
@@ -8115,7 +8150,9 @@ isselfping(struct stanza *o)
 		pingat = vt;
 		if (back1 < 0 || vt < back1 + patience * 1000LL - slack(0))
 			bad("ask", "a probe that was read %lld ms ago is taken to be over", vt - back1);
-	} else if (!eq(o->id, lastid()) && !eq(o->id, "ping")) {
+	} else if (!eq(o->id, lastid()) && !strncmp(o->id, "ping", 4)) {
+		pingid = copy(o->id);
+	} else if (!eq(o->id, lastid())) {
 		if (dueback >= 0 && turnedat < duepause + 100)
 			bad("duesoon", "asks again what is due %lld ms after the last answer", turnedat - duepause);
 		dueping.id = copy(o->id);
@@ -8783,9 +8820,9 @@ probeisover(void)
 	struct res *r;
 
 	for (r = resources; r; r = r->next) {
-		maybe |= r->st == MAYBE || r->heard == lastask || r->joinedat == lastask;
+		maybe |= r->st == MAYBE || r->heard <= probe1 || r->heard == lastask || r->joinedat == lastask;
 		if (known(r) == 1 && r->joinedat < lastask) {
-			late |= r->heard < lastask;
+			late |= r->heard < lastask && r->heard > probe1;
 			answered |= r->heard > lastask;
 		}
 	}
@@ -8818,8 +8855,8 @@ taken(void)
 	iread++;
 	if (i->s.id && i->s.from && eq(i->s.from, domain) && eq(i->s.type, "error")) {
 		/* later ones may have taken the place of older pings */
-		sure = eq(i->s.id, "ping") || (dueping.id && eq(i->s.id, dueping.id)) ||
-		       (eq(i->s.id, lastid()) && probeend == OPEN);
+		sure = eq(i->s.id, pingid) || (dueping.id && eq(i->s.id, dueping.id)) ||
+		       (eq(i->s.id, lastid()) && probeend == OPEN && lastprobe && back2 < 0);
 		unrouted = MAX(unrouted, sure ? 2 : 1);
 		return;
 	}
