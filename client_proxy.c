@@ -156,13 +156,10 @@ typedef struct {
 } Stick;
 static Stick sticks[MAXREQUESTS];
 
-/* Requests that were handed out. Each slot is in one list: the free ones; those
- * of requests already answered, kept so that another answer is recognised, until
- * the slot is needed; those of open ones, the oldest first; and of those to be
- * answered with an error. All that were ever used are in the bucket of their key.
- * Those without an answer, MAXREQUESTS at most, have a text each, from the stack
- * of spare ones. */
-enum { FREE, DONE, OPEN, FAILED, LISTS };
+/* Requests that were handed out and have no answer yet. Each slot that was ever
+ * used is in the bucket of its key and in one list: that of free ones; of open
+ * requests, the oldest first; or of those to be answered with an error. */
+enum { FREE, OPEN, FAILED, LISTS };
 typedef struct request Request;
 static struct request {
 	int list;
@@ -172,20 +169,21 @@ static struct request {
 	Request *prev, *next, *chain; /* in its list; in the bucket of its key */
 	Resource *holder;           /* that has it or has failed it, if it is online */
 	Resource *asker;            /* that has asked it of a user */
-	int text;                   /* which of texts */
 	uint64_t key;               /* hash of requester, address asked and id */
 	uint64_t share;             /* hash of the requester's bare JID */
 	size_t largest;             /* bytes of the largest tag in its content */
 	long long handed;           /* ms, to its resource */
 	long long due;              /* its answer, in ms; UNWRITTEN: still in out; 0: it
 	                             * has not come in time */
-} lists[LISTS], requests[2 * MAXREQUESTS], *buckets[MAXREQUESTS];
-/* requester, address, id, and content if it fits; or "" */
+} lists[LISTS], requests[MAXREQUESTS], *buckets[MAXREQUESTS];
+/* of each: requester, address, id, and content if it fits; or "" */
 static char texts[MAXREQUESTS][REQUESTSIZE];
-static int spare[MAXREQUESTS];
 static int nused;               /* of the table so far */
 static int nopen, shedding;     /* without an answer; some were refused lately */
 static int shares[2][SHARES];   /* of nopen, each requester's: the less of two places */
+/* keys of requests that were answered, so that another answer is recognised: the
+ * last of each bucket, in which MAXREQUESTS of them are hardly ever more */
+static uint64_t answered[MAXREQUESTS][8];
 
 /* the target's presence: the id of what we have asked last, when to ask next, the
  * pause after that; when service-unavailable may start a probe again; whether the
@@ -901,13 +899,14 @@ haserror(const char *why)
  * way. */
 
 /* Put request r into a list: into that of open ones by when it is due, into
- * others at the end. Only a request without an answer remembers who has had it
- * last. */
+ * others at the end. One that becomes free has been answered, unless we cannot
+ * answer it: then its answer may still come. */
 static void
 move(Request *r, int list)
 {
 	Request *prev = lists[list].prev;
-	int n = (list >= OPEN) - (r->list >= OPEN);
+	uint64_t *keys = answered[r->key % MAXREQUESTS];
+	int n = (list != FREE) - (r->list != FREE);
 
 	if (r->holder)
 		r->holder->open += (list == OPEN) - (r->list == OPEN);
@@ -919,15 +918,14 @@ move(Request *r, int list)
 	r->prev = prev;
 	r->next = prev->next;
 	r->next->prev = prev->next = r;
-	if (n > 0)
-		r->text = spare[nopen];
 	nopen += n;
-	if (n < 0)
-		spare[nopen] = r->text;
 	shares[0][r->share % SHARES] += n;
 	shares[1][(r->share >> 32) % SHARES] += n;
-	if (list < OPEN)
+	if (list == FREE) {
 		r->holder = r->asker = NULL;
+		memmove(keys + 1, keys, sizeof(*answered) - sizeof(*keys));
+		*keys = *texts[r - requests] ? r->key : 0;
+	}
 }
 
 /* Request r is held by resource w, or with NULL by a user, who cannot be seen
@@ -950,11 +948,12 @@ giveto(Request *r, Resource *w)
 	move(r, OPEN);
 }
 
-/* A hash of what tells the request or answer that has come from others. */
+/* A hash of what tells the request or answer that has come from others. Those of
+ * another connection have other keys. */
 static uint64_t
 makekey(const char *requester, const char *address)
 {
-	uint64_t h = hash(salt, requester, strlen(requester));
+	uint64_t h = hash(salt + count.connections, requester, strlen(requester));
 
 	h = hash(h, address, strlen(address));
 	return st.id && *st.id ? hash(h, st.id, strlen(st.id)) : h;
@@ -990,17 +989,10 @@ isgreedy(const char *user, uint64_t who)
 static void
 track(const char *address, uint64_t who, Resource *holder)
 {
-	uint64_t key = makekey(st.from, address);
-	Request *r = buckets[key % MAXREQUESTS], **p;
+	Request *r = lists[FREE].prev, **p;
 	Buffer text;
 
-	/* an id that is used again and again takes one place, not all */
-	while (r && (r->key != key || r->list != DONE))
-		r = r->chain;
-	r = r ? r : lists[FREE].prev;
-	if (r == lists + FREE && nused == LEN(requests)) {
-		r = lists[DONE].next;
-	} else if (r == lists + FREE) {
+	if (r == lists + FREE) {
 		r = requests + nused++;
 		r->prev = r->next = r;
 	}
@@ -1012,7 +1004,7 @@ track(const char *address, uint64_t who, Resource *holder)
 	r->share = who;
 	r->asker = holder ? NULL : st.sender;
 	giveto(r, holder);
-	text = (Buffer){ texts[r->text], REQUESTSIZE, 0, 0 };
+	text = (Buffer){ texts[r - requests], REQUESTSIZE, 0, 0 };
 	put(&text, st.from, strlen(st.from) + 1);
 	put(&text, address, strlen(address) + 1);
 	putall(&text, st.id ? st.id : "");
@@ -1028,27 +1020,21 @@ track(const char *address, uint64_t who, Resource *holder)
 	r->tries = holder && isrepeatable() ? (int)retry : -1;
 	r->hasid = st.id != NULL;
 	r->largest = st.largest;
-	r->key = key;
+	r->key = makekey(st.from, address);
 	r->chain = buckets[r->key % MAXREQUESTS];
 	buckets[r->key % MAXREQUESTS] = r;
 }
 
-/* Match the answer that has come, from requester to address, to its request,
- * preferring one that resource w holds. NULL: there is none. */
+/* The request with this key that has no answer yet, preferably one that resource w
+ * holds. NULL: there is none. */
 static Request *
-findrequest(const char *requester, const char *address, const Resource *w)
+findrequest(uint64_t key, const Resource *w)
 {
-	uint64_t key = makekey(requester, address);
 	Request *r, *found = NULL;
-	int fit, best = FREE;
 
-	for (r = buckets[key % MAXREQUESTS]; r && best <= OPEN; r = r->chain) {
-		fit = MIN(r->list, OPEN) + (r->list >= OPEN && r->holder == w);
-		if (r->key == key && fit > best) {
-			best = fit;
+	for (r = buckets[key % MAXREQUESTS]; r && !(found && found->holder == w); r = r->chain)
+		if (r->key == key && r->list != FREE && (!found || r->holder == w))
 			found = r;
-		}
-	}
 	return found;
 }
 
@@ -1126,7 +1112,7 @@ expire(long long t)
 	int n = 0;
 
 	for (; (r = lists[OPEN].next)->due <= t; n++) {
-		text = texts[r->text];
+		text = texts[r - requests];
 		w = r->holder;
 		if (n == 0 && maysay())
 			say("timed out: request from %.99s to %.99s%s%.99s, and perhaps others",
@@ -1141,12 +1127,11 @@ expire(long long t)
 
 /* Request r has failed. A get goes, as it came, to another resource than the
  * one that had it, or stays there if there is no other and it has not bounced;
- * its answer is due when it was. Otherwise we answer. What we cannot answer is
- * forgotten: its answer may still come. */
+ * its answer is due when it was. Otherwise we answer, if we can. */
 static void
 settle(Request *r)
 {
-	const char *requester = texts[r->text];
+	const char *requester = texts[r - requests];
 	const char *address = requester + strlen(requester) + 1;
 	const char *rest = address + strlen(address) + 1;
 	const char *id = r->hasid ? rest : NULL;
@@ -1170,7 +1155,7 @@ settle(Request *r)
 	}
 	if (*requester)
 		puterror("iq", id, address, requester, r->due > 0 ? GONE : LATE);
-	move(r, *requester ? DONE : FREE);
+	move(r, FREE);
 }
 
 /* Ping each resource that holds a request and was silent for `stall' seconds at
@@ -1515,8 +1500,9 @@ findasker(void)
 static void
 passanswer(const char *src, const char *requester, Resource *w)
 {
-	Request *r = findrequest(requester, src, w);
-	int holds = r && w && r->holder == w;
+	uint64_t key = makekey(requester, src), *keys = answered[key % MAXREQUESTS];
+	Request *r = findrequest(key, w);
+	int i, issecond = 0, holds = r && w && r->holder == w;
 
 	if (st.bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
 		r->bounced = 1;
@@ -1527,7 +1513,9 @@ passanswer(const char *src, const char *requester, Resource *w)
 		}
 		return;
 	}
-	if (r && (r->list == DONE || (st.error && r->tries >= 0 && !holds))) {
+	for (i = 0; !r && i < (int)LEN(*answered); i++)
+		issecond |= keys[i] == key;
+	if (issecond || (r && st.error && r->tries >= 0 && !holds)) {
 		count.late++;
 		return;
 	}
@@ -1536,7 +1524,7 @@ passanswer(const char *src, const char *requester, Resource *w)
 		w->waited += (unsigned long long)(now - r->handed);
 	}
 	if (r)
-		move(r, DONE);
+		move(r, FREE);
 	if (forward(st.id, src, requester))
 		count.answers++;
 	else
@@ -1879,7 +1867,7 @@ freeparser(void)
 static void
 reset(void)
 {
-	int i;
+	Request *r;
 
 	memset(buckets, 0, sizeof(buckets));
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
@@ -1888,11 +1876,9 @@ reset(void)
 	*due.id = *pingid = '\0';
 	nused = nopen = shedding = depth = ask.granted = unanswered = second = 0;
 	due.check = NEVER;
-	for (i = 0; i < LISTS; i++)
-		lists[i].prev = lists[i].next = lists + i;
+	for (r = lists; r < lists + LISTS; r++)
+		r->prev = r->next = r;
 	lists[OPEN].due = NEVER;
-	for (i = 0; i < MAXREQUESTS; i++)
-		spare[i] = i;
 	removeresource(NULL);
 	freeparser();
 	in.len = 0;
