@@ -7314,7 +7314,7 @@ toolarge(const struct stanza *s, const char *from, const char *to)
 {
 	size_t head = headbytes(s->kind, s->type, s->id, from, to);
 
-	return head + s->rest > MAXSTANZA ? 2 : isfull(head + s->tag, s->rest);
+	return head + s->rest > MAXSTANZA ? 2 : isfull(head + MIN(s->tag, s->rest), s->rest);
 }
 
 /* It passes, or is too large: who waits for an answer, or has sent it, is told so. */
@@ -9913,6 +9913,13 @@ content(size_t head, int over)
 		return s;
 	case 8:
 		return fmt("<q xmlns='urn:w' a='%lu' b='%s'/>", t, repeat('b', fault(HUGE, 200) ? 68 : 1));
+	case 9:
+		/* with fewer escapes it is much smaller */
+		n = fault(HUGE, 200) ? rnd(MAXSTANZA) : rnd(9);
+		p = s = mem(6 * n + 1);
+		for (*p = '\0'; n > 0; n--)
+			p = stpcpy(p, "&apos;");
+		return fmt("<q xmlns='urn:w' t='%lu' a='%s'/>", t, s);
 	}
 	return fmt("<q xmlns='urn:w' t='%lu'/>", t);
 }
