@@ -689,7 +689,7 @@ hasroom(void)
  * than servers take. */
 static int
 putstanza(const char *name, const char *type, const char *id, const char *from,
-          const char *to, const char *rest, size_t len, size_t tag)
+          const char *to, const char *rest, size_t tag)
 {
 	size_t start = out.len, space = 0;
 
@@ -701,7 +701,7 @@ putstanza(const char *name, const char *type, const char *id, const char *from,
 	putattr(&out, "from", from);
 	putattr(&out, "to", to);
 	tag += out.len - start;
-	put(&out, rest, len);
+	put(&out, rest, strlen(rest));
 	for (; tag > PADABOVE && space < tag && !out.full; space++)
 		put(&out, " ", 1);
 	if (out.full || out.len - start > MAXSTANZA) {
@@ -720,7 +720,7 @@ puterror(const char *name, const char *id, const char *from, const char *to, int
 
 	snprintf(rest, sizeof(rest), "><error type='%s'><%s xmlns='" NS_STANZAS
 	         "'/></error></%s>", refusals[why].type, condition, name);
-	if (putstanza(name, "error", id, from, to, rest, strlen(rest), 0)) {
+	if (putstanza(name, "error", id, from, to, rest, 0)) {
 		refusals[why].n++;
 		return;
 	}
@@ -732,7 +732,7 @@ puterror(const char *name, const char *id, const char *from, const char *to, int
 static void
 putpresence(const char *type, const char *id, const char *from, const char *to)
 {
-	putstanza("presence", type, id, from, to, "/>", 2, 0);
+	putstanza("presence", type, id, from, to, "/>", 0);
 }
 
 /* Make an id[16] for what we ask, which nobody but the server and whom we ask can
@@ -747,9 +747,7 @@ makeid(char *id, const char *what)
 static void
 putping(const char *id, const char *to)
 {
-	static const char rest[] = "><ping xmlns='urn:xmpp:ping'/></iq>";
-
-	putstanza("iq", "get", id, domain, to, rest, sizeof(rest) - 1, 0);
+	putstanza("iq", "get", id, domain, to, "><ping xmlns='urn:xmpp:ping'/></iq>", 0);
 }
 
 /* The stream has to end: for which reason, and with which stream error (RFC
@@ -1146,8 +1144,7 @@ settle(Request *r)
 		}
 		encode(src, address, requester);
 		rest += strlen(rest) + 1;
-		if (putstanza("iq", "get", id, src, fulljid(dst, w), rest,
-		              strlen(rest), r->largest)) {
+		if (putstanza("iq", "get", id, src, fulljid(dst, w), rest, r->largest)) {
 			r->tries--;
 			giveto(r, w);
 			return;
@@ -1418,8 +1415,7 @@ static int
 forward(const char *id, const char *from, const char *to)
 {
 	return !attrs.full && !body.full &&
-	       putstanza(st.kind, *st.type ? st.type : NULL, id, from, to, body.s,
-	                 body.len, st.largest);
+	       putstanza(st.kind, *st.type ? st.type : NULL, id, from, to, body.s, st.largest);
 }
 
 /* Answer the stanza with an error, from the address that was asked. Errors
