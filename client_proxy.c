@@ -1553,42 +1553,39 @@ totarget(void)
 }
 
 /* Do with an IQ or a message what the table of the man page says. The order
- * matters: the first case that fits applies. The address encodes a stranger if
- * that is neither the target nor one of us. */
+ * matters: the first case that fits applies. What asks comes after what answers:
+ * for requests and messages the rules are much the same. The address encodes a
+ * stranger if that is neither the target nor one of us. */
 static void
 route(void)
 {
 	char outside[JIDMAX + 1], asker[JIDMAX + 1];
-	int isrequest = st.iq && (same(st.type, "get") || same(st.type, "set"));
 	int isanswer = st.iq && (st.error || same(st.type, "result"));
 	int stranger = *st.other && !istarget(st.other) && !isours(st.other);
 	Resource *w = st.sender;
 
 	if (isanswer && st.fromtarget && !st.resource && st.id && same(st.id, "stall"))
 		; /* that it is alive is all it says */
-	else if (isrequest && !st.fromtarget && !st.resource)
-		totarget();
-	else if (isrequest && relay && w && stranger && encode(outside, st.self, st.other))
-		handout(leadid(w->name), outside, st.other, NULL);
-	else if (isrequest)
-		refuse(!st.fromtarget || (relay && st.resource) ? NOBODY : UNKNOWN);
 	else if (isanswer && st.name && stranger)
 		passanswer(st.self, st.other, w);
 	else if (isanswer && relay && !st.fromtarget && !st.resource && (w = findasker()) &&
 	         encode(outside, st.self, st.from))
 		passanswer(outside, fulljid(asker, w), NULL);
-	else if (st.iq && !isanswer)
-		refuse(ILLEGAL);
-	else if (st.iq)
+	else if (isanswer)
 		drop(st.fromtarget ? "no requester in the address" : "nobody asked for it");
-	else if (!relay || (st.fromtarget && !st.resource))
+	else if (st.iq && !same(st.type, "get") && !same(st.type, "set"))
+		refuse(ILLEGAL);
+	else if (relay ? st.fromtarget && !st.resource : st.fromtarget || !st.iq)
 		refuse(UNKNOWN);
-	else if (child(nodes, "sent", NS_CARBONS) || child(nodes, "received", NS_CARBONS))
+	else if (!st.iq && (child(nodes, "sent", NS_CARBONS) ||
+	                    child(nodes, "received", NS_CARBONS)))
 		drop("a carbon copy");
-	else if (st.fromtarget && stranger)
-		handout(st.id, NULL, st.other, NULL);
 	else if (!st.fromtarget && !st.resource)
 		totarget();
+	else if (st.fromtarget && stranger && !st.iq)
+		handout(st.id, NULL, st.other, NULL);
+	else if (st.fromtarget && stranger && w && encode(outside, st.self, st.other))
+		handout(leadid(w->name), outside, st.other, NULL);
 	else
 		refuse(NOBODY);
 }
