@@ -246,8 +246,8 @@ static struct {
 	br_x509_decoder_context certificate; /* the server's */
 	br_sha256_context hash;     /* of it, */
 	char fingerprint[96 + 1];   /* as in XX:XX: */
-	int ncerts;                 /* in its chain so far */
-	br_x509_knownkey_context known; /* what it is checked against */
+	br_x509_knownkey_context known; /* what it is checked against, */
+	br_x509_class class;        /* and how */
 } tls;
 static br_ssl_engine_context *const eng = &tls.client.eng;
 
@@ -1975,17 +1975,15 @@ static void
 append(const br_x509_class **ctx, const unsigned char *s, size_t n)
 {
 	(void)ctx;
-	if (tls.ncerts == 0) {
-		br_sha256_update(&tls.hash, s, n);
-		br_x509_decoder_push(&tls.certificate, s, n);
-	}
+	br_sha256_update(&tls.hash, s, n);
+	br_x509_decoder_push(&tls.certificate, s, n);
 }
 
 static void
 endcert(const br_x509_class **ctx)
 {
 	(void)ctx;
-	tls.ncerts++;
+	tls.class.append = br_x509_knownkey_vtable.append; /* no other is looked at */
 }
 
 static unsigned
@@ -2012,7 +2010,6 @@ static int
 starttls(void)
 {
 	static br_x509_minimal_context unused;
-	static br_x509_class class;
 	static const uint16_t suites[] = {
 		BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
 		BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
@@ -2029,16 +2026,15 @@ starttls(void)
 	for (i = br_md5_ID; i < br_sha256_ID; i++)
 		br_ssl_engine_set_hash(eng, i, NULL);
 	br_ssl_engine_add_flags(eng, BR_OPT_NO_RENEGOTIATION);
-	class = br_x509_knownkey_vtable;
-	class.append = append;
-	class.end_cert = endcert;
-	class.end_chain = endchain;
-	tls.known.vtable = &class;
+	tls.class = br_x509_knownkey_vtable;
+	tls.class.append = append;
+	tls.class.end_cert = endcert;
+	tls.class.end_chain = endchain;
+	tls.known.vtable = &tls.class;
 	tls.known.usages = BR_KEYTYPE_KEYX | BR_KEYTYPE_SIGN;
 	br_ssl_engine_set_x509(eng, &tls.known.vtable);
 	br_sha256_init(&tls.hash);
 	br_x509_decoder_init(&tls.certificate, NULL, NULL);
-	tls.ncerts = 0;
 	br_ssl_engine_set_buffer(eng, tls.records, sizeof(tls.records), 1);
 	return br_ssl_client_reset(&tls.client, isname ? host : NULL, 0);
 }
