@@ -49,11 +49,8 @@ enum { RANDOM, STICKY, LEASTBUSY, STANDBY }; /* how to choose among resources */
 #define AFTER(s)      (now + (s) * 1000LL) /* so many seconds from now */
 
 /* times that no clock reaches */
-#define SWEEPING      (LLONG_MAX - 2) /* over, but what came in time may be unread */
 #define NEVER         (LLONG_MAX - 1)
 #define UNWRITTEN     LLONG_MAX       /* not begun: what starts it has yet to happen */
-#define UNREACHED     '\1'            /* for the id of what could not reach the target: XML
-                                       * has no such character, so nothing has that id */
 
 #define NS_COMPONENT  "jabber:component:accept"
 #define NS_CARBONS    "urn:xmpp:carbons:2"
@@ -185,19 +182,18 @@ static int shares[2][SHARES];   /* of nopen, each requester's: the less of two p
  * last of each bucket, in which MAXREQUESTS of them are hardly ever more */
 static uint64_t answered[MAXREQUESTS][8];
 
-/* the target's presence: the id of what we have asked last, when to ask next, the
- * pause after that; when service-unavailable may start a probe again; whether the
- * subscription is granted; whether another probe has to follow this one, as
- * somebody may have left meanwhile */
-static struct { char id[16]; long long next, pause, extra; int granted, again; } ask;
-static long long sweeptime;     /* when the probe is over; UNWRITTEN: the server has not
-                                 * read it yet, or what we asked could not reach the
-                                 * target; NEVER: there is none */
+/* the target's presence: the id of what we have asked last, when to ask next if no
+ * probe is out, the pause after that; when service-unavailable may start a probe
+ * again; whether the subscription is granted */
+static struct { char id[16]; long long next, pause, extra; int granted; } ask;
+static long long sweeptime;     /* when the probe that is out is over; 0: the server has
+                                 * not read it yet; NEVER: none is; UNWRITTEN: what we
+                                 * asked could not reach the target */
 static int seen;                /* presence came since, 2: from who was there before */
 static int second;              /* the probe, or the next, is for who missed the last */
 static int unanswered;          /* nobody has answered the last probe that counts */
-/* the id of our last ping for what is due, when it was sent, when to send one;
- * when somebody may have been silent for too long */
+/* the id of our last ping to ourselves, when it was sent, when to send one for what
+ * is due; when somebody may have been silent for too long, or the probe is over */
 static struct { char id[16]; long long sent, next, check; } due;
 
 /* the out buffer: what is behind outpos waits to be written */
@@ -253,7 +249,6 @@ static br_ssl_engine_context *const eng = &tls.client.eng;
 
 /* the connection */
 static int fd = -1, state, pinged;
-static char pingid[16];         /* of the last ping because the server was silent */
 static struct addrinfo *servers, *server; /* its addresses, the one we are at */
 static long long deadline;      /* ms, when `state' or the server's silence ends */
 static long long backoff = FIRSTPAUSE;
@@ -743,11 +738,22 @@ makeid(char *id, const char *what)
 	snprintf(id, 16, "%s%08lx", what, uniform(1ULL << 32));
 }
 
-/* Put a ping (XEP-0199). One to ourselves comes back from the server. */
+/* Put a ping (XEP-0199). */
 static void
 putping(const char *id, const char *to)
 {
 	putstanza("iq", "get", id, domain, to, "><ping xmlns='urn:xmpp:ping'/></iq>", 0);
+}
+
+/* Ping ourselves: it comes back from the server behind all that this has read and
+ * said before. Only the last one counts. */
+static void
+pingself(void)
+{
+	makeid(due.id, "due");
+	putping(due.id, domain);
+	due.sent = now;
+	due.next = AFTER(refresh); /* unless it is back before */
 }
 
 /* The stream has to end: for which reason, and with which stream error (RFC
@@ -941,7 +947,7 @@ giveto(Request *r, Resource *w)
 			/* each time rarer, so that little is lost to one that is dead */
 			w->trialat = MAX(4, 2 * w->pings - 1);
 		}
-		due.check = stall ? MIN(due.check, AFTER(stall)) : NEVER;
+		due.check = stall ? MIN(due.check, AFTER(stall)) : due.check;
 	}
 	move(r, OPEN);
 }
@@ -1056,15 +1062,6 @@ takeback(const Resource *w, int each)
 	return n;
 }
 
-/* Ask once more when the probe that is out is over; at once if there is none, or
- * if what we asked last could not reach the target. */
-static void
-probeagain(void)
-{
-	ask.again = sweeptime != NEVER && *ask.id != UNREACHED;
-	ask.next = ask.again ? ask.next : now;
-}
-
 /* A resource, or with NULL each of them, has left: fail its requests. The last
  * one takes its place in the table, so that there are no holes. */
 static void
@@ -1078,7 +1075,7 @@ removeresource(Resource *w)
 		say("failed: %u requests held by resources that left", n);
 	/* probe, so that those who had no place can have one now */
 	if (toomany && ask.granted)
-		probeagain();
+		ask.next = now;
 	toomany = 0;
 	for (r = requests; r < requests + nused; r++) {
 		if (r->asker && (!w || r->asker == w))
@@ -1166,10 +1163,10 @@ checkresources(long long t)
 	int well = 0;
 
 	/* on so slow a way they may not even have got their requests */
-	due.check = AFTER(stall);
+	due.check = MIN(sweeptime, AFTER(stall));
 	if (stall && now - t > stall * 1000LL)
 		return;
-	due.check = NEVER;
+	due.check = sweeptime;
 	for (w = resources; stall && w < end; w++) {
 		if (w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t && hasroom()) {
 			putping("stall", fulljid(dst, w));
@@ -1194,9 +1191,9 @@ checkresources(long long t)
 
 /* Ask for the target's presence. Request the subscription: until it is granted,
  * after a longer pause each time (RFC 6121 3.1), and again when it may be lost.
- * Else probe for what was missed (4.3); a ping to ourselves follows the probe:
- * once it is back, the server has read both. On Prosody a probe before the
- * subscription would withdraw the request for it. */
+ * Else probe for what was missed (4.3); a ping to ourselves says when the server
+ * has read that. On Prosody a probe before the subscription would withdraw the
+ * request for it. */
 static void
 askpresence(int probe)
 {
@@ -1206,17 +1203,18 @@ askpresence(int probe)
 	putpresence(probe ? "probe" : "subscribe", ask.id, domain, target);
 	if (!probe && !ask.granted)
 		say("subscribing: %s", target);
-	ask.next = ask.granted ? AFTER(refresh) : now + ask.pause;
+	ask.next = probe ? NEVER : ask.granted ? AFTER(refresh) : now + ask.pause;
 	ask.pause = MIN(2 * ask.pause, askmax * 1000LL);
 	if (probe)
-		putping(ask.id, domain);
-	seen = ask.again = 0;
+		pingself();
+	seen = 0;
 	/* a probe sent before the last one is over counts as the same one, but those
 	 * who have answered must do so again; a request for the subscription clears
 	 * what anybody has missed */
 	for (w = resources; w < resources + nresources; w++)
 		w->missed = probe ? MAX(w->missed + (sweeptime == NEVER), 1) : 0;
-	sweeptime = probe ? UNWRITTEN : NEVER;
+	sweeptime = probe ? 0 : NEVER;
+	due.check = MIN(due.check, sweeptime);
 }
 
 /* The probe is over. If anything has come, those who have not answered may only be
@@ -1235,6 +1233,7 @@ sweep(void)
 	int i, late = 0;
 
 	sweeptime = NEVER;
+	ask.next = MIN(ask.next, AFTER(refresh));
 	if (!seen && !second && !unanswered) {
 		say("unanswered: probe of %s", target);
 		ask.next = now;
@@ -1249,7 +1248,7 @@ sweep(void)
 		else
 			late |= resources[i].missed == 1;
 	second = late && !second;
-	ask.next = ask.again || second ? now : ask.next;
+	ask.next = second ? now : ask.next;
 }
 
 /* The target, or its server, does not let us see its presence. */
@@ -1260,7 +1259,7 @@ losetarget(const char *why)
 	removeresource(NULL);
 	if (ask.granted)
 		ask.next = now + (ask.pause = askmin * 1000LL);
-	ask.granted = ask.again = unanswered = second = 0;
+	ask.granted = unanswered = second = 0;
 	sweeptime = NEVER;
 }
 
@@ -1281,9 +1280,8 @@ presenceerror(void)
 		return;
 	}
 	say("unreachable: %s: %s", target, why);
-	ask.next = ask.again ? now : MIN(ask.next, AFTER(refresh));
+	ask.next = MIN(ask.next, AFTER(refresh));
 	sweeptime = UNWRITTEN; /* it is never over, so that nobody misses it */
-	*ask.id = UNREACHED;
 	second = 0;
 }
 
@@ -1307,7 +1305,7 @@ targetpresence(void)
 		/* it may have a new session, and this was told later than that; but it
 		 * is also how servers answer a probe if nobody is there */
 		if (ask.granted && nresources > 0)
-			probeagain();
+			ask.next = now;
 		removeresource(w);
 	} else if (same(st.type, "subscribed")) {
 		if (!ask.granted)
@@ -1335,7 +1333,8 @@ handlepresence(void)
 		if (st.fromtarget)
 			putpresence(NULL, NULL, st.self, st.from);
 		/* on a fresh installation the target's roster may hold us only now */
-		if (st.fromtarget && subscribes && (!ask.granted || unanswered))
+		if (st.fromtarget && subscribes && sweeptime >= NEVER &&
+		    (!ask.granted || unanswered))
 			ask.next = MIN(ask.next, now + 500);
 	} else if (st.fromtarget && same(st.to, domain)) {
 		targetpresence();
@@ -1353,20 +1352,10 @@ handlepresence(void)
 static void
 chores(void)
 {
-	if (now >= sweeptime) {
-		putping(ask.id, domain);
-		sweeptime = SWEEPING;
-		ask.next = MAX(ask.next, AFTER(refresh));
-	}
-	if (now >= ask.next && sweeptime >= SWEEPING && hasroom())
+	if (now >= ask.next && sweeptime >= NEVER && hasroom())
 		askpresence(ask.granted && (!unanswered || seen));
-	if (now >= MAX(due.next, MIN(due.check, lists[OPEN].next->due)) &&
-	    hasroom()) {
-		makeid(due.id, "due");
-		putping(due.id, domain);
-		due.sent = now;
-		due.next = AFTER(refresh); /* unless it is back before */
-	}
+	if (now >= MAX(due.next, MIN(due.check, lists[OPEN].next->due)) && hasroom())
+		pingself();
 	/* with STANDBY another takes over at once */
 	if (choice == STANDBY && nresources > 0)
 		choose("", 0, NULL);
@@ -1374,29 +1363,26 @@ chores(void)
 		settle(lists[FAILED].next);
 }
 
-/* A ping to ourselves is back, if the id is one of ours. The one for what is due
- * says that we have read all that came before it. Of the two of a probe, the
- * first says that the server has read that, the second that we have read all
- * that came before its end. As an error each says that nothing leads to us any
- * more, though we are connected: so it is once Prosody has reloaded the host. */
+/* Our last ping to ourselves is back, if the id is that: we have read all that came
+ * before it. If it was sent for a probe, the server has read that. As an error it
+ * says that nothing leads to us any more, though we are connected: so it is once
+ * Prosody has reloaded the host. */
 static void
-handleping(const char *ping)
+handleping(const char *id)
 {
-	int isdue = same(ping, due.id), isask = same(ping, ask.id) && sweeptime != NEVER;
-
-	if (!*ping)
+	if (!st.iq || !*id || !same(id, due.id))
 		return;
-	if (st.iq && st.error && (isdue || isask || same(ping, pingid))) {
+	if (st.error) {
 		end("the server does not route to us any more", NULL);
-	} else if (isdue) {
-		due.next = now + 100; /* so that this is not all we do */
-		expire(due.sent);
-		checkresources(due.sent);
-	} else if (isask && sweeptime == UNWRITTEN) {
-		sweeptime = AFTER(patience);
-	} else if (isask && sweeptime == SWEEPING) {
-		sweep();
+		return;
 	}
+	due.next = now + 100; /* so that this is not all we do */
+	if (sweeptime == 0)
+		sweeptime = AFTER(patience);
+	else if (sweeptime <= due.sent)
+		sweep();
+	expire(due.sent);
+	checkresources(due.sent);
 }
 
 static void
@@ -1616,7 +1602,7 @@ handlestanza(void)
 		/* does its client say so, or its server, as it has left? a probe tells,
 		 * but everybody answers it, so not each time */
 		ask.extra = AFTER(askmin);
-		probeagain();
+		ask.next = now;
 	}
 	/* what its server may have sent is no sign that it does not hang */
 	if (st.sender && !ispresence && !st.bounced)
@@ -1855,7 +1841,7 @@ reset(void)
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(shares, 0, sizeof(shares));
 	ask.extra = due.next = 0;
-	*due.id = *pingid = '\0';
+	*due.id = '\0';
 	nused = nopen = shedding = depth = held = ask.granted = unanswered = second = 0;
 	due.check = NEVER;
 	for (r = lists; r < lists + LISTS; r++)
@@ -2315,8 +2301,7 @@ overdue(void)
 	} else if (state == OPENING) {
 		hangup("no answer to the handshake in time");
 	} else if (state == ONLINE && !pinged) {
-		makeid(pingid, "ping");
-		putping(pingid, domain);
+		pingself();
 		alive();
 		pinged = 1;
 	} else {
@@ -2376,7 +2361,7 @@ run(void)
 			p[1].events |= POLLOUT;
 		next = MIN(deadline, linetime);
 		if (state == ONLINE && isreading())
-			next = MIN(MIN(next, sweeptime < SWEEPING ? sweeptime : ask.next),
+			next = MIN(MIN(next, sweeptime < NEVER ? NEVER : ask.next),
 			           MAX(due.next, MIN(due.check, lists[OPEN].next->due)));
 		/* nothing else will wake us for these */
 		if (state >= OPENING && hasroom() &&

@@ -2065,7 +2065,9 @@ zero_is_for_ever() {
 	online a
 	probe_is_over
 	probe_is_read
-	unsent "timeout\|id='\(stall\|due\|ping\)"
+	unsent "timeout\|id='stall'"
+	# those of the probes
+	[ "$(stanzas <"$dir/srv.out" | grep -c "id='due")" = 3 ]
 }
 
 # To those who say anything within `stall' nothing is sent, be a request never
@@ -2396,12 +2398,12 @@ two_who_share_a_place() {
 liveness() {
 	scripted keepalive=3
 	for back in get result; do
-		hear srv "<iq type='get' id='ping[0-9a-f][0-9a-f]*' from='proxy.localhost' to='proxy.localhost'><ping xmlns='urn:xmpp:ping'/></iq>"
+		hear srv "<iq type='get' id='due[0-9a-f][0-9a-f]*' from='proxy.localhost' to='proxy.localhost'><ping xmlns='urn:xmpp:ping'/></iq>"
 		tell srv "$(echo "$heard" | sed "s/type='get'/type='$back'/")"
 	done
-	hear srv "<iq type='get' id='ping[0-9a-f][0-9a-f]*'"
+	hear srv "<iq type='get' id='due[0-9a-f][0-9a-f]*'"
 	tell srv " "
-	hear srv "<iq type='get' id='ping[0-9a-f][0-9a-f]*'"
+	hear srv "<iq type='get' id='due[0-9a-f][0-9a-f]*'"
 	goes_to a ping
 	unlogged "disconnected\|dropped"
 	logged "disconnected: the server is silent"
@@ -2431,7 +2433,7 @@ an_error_for_no_ping_of_ours_changes_nothing() {
 	probed
 	deliver iq error proxy.localhost proxy.localhost "id='ping'/"
 	deliver iq error proxy.localhost proxy.localhost "id=''/"
-	hear srv "<iq type='get' id='ping[0-9a-f][0-9a-f]*'"
+	hear srv "<iq type='get' id='due[0-9a-f][0-9a-f]*'"
 	deliver iq error proxy.localhost proxy.localhost "id='ping'/"
 	deliver message error proxy.localhost proxy.localhost "$(echo "$heard" | grep -o "id='[^']*'")/"
 	works a 1
@@ -2576,7 +2578,7 @@ probes_have_pauses() {
 	deliver presence subscribed service@localhost proxy.localhost /
 	hear srv "<presence type='probe'"
 	for _ in 1 2; do
-		hear srv "<iq type='get' id='$(last_ask)' from='proxy.localhost' to='proxy.localhost'>"
+		hear srv "<iq type='get' id='due[0-9a-f]*' from='proxy.localhost' to='proxy.localhost'>"
 		at=$(milliseconds)
 		tell srv "$heard"
 		only_answer a
@@ -2824,6 +2826,7 @@ who_is_too_late_each_time_is_not_asked_more_often() {
 	probe_is_read
 	news
 	[ "$(grep -c "<presence type='subscribe'" "$dir/old")" = 2 ]
+	probe_is_over
 	hear srv "<presence type='subscribe'"
 	logged_times 1 "unanswered: "
 	logged_times 1 "subscribing: "
@@ -2856,6 +2859,7 @@ a_second_probe_that_does_not_arrive_is_none() {
 	hear srv "<presence type='probe'"
 	presence_error "remote-server-not-found cancel" service@localhost "$(last_ask)"
 	logged "unreachable: "
+	probe_is_over
 	probe_is_read
 	probe_is_over
 	logged "unanswered: "
@@ -2905,6 +2909,7 @@ an_unreachable_target_has_not_left() {
 		presence_error "$c" service@localhost other
 	done
 	works a 1
+	only_answer a
 	for c in "remote-server-not-found cancel" "resource-constraint wait"; do
 		hear srv "<presence type='probe'"
 		presence_error "$c" service@localhost "$(last_ask)"
@@ -2924,6 +2929,7 @@ nobody_has_missed_a_probe_that_has_not_arrived() {
 	deliver presence subscribed service@localhost proxy.localhost /
 	hear srv "<presence type='probe'"
 	presence_error "remote-server-not-found cancel" service@localhost "$(last_ask)"
+	probe_is_over
 	hear srv "<presence type='subscribe'"
 	probed
 	only_answer a
@@ -2963,6 +2969,7 @@ the_probe_after_one_that_has_not_arrived_counts() {
 		hear srv "<presence type='$lost'"
 		presence_error "remote-server-not-found cancel" service@localhost "$(last_ask)"
 		logged "unreachable: "
+		[ $lost = subscribe ] || probe_is_over
 		online a
 		probe_is_read
 		only_answer a
@@ -5256,7 +5263,7 @@ probe_is_read() {
 
 # When it has had its time a second ping follows: what came before that is read.
 probe_is_over() {
-	hear srv "<iq type='get' id='$(last_ask)' from='proxy.localhost' to='proxy.localhost'>"
+	hear srv "<iq type='get' id='due[0-9a-f]*' from='proxy.localhost' to='proxy.localhost'>"
 	tell srv "$heard"
 }
 
@@ -6806,7 +6813,8 @@ static const char *askids[4];   /* the last ones */
 static unsigned long nasks, nsince; /* asks; since it was subscribed */
 static int msub, sawpres;       /* sawpres: presence has come since */
 static long long probe0, probe1, probe2, anyheard, lastask, deniedat;
-static int lastprobe, npings;   /* the last ask was a probe; pings that went with it */
+static int lastprobe, npings;   /* the last ask was a probe; 1: a ping has followed it, 2: and
+                                 * one when it was over */
 static int followed;            /* and surely followed one that somebody had missed */
 static int second, nextsecond;  /* it is for who missed the last; so is the next; -1: maybe */
 static int answered;            /* it is over, and surely one who was there before has answered */
@@ -6818,7 +6826,8 @@ static long long resubat, subat; /* it has subscribed anew, and since then surel
 static int mayask;              /* there is a reason to ask again */
 static long long svcat, svcsure; /* service-unavailable came; and surely was one */
 static int counts, clean1;      /* of the last probe, who is silent; of the one before surely */
-static long long back1, back2, pingat; /* its pings were read again; the second was written */
+static long long back1, back2;  /* these were read again */
+static long long turned1, pingat; /* the turn of the loop when back1 was; it pinged for the probe */
 static long long wantask;       /* at the latest */
 static long long sawtype, prestook; /* presence of the target with a type was read, without
                                      * one taken */
@@ -6976,7 +6985,6 @@ static struct {                 /* a ping to itself, whether what is due has com
 	const char *id;
 	long long asked, from;  /* written; due before that is meant */
 } dueping;
-static const char *pingid;      /* of the last ping because the server was silent */
 static int unrouted;            /* a ping to itself has come back as an error; 2: a current one */
 static long long duetill, duejudged, dueback, duepause; /* of the last that was back */
 static long long duetook, slowback; /* how long; when one was back that says nothing of silence */
@@ -7742,10 +7750,9 @@ forgetmodel(void)
 	nin = nmaybe = nopenlo = nopenhi = nmistaken = 0;
 	shares = hashandicaps = 0;
 	second = nextsecond = answered = unrouted = 0;
-	pingid = NULL;
 	msub = sawpres = mayask = lastprobe = followed = crowded = npings = doubted = unans = counts = clean1 = 0;
 	probeend = OPEN;
-	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = -1;
+	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = pingat = -1;
 	resubat = subat = -1;
 	lastheld = onlineat = dueback = slowback = duejudged = duetill = -1;
 	svcat = svcsure = -FOREVER / 4;
@@ -8138,19 +8145,17 @@ isselfping(struct stanza *o)
 	if (!eq(o->kind, "iq") || !eq(o->type, "get") || !eq(o->from, domain) || !eq(o->to, domain) ||
 	    !(o->flags & KPING))
 		return 0;
-	if (eq(o->id, lastid()) && ++npings > 1) {
+	if (lastprobe && npings == 0)
+		npings = 1;
+	else if (dueback >= 0 && turnedat < duepause + 100)
+		bad("duesoon", "asks again what is due %lld ms after the last answer", turnedat - duepause);
+	if (npings == 1 && back1 >= 0 && turnedat >= turned1 + patience * 1000LL)
+		npings = 2;
+	if (lastprobe && back2 < 0)
 		pingat = vt;
-		if (back1 < 0 || vt < back1 + patience * 1000LL - slack(0))
-			bad("ask", "a probe that was read %lld ms ago is taken to be over", vt - back1);
-	} else if (!eq(o->id, lastid()) && !strncmp(o->id, "ping", 4)) {
-		pingid = copy(o->id);
-	} else if (!eq(o->id, lastid())) {
-		if (dueback >= 0 && turnedat < duepause + 100)
-			bad("duesoon", "asks again what is due %lld ms after the last answer", turnedat - duepause);
-		dueping.id = copy(o->id);
-		dueping.asked = vt;
-		dueping.from = turnedat;
-	}
+	dueping.id = copy(o->id);
+	dueping.asked = vt;
+	dueping.from = turnedat;
 	return 1;
 }
 
@@ -8847,17 +8852,18 @@ taken(void)
 	iread++;
 	if (i->s.id && i->s.from && eq(i->s.from, domain) && eq(i->s.type, "error")) {
 		/* later ones may have taken the place of older pings */
-		sure = eq(i->s.id, pingid) || (dueping.id && eq(i->s.id, dueping.id)) ||
-		       (eq(i->s.id, lastid()) && probeend == OPEN && lastprobe && back2 < 0);
+		sure = dueping.id && eq(i->s.id, dueping.id);
 		unrouted = MAX(unrouted, sure ? 2 : 1);
 		return;
 	}
 	if (i->s.from && eq(i->s.kind, "presence") && i->s.type && oftarget(i->s.from))
 		sawtype = vt;
-	if (i->s.id && !i->s.nons && eq(i->s.id, lastid()) && eq(i->s.from, domain)) {
+	if (lastprobe && i->s.id && !i->s.nons && dueping.id && eq(i->s.id, dueping.id) &&
+	    eq(i->s.from, domain) && (back1 < 0 || (npings > 1 && back2 < 0))) {
 		*(back1 < 0 ? &back1 : &back2) = vt;
+		turned1 = back2 < 0 ? turnedat : turned1;
 		doubtsilent();
-		if (lastprobe && back2 >= 0 && probeend == OPEN)
+		if (back2 >= 0 && probeend == OPEN)
 			probeisover();
 	}
 }
@@ -9594,13 +9600,14 @@ judgeasks(void)
 	long long due = wantask, held = MAX(lastheld, slept);
 
 	if (msub && lastprobe && probeend == OPEN && npings == 1 && back1 >= 0)
-		due = MAX(back1, held) + patience * 1000LL;
+		/* once a ping that is out is back, or lost */
+		due = MAX(MAX(back1, held) + patience * 1000LL, dueping.id ? pingat + refresh * 1000LL : 0);
 	else if (msub && lastprobe && probeend == OPEN && back2 >= 0 && doubted)
 		due = back2;
 	else if (!msub) /* after a probe the time begins anew */
 		due = MIN(due, sawpres ? MAX(lastask, deniedat) + 1000LL * MAX(askmax, refresh) : nextask());
 	else if (probeend == OPEN)
-		due = MIN(due, (npings > 1 ? pingat : lastask) + refresh * 1000LL);
+		due = MIN(due, MAX(MAX(lastask, pingat), back2) + refresh * 1000LL);
 	due = MAX(due, held);
 	if (due < FOREVER && vt > due + 3000 && !on[SMALLBUF] && !on[SLOWLINK])
 		bad("asklate", "has to ask for presence, or ping, since %lld ms, and does not", vt - due);
