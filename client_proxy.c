@@ -1162,13 +1162,11 @@ checkresources(long long t)
 	Resource *w, *end = resources + nresources;
 	char dst[JIDMAX + 1];
 
-	/* on so slow a way they may not even have got their requests */
-	due.check = MIN(sweeptime, AFTER(stall));
-	if (stall && now - t > stall * 1000LL)
-		return;
 	due.check = sweeptime;
 	for (w = resources; stall && w < end; w++) {
-		if (w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t && hasroom()) {
+		/* on a slower way they may not even have got their requests */
+		if (w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t &&
+		    now - t <= stall * 1000LL && hasroom()) {
 			putping("stall", fulljid(dst, w));
 			if (++w->pings == 2)
 				say("stalled: %s/%.99s: silent for %lld s, %d open", target,
