@@ -800,8 +800,9 @@ the_target_subscribes_after_an_unanswered_probe() {
 	begun=$(milliseconds)
 	hear srv "<presence type='subscribe' "
 	[ $(($(milliseconds) - begun)) -lt 2500 ]
-	# and not again while a probe is out
-	probed
+	# and not again while a probe is out, even if the server has not read it
+	deliver presence subscribed service@localhost proxy.localhost /
+	hear srv "<presence type='probe' "
 	deliver presence subscribe service@localhost proxy.localhost /
 	sleep 1
 	news
@@ -9601,7 +9602,8 @@ judgeasks(void)
 
 	if (msub && lastprobe && probeend == OPEN && npings == 1 && back1 >= 0)
 		/* once a ping that is out is back, or lost */
-		due = MAX(MAX(back1, held) + patience * 1000LL, dueping.id ? pingat + refresh * 1000LL : 0);
+		due = MAX(MAX(back1, held) + patience * 1000LL,
+		          dueping.id ? pingat + refresh * 1000LL : dueback);
 	else if (msub && lastprobe && probeend == OPEN && back2 >= 0 && doubted)
 		due = back2;
 	else if (!msub) /* after a probe the time begins anew */
