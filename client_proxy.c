@@ -1042,17 +1042,19 @@ findrequest(uint64_t key, const Resource *w)
 	return found;
 }
 
-/* Fail the requests that resource w holds, with NULL those of all. Returns how
+/* Fail requests that resource w holds, with NULL those of all: each of them, or
+ * only those that can be handed on and have not come to it just now. Returns how
  * many. */
 static unsigned
-takeback(const Resource *w)
+takeback(const Resource *w, int each)
 {
 	Request *r, *next;
 	unsigned n = 0;
 
 	for (r = lists[OPEN].next; r != lists + OPEN; r = next) {
 		next = r->next;
-		if (r->holder && (!w || r->holder == w)) {
+		if (r->holder && (!w || r->holder == w) &&
+		    (each || (r->tries > 0 && r->handed < now))) {
 			move(r, FAILED);
 			n++;
 		}
@@ -1067,7 +1069,7 @@ removeresource(Resource *w)
 {
 	Resource *last = w ? resources + nresources - 1 : NULL;
 	Request *r;
-	unsigned n = takeback(w);
+	unsigned n = takeback(w, 1);
 
 	if (n > 0)
 		say("failed: %u requests held by resources that left", n);
@@ -1118,9 +1120,9 @@ expire(long long t)
 	}
 }
 
-/* Request r has failed. A get goes, as it came, to another resource than the one
- * that had it; its answer is due when it was. What a stalled one has stays there
- * if it is no get, or others are no better. Otherwise we answer, if we can. */
+/* Request r has failed. A get goes, as it came, to another resource than the
+ * one that had it, or stays there if there is no other and it has not bounced;
+ * its answer is due when it was. Otherwise we answer, if we can. */
 static void
 settle(Request *r)
 {
@@ -1129,20 +1131,17 @@ settle(Request *r)
 	const char *rest = address + strlen(address) + 1;
 	const char *id = r->hasid ? rest : NULL;
 	char src[JIDMAX + 1], dst[JIDMAX + 1];
-	Resource *w = r->holder;
+	Resource *w;
 
-	if (r->due > 0 && r->tries > 0 && nresources > 0)
-		w = choose(requester, 1, r->holder);
-	if (r->due > 0 && r->holder && !r->bounced && (w == r->holder || w->pings > 1)) {
-		move(r, OPEN);
-		return;
-	}
-	if (w != r->holder) {
+	if (r->due > 0 && r->tries > 0 && nresources > (r->holder && r->bounced)) {
+		/* there is no other or, with STANDBY, it is in charge again */
+		if ((w = choose(requester, 1, r->holder)) == r->holder) {
+			move(r, OPEN);
+			return;
+		}
 		encode(src, address, requester);
 		rest += strlen(rest) + 1;
 		if (putstanza("iq", "get", id, src, fulljid(dst, w), rest, r->largest)) {
-			if (r->holder)
-				r->holder->nretried++;
 			r->tries--;
 			giveto(r, w);
 			return;
@@ -1161,6 +1160,7 @@ checkresources(long long t)
 {
 	Resource *w, *end = resources + nresources;
 	char dst[JIDMAX + 1];
+	int well = 0;
 
 	due.check = sweeptime;
 	for (w = resources; stall && w < end; w++) {
@@ -1172,14 +1172,17 @@ checkresources(long long t)
 				say("stalled: %s/%.99s: silent for %lld s, %d open", target,
 				    w->name, (now - w->steptime) / 1000 + stall, w->open);
 			w->steptime = now;
-			if (w->pings > 1)
-				takeback(w);
 		}
 		if (w->pings > w->trialat && !w->drains && choice != STANDBY)
 			trial = w;
 		if (w->open + w->pings > 0)
 			due.check = MIN(due.check, w->steptime + stall * 1000LL);
+		well += w->pings < 2;
 	}
+	/* only now it is known whether anybody is well */
+	for (w = resources; well > 0 && w < end; w++)
+		if (w->pings > 1 && w->steptime == now)
+			w->nretried += takeback(w, 0);
 }
 
 /* ---- presence ---- */
@@ -1483,7 +1486,11 @@ passanswer(const char *src, const char *requester, Resource *w)
 
 	if (st.bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
 		r->bounced = 1;
-		move(r, FAILED);
+		/* it may have been taken back in this turn */
+		if (r->list == OPEN) {
+			w->nretried++;
+			move(r, FAILED);
+		}
 		return;
 	}
 	for (i = 0; !r && i < (int)LEN(*answered); i++)
