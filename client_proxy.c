@@ -228,7 +228,7 @@ static XML_Parser parser;
 static size_t heap;             /* bytes that expat has allocated */
 static Buffer in = { (char [INSIZE]){ "" }, INSIZE, 0, 0 };
 static XML_Index parsed;        /* bytes the parser took before those in `in' */
-static int depth, held;         /* of its elements; the rest of `in' waits for room */
+static int depth, suspended;    /* of its elements; it has not parsed all of `in' */
 static const char *ending;      /* why the stream has to end; NULL: it goes on */
 
 /* the stream */
@@ -1828,6 +1828,17 @@ XML_Bool XML_SetReparseDeferralEnabled(XML_Parser, XML_Bool);
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
 #endif
 
+static void
+freeparser(void)
+{
+	XML_ParserFree(parser);
+	parser = NULL;
+	suspended = 0;
+#ifdef __GLIBC__
+	malloc_trim(0); /* or it keeps what the largest stanza has taken */
+#endif
+}
+
 /* Forget requests and resources, which are worth nothing without the connection,
  * and what the stream has said, read or not. */
 static void
@@ -1840,20 +1851,19 @@ reset(void)
 	memset(shares, 0, sizeof(shares));
 	ask.extra = due.next = 0;
 	*due.id = '\0';
-	nused = nopen = shedding = depth = held = ask.granted = unanswered = second = 0;
+	nused = nopen = shedding = depth = ask.granted = unanswered = second = 0;
 	due.check = NEVER;
 	for (r = lists; r < lists + LISTS; r++)
 		r->prev = r->next = r;
 	lists[OPEN].due = NEVER;
 	removeresource(NULL);
-	XML_ParserFree(parser);
-	parser = NULL;
+	freeparser();
 	in.len = 0;
 }
 
-/* Make a fresh parser in place of the last one. It stands inside the elements
- * opened so far: none, or the stream. Without memory the stream has to end, and
- * there may be no parser. */
+/* Make a fresh parser that stands inside the elements opened so far: none, or
+ * the stream. Without memory the stream has to end, and there may be no
+ * parser. */
 static void
 newparser(void)
 {
@@ -1861,10 +1871,7 @@ newparser(void)
 		{ allocate, resize, release };
 	static const char root[] = "<stream:stream>";
 
-	XML_ParserFree(parser);
-#ifdef __GLIBC__
-	malloc_trim(0); /* or it keeps what the largest stanza has taken */
-#endif
+	freeparser();
 	ending = strerror(ENOMEM);
 	if (!(parser = XML_ParserCreate_MM("UTF-8", &memory, NULL)))
 		return;
@@ -1898,8 +1905,9 @@ endbroken(void)
 }
 
 /* Parse what is in `in', up to where the out buffer has no room for another
- * stanza. Whenever the parser stops, for that or as it has kept too much, the
- * rest is for a fresh one. If the stream has to end, `ending' says why. */
+ * stanza: then the parser is suspended. If it stops while there is room it has
+ * kept too much, and the rest is for a fresh one. If the stream has to end,
+ * `ending' says why. */
 static void
 parse(void)
 {
@@ -1907,15 +1915,16 @@ parse(void)
 	size_t used;
 
 	while (!ending && hasroom()) {
-		status = XML_Parse(parser, in.s, (int)in.len, 0);
-		held = status == XML_STATUS_SUSPENDED;
+		status = suspended ? XML_ResumeParser(parser) :
+		         XML_Parse(parser, in.s, (int)in.len, 0);
+		suspended = status == XML_STATUS_SUSPENDED;
 		if (status == XML_STATUS_ERROR) {
 			endbroken();
 		} else if (status == XML_STATUS_OK) {
 			parsed += (XML_Index)in.len;
 			in.len = 0;
 			return;
-		} else {
+		} else if (hasroom()) {
 			used = (size_t)(XML_GetCurrentByteIndex(parser) +
 			                XML_GetCurrentByteCount(parser) - parsed);
 			in.len -= used;
@@ -2340,7 +2349,7 @@ report(void)
 static int
 isreading(void)
 {
-	return state >= OPENING && !ending && !held && hasroom() &&
+	return state >= OPENING && !ending && !suspended && hasroom() &&
 	       (!*tlspin || tlshas(TLSUNREAD | BR_SSL_RECVREC));
 }
 
@@ -2363,7 +2372,7 @@ run(void)
 			           MAX(due.next, MIN(due.check, lists[OPEN].next->due)));
 		/* nothing else will wake us for these */
 		if (state >= OPENING && hasroom() &&
-		    (held || tlshas(TLSUNREAD) || lists[FAILED].next != lists + FAILED))
+		    (suspended || tlshas(TLSUNREAD) || lists[FAILED].next != lists + FAILED))
 			next = now;
 		n = poll(p, 2, (int)MIN(MAX(next - now, 0), INT_MAX));
 		now = milliseconds();
@@ -2377,7 +2386,7 @@ run(void)
 			hangup("signal");
 		if (state == CONNECTING && p[1].revents)
 			finishconnect();
-		if (held)
+		if (suspended)
 			parse();
 		if (isreading() && ((p[1].revents & ~POLLOUT) || tlshas(TLSUNREAD)))
 			receive();
