@@ -179,16 +179,17 @@ static int nused;               /* of the table so far */
 static int nopen, shedding;     /* without an answer; some were refused lately */
 static int shares[2][SHARES];   /* of nopen, each requester's: the less of two places */
 /* keys of requests that were answered, so that another answer is recognised: the
- * last of each bucket, in which MAXREQUESTS of them are hardly ever more */
-static uint64_t answered[MAXREQUESTS][8];
+ * last of each bucket; that of MAXREQUESTS keys more fall into one is next to
+ * impossible */
+static uint64_t answered[MAXREQUESTS][16];
 
 /* the target's presence: the id of what we have asked last, when to ask next if no
  * probe is out, the pause after that; when service-unavailable may start a probe
  * again; whether the subscription is granted */
 static struct { char id[16]; long long next, pause, extra; int granted; } ask;
 static long long sweeptime;     /* when the probe that is out is over; 0: the server has
-                                 * not read it yet; NEVER: none is; UNWRITTEN: what we
-                                 * asked could not reach the target */
+                                 * not read it yet; NEVER: none is out; UNWRITTEN: nor
+                                 * is one, as what we asked could not reach the target */
 static int seen;                /* presence came since, 2: from who was there before */
 static int second;              /* the probe, or the next, is for who missed the last */
 static int unanswered;          /* nobody has answered the last probe that counts */
@@ -753,7 +754,7 @@ pingself(void)
 	makeid(due.id, "due");
 	putping(due.id, domain);
 	due.sent = now;
-	due.next = AFTER(refresh); /* unless it is back before */
+	due.next = AFTER(refresh); /* if it is lost */
 }
 
 /* The stream has to end: for which reason, and with which stream error (RFC
@@ -903,14 +904,15 @@ haserror(const char *why)
  * way. */
 
 /* Put request r into a list: into that of open ones by when it is due, into
- * others at the end. One that becomes free has been answered, unless we cannot
- * answer it: then its answer may still come. */
+ * others at the end. One that becomes free with a text has been answered: its key
+ * is kept, once, be its id used as often as it may. */
 static void
 move(Request *r, int list)
 {
 	Request *prev = lists[list].prev;
 	uint64_t *keys = answered[r->key % MAXREQUESTS];
 	int n = (list != FREE) - (r->list != FREE);
+	size_t i = 0;
 
 	if (r->holder)
 		r->holder->open += (list == OPEN) - (r->list == OPEN);
@@ -925,10 +927,13 @@ move(Request *r, int list)
 	nopen += n;
 	shares[0][r->share % SHARES] += n;
 	shares[1][(r->share >> 32) % SHARES] += n;
-	if (list == FREE) {
+	if (list == FREE)
 		r->holder = r->asker = NULL;
-		memmove(keys + 1, keys, sizeof(*answered) - sizeof(*keys));
-		*keys = *texts[r - requests] ? r->key : 0;
+	if (list == FREE && *texts[r - requests]) {
+		while (i < LEN(*answered) - 1 && keys[i] != r->key)
+			i++;
+		memmove(keys + 1, keys, i * sizeof(*keys));
+		*keys = r->key;
 	}
 }
 
@@ -1078,8 +1083,11 @@ removeresource(Resource *w)
 		ask.next = now;
 	toomany = 0;
 	for (r = requests; r < requests + nused; r++) {
-		if (r->asker && (!w || r->asker == w))
-			move(r, FREE); /* nobody waits for its answer */
+		if (r->asker && (!w || r->asker == w)) {
+			/* it is not answered: if w is back by then its answer passes */
+			*texts[r - requests] = '\0';
+			move(r, FREE);
+		}
 		if (!w || r->holder == w)
 			r->holder = NULL;
 		if (r->holder == last)
@@ -1164,7 +1172,7 @@ checkresources(long long t)
 
 	due.check = sweeptime;
 	for (w = resources; stall && w < end; w++) {
-		/* on a slower way they may not even have got their requests */
+		/* if our ping took longer they may not even have got their requests */
 		if (w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t &&
 		    now - t <= stall * 1000LL && hasroom()) {
 			putping("stall", fulljid(dst, w));
@@ -1212,7 +1220,7 @@ askpresence(int probe)
 	for (w = resources; w < resources + nresources; w++)
 		w->missed = probe ? MAX(w->missed + (sweeptime == NEVER), 1) : 0;
 	sweeptime = probe ? 0 : NEVER;
-	due.check = MIN(due.check, sweeptime);
+	due.check = MIN(due.check, sweeptime); /* if the ping is lost another follows */
 }
 
 /* The probe is over. If anything has come, those who have not answered may only be
@@ -1362,7 +1370,7 @@ chores(void)
 }
 
 /* Our last ping to ourselves is back, if the id is that: we have read all that came
- * before it. If it was sent for a probe, the server has read that. As an error it
+ * before it. If a probe went out before it, the server has read that. As an error it
  * says that nothing leads to us any more, though we are connected: so it is once
  * Prosody has reloaded the host. */
 static void
@@ -1375,11 +1383,11 @@ handleping(const char *id)
 		return;
 	}
 	due.next = now + 100; /* so that this is not all we do */
+	expire(due.sent);
 	if (sweeptime == 0)
 		sweeptime = AFTER(patience);
 	else if (sweeptime <= due.sent)
 		sweep();
-	expire(due.sent);
 	checkresources(due.sent);
 }
 

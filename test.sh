@@ -537,6 +537,21 @@ an_answered_request_is_forgotten_after_as_many_others() {
 	passes a 1
 }
 
+# Neither ids that are used again push out others, nor what is too long to remember.
+# "At least as many that have been answered are remembered, so that second answers are
+# dropped."
+answered_requests_are_remembered_once() {
+	scripted REQUESTSIZE=64
+	exchanges 800 v%d
+	exchanges 1600 f%d 100
+	exchanges 1600 "$(bytes 70 x)%d" 100
+	awk 'BEGIN {
+		for (i = 1; i <= 800; i++)
+			printf "<iq type=\"result\" id=\"v%d\" from=\"service@localhost/a\" to=\"proxy.localhost/u@h/r\"/>", i
+	}' >"$dir/srv.in"
+	counted ".* 800 late"
+}
+
 # "Every request is answered once."
 alike_requests_get_an_answer_each() {
 	scripted choice=LEASTBUSY b
@@ -1061,6 +1076,17 @@ who_has_moved_up_is_forgotten() {
 	counted ".* 1 open"
 	leaves b
 	counted ".* 0 open"
+}
+
+# "..., and the answer is passed on only while the worker is online."
+who_is_back_has_its_answer() {
+	scripted relay=1
+	own 1 a
+	hear srv "id='a/1'"
+	leaves a
+	joins a
+	own_reply a/1
+	hear srv "^<iq type='result' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>$"
 }
 
 # "What a worker has asked is forgotten when it leaves."
@@ -2411,7 +2437,7 @@ liveness() {
 	logged waiting
 }
 
-# "If any ping to itself comes back as an error, client_proxy ends the stream and
+# "If its last ping to itself comes back as an error, client_proxy ends the stream and
 # reconnects."
 # "the server does not route to us any more means that it has forgotten the component and
 # kept the connection, as Prosody does when it loads the component anew."
@@ -2428,7 +2454,7 @@ a_server_that_forgets_us_is_left() {
 }
 
 # What the target sends to our address in other letters comes back from ourselves.
-# "If any ping to itself comes back as an error, ..."
+# "If its last ping to itself comes back as an error, ..."
 an_error_for_no_ping_of_ours_changes_nothing() {
 	scripted keepalive=3
 	probed
@@ -5307,11 +5333,11 @@ flood() {
 }
 
 # So many requests, in whose ids %d is their number, each answered by a before the next
-# is read.
+# is read. There are $3 ids, or else as many.
 exchanges() {
-	awk -v n="$1" -v ids="$2" 'BEGIN {
+	awk -v n="$1" -v ids="$2" -v m="${3-$1}" 'BEGIN {
 		for (i = 1; i <= n; i++) {
-			id = sprintf(ids, i)
+			id = sprintf(ids, (i - 1) % m + 1)
 			printf "<iq type=\"get\" id=\"%s\" from=\"u@h/r\" to=\"proxy.localhost\"/>", id
 			printf "<iq type=\"result\" id=\"%s\" from=\"service@localhost/a\" to=\"proxy.localhost/u@h/r\"/>", id
 		}
