@@ -904,15 +904,12 @@ haserror(const char *why)
  * way. */
 
 /* Put request r into a list: into that of open ones by when it is due, into
- * others at the end. One that becomes free with a text has been answered: its key
- * is kept, once, be its id used as often as it may. */
+ * others at the end. */
 static void
 move(Request *r, int list)
 {
 	Request *prev = lists[list].prev;
-	uint64_t *keys = answered[r->key % MAXREQUESTS];
 	int n = (list != FREE) - (r->list != FREE);
-	size_t i = 0;
 
 	if (r->holder)
 		r->holder->open += (list == OPEN) - (r->list == OPEN);
@@ -929,12 +926,32 @@ move(Request *r, int list)
 	shares[1][(r->share >> 32) % SHARES] += n;
 	if (list == FREE)
 		r->holder = r->asker = NULL;
-	if (list == FREE && *texts[r - requests]) {
-		while (i < LEN(*answered) - 1 && keys[i] != r->key)
-			i++;
-		memmove(keys + 1, keys, i * sizeof(*keys));
+}
+
+/* The place of a key among those answered; if it is not there, the place of the
+ * oldest in its bucket. */
+static uint64_t *
+findanswered(uint64_t key)
+{
+	uint64_t *k = answered[key % MAXREQUESTS], *oldest = k + LEN(*answered) - 1;
+
+	while (k < oldest && *k != key)
+		k++;
+	return k;
+}
+
+/* Request r is over. If it has been answered its key is kept, once, be its id used
+ * as often as it may; of one without a text the answer may still come. */
+static void
+finish(Request *r)
+{
+	uint64_t *keys = answered[r->key % MAXREQUESTS], *k = findanswered(r->key);
+
+	if (*texts[r - requests]) {
+		memmove(keys + 1, keys, (size_t)(k - keys) * sizeof(*keys));
 		*keys = r->key;
 	}
+	move(r, FREE);
 }
 
 /* Request r is held by resource w, or with NULL by a user, who cannot be seen
@@ -1083,11 +1100,9 @@ removeresource(Resource *w)
 		ask.next = now;
 	toomany = 0;
 	for (r = requests; r < requests + nused; r++) {
-		if (r->asker && (!w || r->asker == w)) {
-			/* it is not answered: if w is back by then its answer passes */
-			*texts[r - requests] = '\0';
+		/* it is not answered: if w is back by then its answer passes */
+		if (r->asker && (!w || r->asker == w))
 			move(r, FREE);
-		}
 		if (!w || r->holder == w)
 			r->holder = NULL;
 		if (r->holder == last)
@@ -1157,7 +1172,7 @@ settle(Request *r)
 	}
 	if (*requester)
 		puterror("iq", id, address, requester, r->due > 0 ? GONE : LATE);
-	move(r, FREE);
+	finish(r);
 }
 
 /* Ping each resource that holds a request and was silent for `stall' seconds at
@@ -1488,9 +1503,9 @@ findasker(void)
 static void
 passanswer(const char *src, const char *requester, Resource *w)
 {
-	uint64_t key = makekey(requester, src), *keys = answered[key % MAXREQUESTS];
+	uint64_t key = makekey(requester, src);
 	Request *r = findrequest(key, w);
-	int i, issecond = 0, holds = r && w && r->holder == w;
+	int holds = r && w && r->holder == w;
 
 	if (st.bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
 		r->bounced = 1;
@@ -1501,9 +1516,7 @@ passanswer(const char *src, const char *requester, Resource *w)
 		}
 		return;
 	}
-	for (i = 0; !r && i < (int)LEN(*answered); i++)
-		issecond |= keys[i] == key;
-	if (issecond || (r && st.error && r->tries >= 0 && !holds)) {
+	if (r ? st.error && r->tries >= 0 && !holds : *findanswered(key) == key) {
 		count.late++;
 		return;
 	}
@@ -1512,7 +1525,7 @@ passanswer(const char *src, const char *requester, Resource *w)
 		w->waited += (unsigned long long)(now - r->handed);
 	}
 	if (r)
-		move(r, FREE);
+		finish(r);
 	if (forward(st.id, src, requester))
 		count.answers++;
 	else
