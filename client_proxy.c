@@ -194,7 +194,7 @@ static int seen;                /* presence came since, 2: from who was there be
 static int second;              /* the probe, or the next, is for who missed the last */
 static int unanswered;          /* nobody has answered the last probe that counts */
 /* the id of our last ping to ourselves, when it was sent, when to send one for what
- * is due; when somebody may have been silent for too long, or the probe is over */
+ * is due; when somebody may have been silent for too long */
 static struct { char id[16]; long long sent, next, check; } due;
 
 /* the out buffer: what is behind outpos waits to be written */
@@ -969,7 +969,8 @@ giveto(Request *r, Resource *w)
 			/* each time rarer, so that little is lost to one that is dead */
 			w->trialat = MAX(4, 2 * w->pings - 1);
 		}
-		due.check = stall ? MIN(due.check, AFTER(stall)) : due.check;
+		if (stall)
+			due.check = MIN(due.check, AFTER(stall));
 	}
 	move(r, OPEN);
 }
@@ -1185,7 +1186,7 @@ checkresources(long long t)
 	char dst[JIDMAX + 1];
 	int well = 0;
 
-	due.check = sweeptime;
+	due.check = NEVER;
 	for (w = resources; stall && w < end; w++) {
 		/* if our ping took longer they may not even have got their requests */
 		if (w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t &&
@@ -1235,7 +1236,6 @@ askpresence(int probe)
 	for (w = resources; w < resources + nresources; w++)
 		w->missed = probe ? MAX(w->missed + (sweeptime == NEVER), 1) : 0;
 	sweeptime = probe ? 0 : NEVER;
-	due.check = MIN(due.check, sweeptime); /* if the ping is lost another follows */
 }
 
 /* The probe is over. If anything has come, those who have not answered may only be
@@ -1367,6 +1367,14 @@ handlepresence(void)
 
 /* ---- routing ---- */
 
+/* When, in ms, to ping ourselves for what is due: silence of a resource, the end of
+ * a probe, or its ping if that is lost, or an answer. */
+static long long
+pingtime(void)
+{
+	return MAX(due.next, MIN(MIN(due.check, sweeptime), lists[OPEN].next->due));
+}
+
 /* Do what is due while online. Answers may still be on their way, here or in
  * the server: a ping to ourselves follows them, and handleping() does the
  * rest. */
@@ -1375,7 +1383,7 @@ chores(void)
 {
 	if (now >= ask.next && sweeptime >= NEVER && hasroom())
 		askpresence(ask.granted && (!unanswered || seen));
-	if (now >= MAX(due.next, MIN(due.check, lists[OPEN].next->due)) && hasroom())
+	if (now >= pingtime() && hasroom())
 		pingself();
 	/* with STANDBY another takes over at once */
 	if (choice == STANDBY && nresources > 0)
@@ -2389,8 +2397,7 @@ run(void)
 			p[1].events |= POLLOUT;
 		next = MIN(deadline, linetime);
 		if (state == ONLINE && isreading())
-			next = MIN(MIN(next, sweeptime < NEVER ? NEVER : ask.next),
-			           MAX(due.next, MIN(due.check, lists[OPEN].next->due)));
+			next = MIN(MIN(next, sweeptime < NEVER ? NEVER : ask.next), pingtime());
 		/* nothing else will wake us for these */
 		if (state >= OPENING && hasroom() &&
 		    (suspended || tlshas(TLSUNREAD) || lists[FAILED].next != lists + FAILED))
