@@ -497,9 +497,13 @@ a_failed_request_is_forgotten_after_as_many_others() {
 	goes_to a 1 set
 	goes_to a 2 set
 	leaves a
+	for n in 1 2; do
+		joins b
+		flood 31 1 n$n.
+		leaves b
+		is_late a 1
+	done
 	joins a
-	exchanges 62 n%d
-	is_late a 1
 	exchanges 4000 o%d
 	passes a 2
 }
@@ -535,6 +539,16 @@ an_answered_request_is_forgotten_after_as_many_others() {
 	is_late a 1
 	exchanges 4000 o%d
 	passes a 1
+}
+
+# "At least as many that have been answered are remembered, so ..."
+an_id_used_again_takes_one_place() {
+	scripted MAXREQUESTS=64 stall=0
+	goes_to a 1
+	passes a 1
+	exchanges 300 s
+	is_late a s
+	is_late a 1
 }
 
 # Neither ids that are used again push out others, nor what is too long to remember.
@@ -808,7 +822,7 @@ the_target_subscribes_and_is_asked_again() {
 the_target_subscribes_after_an_unanswered_probe() {
 	scripted patience=3
 	probed
-	probe_is_over
+	is_due
 	hear srv "<presence type='subscribe'"
 	deliver presence subscribe service@localhost proxy.localhost /
 	hear srv "<presence type='subscribed'"
@@ -818,6 +832,9 @@ the_target_subscribes_after_an_unanswered_probe() {
 	# and not again while a probe is out, even if the server has not read it
 	deliver presence subscribed service@localhost proxy.localhost /
 	hear srv "<presence type='probe' "
+	deliver presence subscribe service@localhost proxy.localhost /
+	sleep 1
+	is_due
 	deliver presence subscribe service@localhost proxy.localhost /
 	sleep 1
 	news
@@ -2090,7 +2107,7 @@ zero_is_for_ever() {
 	goes_to a 1
 	probed
 	online a
-	probe_is_over
+	is_due
 	probe_is_read
 	unsent "timeout\|id='stall'"
 	# those of the probes
@@ -2715,7 +2732,7 @@ who_joins_during_a_probe_has_others_removed_by_the_second() {
 		probed
 		joins b
 		shows b away
-		probe_is_over
+		is_due
 		probe_is_read
 		unlogged "unanswered\|left: "
 		only_answer b
@@ -2752,7 +2769,7 @@ nobody_is_there_leads_to_one_probe() {
 	leaves a
 	probe_is_read
 	deliver presence unavailable service@localhost proxy.localhost /
-	probe_is_over
+	is_due
 	news
 	[ "$(grep -c "<presence type='probe'" "$dir/old")" = 2 ]
 	unlogged "unanswered: "
@@ -2824,7 +2841,7 @@ service_unavailable_counts_after_an_unreachable_target() {
 a_lost_subscription_is_asked_for_again() {
 	scripted patience=3
 	probed
-	probe_is_over
+	is_due
 	logged "unanswered: "
 	written "type='subscribe' .* type='probe' .* type='subscribe' "
 	works a 1
@@ -2844,16 +2861,16 @@ a_lost_subscription_is_asked_for_again() {
 who_is_too_late_each_time_is_not_asked_more_often() {
 	scripted patience=3 refresh=5
 	probed
-	probe_is_over
+	is_due
 	hear srv "<presence type='subscribe'"
 	online a
 	probed
-	probe_is_over
+	is_due
 	online a
 	probe_is_read
 	news
 	[ "$(grep -c "<presence type='subscribe'" "$dir/old")" = 2 ]
-	probe_is_over
+	is_due
 	hear srv "<presence type='subscribe'"
 	logged_times 1 "unanswered: "
 	logged_times 1 "subscribing: "
@@ -2866,12 +2883,12 @@ a_second_probe_that_nobody_answers_does_not_count() {
 	probed
 	only_answer a
 	probe_is_read
-	probe_is_over
+	is_due
 	probe_is_read
 	news
 	[ "$(grep -c "<presence type='subscribe'" "$dir/old")" = 1 ]
 	unlogged "unanswered\|left: "
-	probe_is_over
+	is_due
 	logged "unanswered: "
 	hear srv "<presence type='subscribe'"
 }
@@ -2886,9 +2903,9 @@ a_second_probe_that_does_not_arrive_is_none() {
 	hear srv "<presence type='probe'"
 	presence_error "remote-server-not-found cancel" service@localhost "$(last_ask)"
 	logged "unreachable: "
-	probe_is_over
+	is_due
 	probe_is_read
-	probe_is_over
+	is_due
 	logged "unanswered: "
 	hear srv "<presence type='subscribe'"
 	unlogged "left: "
@@ -2912,12 +2929,12 @@ who_is_no_worker_answers_for_none() {
 a_lost_subscription_is_seen_again() {
 	scripted patience=3
 	probed
-	probe_is_over
+	is_due
 	logged "unanswered: "
 	deliver presence unsubscribed service@localhost proxy.localhost /
 	logged "not subscribed: "
 	probed
-	probe_is_over
+	is_due
 	logged_times 2 "unanswered: "
 }
 
@@ -2951,12 +2968,12 @@ an_unreachable_target_has_not_left() {
 nobody_has_missed_a_probe_that_has_not_arrived() {
 	scripted patience=3 refresh=5 b
 	probed
-	probe_is_over
+	is_due
 	hear srv "<presence type='subscribe'"
 	deliver presence subscribed service@localhost proxy.localhost /
 	hear srv "<presence type='probe'"
 	presence_error "remote-server-not-found cancel" service@localhost "$(last_ask)"
-	probe_is_over
+	is_due
 	hear srv "<presence type='subscribe'"
 	probed
 	only_answer a
@@ -2992,11 +3009,11 @@ the_probe_after_one_that_has_not_arrived_counts() {
 		scripted patience=3 refresh=5 b
 		probed
 		[ $lost = subscribe ] || only_answer a b
-		[ $lost = probe ] || probe_is_over
+		[ $lost = probe ] || is_due
 		hear srv "<presence type='$lost'"
 		presence_error "remote-server-not-found cancel" service@localhost "$(last_ask)"
 		logged "unreachable: "
-		[ $lost = subscribe ] || probe_is_over
+		[ $lost = subscribe ] || is_due
 		online a
 		probe_is_read
 		only_answer a
@@ -3087,7 +3104,7 @@ a_probe_follows_the_one_that_is_out() {
 	online b
 	logged "ignored: service@localhost/b"
 	leaves a
-	probe_is_over
+	is_due
 	probe_is_read
 	joins b
 }
@@ -5276,6 +5293,13 @@ last_ask() {
 	    sed -n "\$s/.* id='\(.*\)'/\1/p"
 }
 
+# When something is due, as that a probe is read or has had its time, a ping goes out,
+# which is back after all that has come.
+is_due() {
+	hear srv "<iq type='get' id='due[0-9a-f]*' from='proxy.localhost' to='proxy.localhost'>"
+	tell srv "$heard"
+}
+
 # The target confirms the subscription; the proxy probes. The server has read the
 # probe once the ping that follows it is back.
 probed() {
@@ -5285,25 +5309,13 @@ probed() {
 
 probe_is_read() {
 	hear srv "<presence type='probe' id='[^']*' from='proxy.localhost' to='service@localhost'/>"
-	probe_is_over
-}
-
-# When it has had its time a second ping follows: what came before that is read.
-probe_is_over() {
-	hear srv "<iq type='get' id='due[0-9a-f]*' from='proxy.localhost' to='proxy.localhost'>"
-	tell srv "$heard"
+	is_due
 }
 
 # A probe that only these resources answer.
 only_answer() {
 	online "$@"
-	probe_is_over
-}
-
-# When something is due a ping goes out, which is back after all that has come.
-is_due() {
-	hear srv "<iq type='get' id='due[0-9a-f]*' from='proxy.localhost' to='proxy.localhost'>"
-	tell srv "$heard"
+	is_due
 }
 
 # Resource $1 has been silent with a request for too long, again: it is pinged.
