@@ -50,7 +50,7 @@ enum { RANDOM, STICKY, LEASTBUSY, STANDBY }; /* how to choose among resources */
 
 /* times that no clock reaches */
 #define NEVER         (LLONG_MAX - 1)
-#define UNWRITTEN     LLONG_MAX       /* not begun: what starts it has yet to happen */
+#define UNWRITTEN     LLONG_MAX       /* not begun: still in out, or it did not arrive */
 
 #define NS_COMPONENT  "jabber:component:accept"
 #define NS_CARBONS    "urn:xmpp:carbons:2"
@@ -193,9 +193,10 @@ static long long sweeptime;     /* when the probe that is out is over; 0: the se
 static int seen;                /* presence came since, 2: from who was there before */
 static int second;              /* the probe, or the next, is for who missed the last */
 static int unanswered;          /* nobody has answered the last probe that counts */
-/* the id of our last ping to ourselves, when it was sent, when to send one for what
- * is due; when somebody may have been silent for too long */
-static struct { char id[16]; long long sent, next, check; } due;
+/* the id of our last ping to ourselves, or "" if it is back; since when one has been
+ * out, when it was sent, when to send one for what is due; when somebody may have
+ * been silent for too long */
+static struct { char id[16]; long long since, sent, next, check; } due;
 
 /* the out buffer: what is behind outpos waits to be written */
 static Buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
@@ -751,6 +752,8 @@ putping(const char *id, const char *to)
 static void
 pingself(void)
 {
+	if (!*due.id)
+		due.since = now;
 	makeid(due.id, "due");
 	putping(due.id, domain);
 	due.sent = now;
@@ -940,8 +943,8 @@ findanswered(uint64_t key)
 	return k;
 }
 
-/* Request r is over. If it has been answered its key is kept, once, be its id used
- * as often as it may; of one without a text the answer may still come. */
+/* Request r is over. Its key is kept, once, be its id used as often as it may; but
+ * not of one without a text: if it has failed its answer may still come. */
 static void
 finish(Request *r)
 {
@@ -1092,6 +1095,7 @@ removeresource(Resource *w)
 {
 	Resource *last = w ? resources + nresources - 1 : NULL;
 	Request *r;
+	uint64_t *k;
 	unsigned n = takeback(w, 1);
 
 	if (n > 0)
@@ -1101,9 +1105,13 @@ removeresource(Resource *w)
 		ask.next = now;
 	toomany = 0;
 	for (r = requests; r < requests + nused; r++) {
-		/* it is not answered: if w is back by then its answer passes */
-		if (r->asker && (!w || r->asker == w))
+		/* it is not answered, though one with its id may have been: if w is back
+		 * by then its answer passes */
+		if (r->asker && (!w || r->asker == w)) {
+			if (*(k = findanswered(r->key)) == r->key)
+				*k = 0;
 			move(r, FREE);
+		}
 		if (!w || r->holder == w)
 			r->holder = NULL;
 		if (r->holder == last)
@@ -1190,7 +1198,7 @@ checkresources(long long t)
 	for (w = resources; stall && w < end; w++) {
 		/* if our ping took longer they may not even have got their requests */
 		if (w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t &&
-		    now - t <= stall * 1000LL && hasroom()) {
+		    now - due.since <= stall * 1000LL && hasroom()) {
 			putping("stall", fulljid(dst, w));
 			if (++w->pings == 2)
 				say("stalled: %s/%.99s: silent for %lld s, %d open", target,
@@ -1405,6 +1413,7 @@ handleping(const char *id)
 		end("the server does not route to us any more", NULL);
 		return;
 	}
+	*due.id = '\0';
 	due.next = now + 100; /* so that this is not all we do */
 	expire(due.sent);
 	if (sweeptime == 0)
@@ -2337,7 +2346,11 @@ overdue(void)
 	} else if (state == OPENING) {
 		hangup("no answer to the handshake in time");
 	} else if (state == ONLINE && !pinged) {
-		pingself();
+		/* one that is out is not to be overtaken without end */
+		if (*due.id)
+			putping(due.id, domain);
+		else
+			pingself();
 		alive();
 		pinged = 1;
 	} else {

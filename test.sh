@@ -1121,6 +1121,24 @@ who_comes_back_asks_anew() {
 	counted "2 requests.* 1 answers.* 0 open"
 }
 
+# It may have used the id before.
+# "What a worker has asked is forgotten when it leaves."
+who_leaves_again_has_its_answer() {
+	scripted relay=1
+	own 1 a
+	hear srv "id='a/1'"
+	own_reply a/1
+	hear srv "^<iq type='result' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>$"
+	leaves a
+	joins a
+	own 1 a
+	leaves a
+	joins a
+	hear srv "id='a/1'"
+	own_reply a/1
+	hear srv "^<iq type='result' id='1' from='proxy.localhost/u@h/r' to='service@localhost/a'/>$"
+}
+
 # "After a reconnect a worker is online once its presence has been read, and answers to it
 # that come earlier are dropped."
 answers_that_come_before_the_presence_are_dropped() {
@@ -2159,6 +2177,26 @@ on_a_slow_way_nobody_is_silent() {
 	unlogged stalled
 }
 
+# Nor when a probe, with a ping of its own, has come between.
+# "While a ping of the component to itself takes longer than stall, no worker is pinged or
+# set aside for its silence."
+a_probe_does_not_hide_a_slow_way() {
+	scripted stall=1
+	goes_to a 1
+	joins b
+	is_pinged a
+	hear srv "^<iq type='get' id='due"
+	first=$heard
+	sleep 1.5
+	deliver presence subscribed service@localhost proxy.localhost /
+	hear srv "^<iq type='get' id='due"
+	tell srv "$first$heard"
+	reply other a
+	news
+	passes a 1
+	unlogged stalled
+}
+
 # It was not silent for too long yet when that was sent: what it has said since may be
 # behind it.
 # "A worker that answers in time is not pinged."
@@ -2452,6 +2490,18 @@ liveness() {
 	unlogged "disconnected\|dropped"
 	logged "disconnected: the server is silent"
 	logged waiting
+}
+
+# What is due waits for a ping that is out, even if the server is silent meanwhile.
+# "The requester gets the error after a ping from the component to itself has come ..."
+no_ping_overtakes_another() {
+	scripted answertime=1 keepalive=2 stall=0
+	goes_to a 1 set
+	hear srv "^<iq type='get' id='due"
+	first=$heard
+	hear srv "^<iq type='get' id='due"
+	tell srv "$first"
+	hear srv "<remote-server-timeout "
 }
 
 # "If its last ping to itself comes back as an error, client_proxy ends the stream and
@@ -7023,6 +7073,7 @@ static long long madeend;       /* where the stanza ends that the program has ju
 static struct {                 /* a ping to itself, whether what is due has come */
 	const char *id;
 	long long asked, from;  /* written; due before that is meant */
+	long long since;        /* one has been out */
 } dueping;
 static int unrouted;            /* a ping to itself has come back as an error; 2: a current one */
 static long long duetill, duejudged, dueback, duepause; /* of the last that was back */
@@ -7917,7 +7968,7 @@ dueisback(void)
 	duejudged = dueping.asked;
 	dueback = vt;
 	duepause = turnedat;
-	duetook = turnedat - dueping.from;
+	duetook = turnedat - dueping.since;
 	if (duetook > stall * 1000LL - 100)
 		slowback = vt;
 	dueping.id = NULL;
@@ -8186,6 +8237,9 @@ isselfping(struct stanza *o)
 	if (!eq(o->kind, "iq") || !eq(o->type, "get") || !eq(o->from, domain) || !eq(o->to, domain) ||
 	    !(o->flags & KPING))
 		return 0;
+	/* the same again, as the server is silent */
+	if (dueping.id && eq(o->id, dueping.id))
+		return 1;
 	if (lastprobe && npings == 0)
 		npings = 1;
 	else if (dueback >= 0 && turnedat < duepause + 100)
@@ -8194,6 +8248,7 @@ isselfping(struct stanza *o)
 		npings = 2;
 	if (lastprobe && back2 < 0)
 		pingat = vt;
+	dueping.since = dueping.id ? dueping.since : turnedat;
 	dueping.id = copy(o->id);
 	dueping.asked = vt;
 	dueping.from = turnedat;
