@@ -134,10 +134,11 @@ typedef struct {
 	int missed;                 /* probes in a row that it has not answered yet */
 	int drains;                 /* it shows dnd */
 	int pings;                  /* since its last sign of life; 2: it is stalled */
+	int unread;                 /* the server may not have read the last of them */
 	int trialat;                /* when they are more it is to be tried with a get; three
 	                             * later, with any request */
 	long long steptime;         /* ms: of its last sign of life, ping or trial, or its
-	                             * first request */
+	                             * first request; when the server surely had the ping */
 	unsigned long nhanded, nanswered, nretried, nlate;
 	unsigned long long waited;  /* ms, for its answers */
 	char name[PARTMAX + 1];
@@ -183,20 +184,19 @@ static int shares[2][SHARES];   /* of nopen, each requester's: the less of two p
  * impossible */
 static uint64_t answered[MAXREQUESTS][16];
 
-/* the target's presence: the id of what we have asked last, when to ask next if no
- * probe is out, the pause after that; when service-unavailable may start a probe
+/* the target's presence: the id of what we have asked last, and when; when to ask next
+ * if no probe is out, the pause after that; when service-unavailable may start a probe
  * again; whether the subscription is granted */
-static struct { char id[16]; long long next, pause, extra; int granted; } ask;
+static struct { char id[16]; long long time, next, pause, extra; int granted; } ask;
 static long long sweeptime;     /* when the probe that is out is over; 0: the server has
                                  * not read it yet; NEVER: none is out; UNWRITTEN: nor
                                  * is one, as what we asked could not reach the target */
 static int seen;                /* presence came since, 2: from who was there before */
 static int second;              /* the probe, or the next, is for who missed the last */
 static int unanswered;          /* nobody has answered the last probe that counts */
-/* the id of our last ping to ourselves, or "" if it is back; since when one has been
- * out, when it was sent, when to send one for what is due; when somebody may have
- * been silent for too long */
-static struct { char id[16]; long long since, sent, next, check; } due;
+/* how the ids of our pings to ourselves begin on this connection; when the next may go
+ * out for what is due; when somebody may have been silent for too long */
+static struct { char id[16]; long long next, check; } due;
 
 /* the out buffer: what is behind outpos waits to be written */
 static Buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
@@ -528,7 +528,7 @@ recover(Resource *w)
 {
 	if (w->pings > 1)
 		say("recovered: %s/%.99s", target, w->name);
-	w->pings = 0;
+	w->pings = w->unread = 0;
 	w->trialat = 4;
 	w->steptime = now;
 }
@@ -748,16 +748,14 @@ putping(const char *id, const char *to)
 }
 
 /* Ping ourselves: it comes back from the server behind all that this has read and
- * said before. Only the last one counts. */
+ * said before. Its id tells when it was sent, so any of those that are out counts. */
 static void
 pingself(void)
 {
-	if (!*due.id)
-		due.since = now;
-	makeid(due.id, "due");
-	putping(due.id, domain);
-	due.sent = now;
-	due.next = AFTER(refresh); /* if it is lost */
+	char id[40];
+
+	snprintf(id, sizeof(id), "%s%lld", due.id, now);
+	putping(id, domain);
 }
 
 /* The stream has to end: for which reason, and with which stream error (RFC
@@ -1184,9 +1182,10 @@ settle(Request *r)
 	finish(r);
 }
 
-/* Ping each resource that holds a request and was silent for `stall' seconds at
- * time t. After as many again it is set aside: others get its gets. From then
- * on it is pinged as often, and now and then it is tried with a request. */
+/* A ping to ourselves that was sent at time t is back. Ping each resource that holds
+ * a request and was silent for `stall' seconds by then. After as many again, from when
+ * the server has surely read that, it is set aside: others get its gets. From then on
+ * it is pinged as often, and now and then it is tried with a request. */
 static void
 checkresources(long long t)
 {
@@ -1196,24 +1195,29 @@ checkresources(long long t)
 
 	due.check = NEVER;
 	for (w = resources; stall && w < end; w++) {
+		if (w->unread && w->steptime < t) {
+			w->unread = 0;
+			w->steptime = now;
+		}
 		/* if our ping took longer they may not even have got their requests */
 		if (w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t &&
-		    now - due.since <= stall * 1000LL && hasroom()) {
+		    now - t <= stall * 1000LL && !w->unread && hasroom()) {
 			putping("stall", fulljid(dst, w));
 			if (++w->pings == 2)
 				say("stalled: %s/%.99s: silent for %lld s, %d open", target,
 				    w->name, (now - w->steptime) / 1000 + stall, w->open);
 			w->steptime = now;
+			w->unread = 1;
 		}
 		if (w->pings > w->trialat && !w->drains && choice != STANDBY)
 			trial = w;
 		if (w->open + w->pings > 0)
-			due.check = MIN(due.check, w->steptime + stall * 1000LL);
+			due.check = MIN(due.check, w->unread ? now : w->steptime + stall * 1000LL);
 		well += w->pings < 2;
 	}
 	/* only now it is known whether anybody is well */
 	for (w = resources; well > 0 && w < end; w++)
-		if (w->pings > 1 && w->steptime == now)
+		if (w->pings > 1 && w->unread && w->steptime == now)
 			w->nretried += takeback(w, 0);
 }
 
@@ -1233,10 +1237,9 @@ askpresence(int probe)
 	putpresence(probe ? "probe" : "subscribe", ask.id, domain, target);
 	if (!probe && !ask.granted)
 		say("subscribing: %s", target);
+	ask.time = now;
 	ask.next = probe ? NEVER : ask.granted ? AFTER(refresh) : now + ask.pause;
 	ask.pause = MIN(2 * ask.pause, askmax * 1000LL);
-	if (probe)
-		pingself();
 	seen = 0;
 	/* a probe sent before the last one is over counts as the same one, but those
 	 * who have answered must do so again; a request for the subscription clears
@@ -1391,8 +1394,10 @@ chores(void)
 {
 	if (now >= ask.next && sweeptime >= NEVER && hasroom())
 		askpresence(ask.granted && (!unanswered || seen));
-	if (now >= pingtime() && hasroom())
+	if (now >= pingtime() && hasroom()) {
 		pingself();
+		due.next = AFTER(patience); /* if it is lost, or slow */
+	}
 	/* with STANDBY another takes over at once */
 	if (choice == STANDBY && nresources > 0)
 		choose("", 0, NULL);
@@ -1400,27 +1405,29 @@ chores(void)
 		settle(lists[FAILED].next);
 }
 
-/* Our last ping to ourselves is back, if the id is that: we have read all that came
- * before it. If a probe went out before it, the server has read that. As an error it
- * says that nothing leads to us any more, though we are connected: so it is once
- * Prosody has reloaded the host. */
+/* A ping to ourselves is back, if the id is that of one: we have read all that came
+ * before it, and the server all that we wrote before it. As an error it says that
+ * nothing leads to us any more, though we are connected: so it is once Prosody has
+ * reloaded the host. */
 static void
 handleping(const char *id)
 {
-	if (!st.iq || !*id || !same(id, due.id))
+	long long sent;
+
+	if (!st.iq || strncmp(id, due.id, strlen(due.id)))
 		return;
 	if (st.error) {
 		end("the server does not route to us any more", NULL);
 		return;
 	}
-	*due.id = '\0';
+	sent = strtoll(id + strlen(due.id), NULL, 10);
 	due.next = now + 100; /* so that this is not all we do */
-	expire(due.sent);
-	if (sweeptime == 0)
-		sweeptime = AFTER(patience);
-	else if (sweeptime <= due.sent)
+	expire(sent);
+	if (sweeptime > 0 && sweeptime <= sent)
 		sweep();
-	checkresources(due.sent);
+	else if (sweeptime == 0 && ask.time <= sent)
+		sweeptime = AFTER(patience);
+	checkresources(sent);
 }
 
 static void
@@ -1888,7 +1895,7 @@ reset(void)
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(shares, 0, sizeof(shares));
 	ask.extra = due.next = 0;
-	*due.id = '\0';
+	makeid(due.id, "due");
 	nused = nopen = shedding = depth = ask.granted = unanswered = second = 0;
 	due.check = NEVER;
 	for (r = lists; r < lists + LISTS; r++)
@@ -2346,11 +2353,7 @@ overdue(void)
 	} else if (state == OPENING) {
 		hangup("no answer to the handshake in time");
 	} else if (state == ONLINE && !pinged) {
-		/* one that is out is not to be overtaken without end */
-		if (*due.id)
-			putping(due.id, domain);
-		else
-			pingself();
+		pingself();
 		alive();
 		pinged = 1;
 	} else {

@@ -1398,11 +1398,13 @@ nobody_takes_over_who_is_worse() {
 	shows a dnd
 	joins b c
 	is_pinged a
+	is_due
 	sleep 1.2
 	goes_to b 1
 	is_pinged a
 	is_pinged b
 	is_pinged a
+	is_due
 	hear srv "^<iq type='get' id='due"
 	tell srv "$heard$(gone_too c)"
 	logged "stalled: service@localhost/b"
@@ -1539,8 +1541,7 @@ all_are_stalled() {
 }
 
 # "A worker that has a request and sends nothing for stall seconds is pinged (XEP-0199)."
-# "If it sends nothing for as many seconds again it is stalled: while some other worker is
-# not, its gets are handed on, see retry."
+# "If it sends nothing for as many seconds more after ... its gets are handed on, see retry."
 # "Silence after which a worker that has a request is pinged, and after as much again
 # stalled, see Workers that hang, drain or leave."
 # "The worker hangs, its machine or link is dead, or the server lets it send too little,
@@ -1565,8 +1566,7 @@ who_hangs_is_set_aside() {
 
 # Workers of our own and of a library. One that its server keeps online for minutes
 # dies; then one without stream management.
-# "If it sends nothing for as many seconds again it is stalled: while some other worker is
-# not, its ..."
+# "If it sends nothing for as many seconds more after ..."
 # "Turn stream management (XEP-0198) off, or shorten its time-out in the server: a worker
 # that has died stays online for that long, five to ten minutes at the servers' defaults."
 workers_die_on_prosody() { workers_die prosody; }
@@ -2181,7 +2181,7 @@ on_a_slow_way_nobody_is_silent() {
 # "While a ping of the component to itself takes longer than stall, no worker is pinged or
 # set aside for its silence."
 a_probe_does_not_hide_a_slow_way() {
-	scripted stall=1
+	scripted stall=1 patience=2
 	goes_to a 1
 	joins b
 	is_pinged a
@@ -2191,6 +2191,25 @@ a_probe_does_not_hide_a_slow_way() {
 	deliver presence subscribed service@localhost proxy.localhost /
 	hear srv "^<iq type='get' id='due"
 	tell srv "$first$heard"
+	reply other a
+	news
+	passes a 1
+	unlogged stalled
+}
+
+# Before the server has read the ping its silence says nothing.
+# "If it sends nothing for as many seconds more after the server has read that, it is
+# stalled: while some other worker is not, its gets are handed on, see retry."
+who_has_just_been_pinged_has_time() {
+	scripted stall=3
+	goes_to a 1
+	joins b
+	is_pinged a
+	hear srv "^<iq type='get' id='due"
+	sleep 3.5
+	tell srv "$heard"
+	sleep 0.5
+	pings a || :
 	reply other a
 	news
 	passes a 1
@@ -2334,6 +2353,7 @@ a_get_stays_with_who_is_left() {
 	goes_to a 1
 	joins b
 	is_pinged a
+	is_due
 	hear srv "^<iq type='get' id='due"
 	tell srv "$heard$(gone_too b)"
 	logged "left: service@localhost/b"
@@ -2359,6 +2379,7 @@ who_is_in_charge_again_is_not_asked_twice() {
 	goes_to a 1
 	joins b
 	is_pinged a
+	is_due
 	hear srv "^<iq type='get' id='due"
 	tell srv "$heard<iq type='result' id='stall' from='service@localhost/a' to='proxy.localhost'/>"
 	logged "recovered: service@localhost/a"
@@ -2421,8 +2442,7 @@ a_set_is_never_repeated() {
 
 # "The first result counts; an error counts only from the worker that was given the get
 # last."
-# "If it sends nothing for as many seconds again it is stalled: while some other worker is
-# not, its ..."
+# "If it sends nothing for as many seconds more after ..."
 the_first_answer_counts() {
 	scripted stall=1
 	all "goes_to a" 1 2 3 4 5
@@ -2492,15 +2512,16 @@ liveness() {
 	logged waiting
 }
 
-# What is due waits for a ping that is out, even if the server is silent meanwhile.
+# The first is lost, and the next overtaken.
 # "The requester gets the error after a ping from the component to itself has come ..."
-no_ping_overtakes_another() {
-	scripted answertime=1 keepalive=2 stall=0
+any_ping_that_is_back_counts() {
+	scripted answertime=1 patience=2 keepalive=2 stall=0
 	goes_to a 1 set
 	hear srv "^<iq type='get' id='due"
-	first=$heard
 	hear srv "^<iq type='get' id='due"
-	tell srv "$first"
+	second=$heard
+	hear srv "^<iq type='get' id='due"
+	tell srv "$second"
 	hear srv "<remote-server-timeout "
 }
 
@@ -2950,10 +2971,9 @@ a_second_probe_that_does_not_arrive_is_none() {
 	scripted patience=3 refresh=5 b
 	probed
 	only_answer a
-	hear srv "<presence type='probe'"
+	probe_is_read
 	presence_error "remote-server-not-found cancel" service@localhost "$(last_ask)"
 	logged "unreachable: "
-	is_due
 	probe_is_read
 	is_due
 	logged "unanswered: "
@@ -3020,10 +3040,8 @@ nobody_has_missed_a_probe_that_has_not_arrived() {
 	probed
 	is_due
 	hear srv "<presence type='subscribe'"
-	deliver presence subscribed service@localhost proxy.localhost /
-	hear srv "<presence type='probe'"
+	probed
 	presence_error "remote-server-not-found cancel" service@localhost "$(last_ask)"
-	is_due
 	hear srv "<presence type='subscribe'"
 	probed
 	only_answer a
@@ -6206,7 +6224,7 @@ int client_proxy(int, char **);
 	X(STRAY, 80) X(USR1, 80) X(LOGBLOCK, 40) X(LOGFULL, 20) X(LOGCLOSED, 20) \
 	X(ALLOC, 30) X(ASKED, 80) X(MANY, 20) X(SIGNALS, 80) X(TRICKLE, 30) X(KICK, 40) \
 	X(TLSBAD, 20) X(DENY, 40) X(FOREIGN, 80) X(OVERFLOW, 60) X(BOUNCE, 80) \
-	X(BIGPRES, 40) X(FAR, 40) X(DEAF, 40)
+	X(BIGPRES, 40) X(FAR, 40) X(DEAF, 40) X(PINGLOST, 40)
 #define NAME(name, weight) name,
 #define ENTRY(name, weight) { #name, weight },
 enum { EACHBEHAVIOUR(NAME) BEHAVIOURS };
@@ -6905,6 +6923,7 @@ struct res {
 	int pings, doubtful;    /* since it was heard of; it may have been heard of since */
 	long long life, lifehi; /* surely, and maybe, heard of, or given its first request */
 	long long pinged, wellat; /* its last ping; since then it has not been set aside */
+	long long pingedat, readat; /* in that turn of the loop; the server surely had it, or -1 */
 	int trialat;            /* it is to be tried when they are more */
 	unsigned long passed, changes; /* gets given to others since the last ping; who has
 	                                * come or gone before */
@@ -6933,12 +6952,14 @@ static int mayask;              /* there is a reason to ask again */
 static long long svcat, svcsure; /* service-unavailable came; and surely was one */
 static int counts, clean1;      /* of the last probe, who is silent; of the one before surely */
 static long long back1, back2;  /* these were read again */
-static long long turned1, pingat; /* the turn of the loop when back1 was; it pinged for the probe */
+static long long turned1, askturn; /* the turns of the loop when back1 was, and when it asked */
+static long long pingat;        /* it pinged for the probe */
 static long long wantask;       /* at the latest */
 static long long sawtype, prestook; /* presence of the target with a type was read, without
                                      * one taken */
 static long long lastheld;      /* it had to wait before it could write or read, or slept */
 static long long onlineat, turnedat; /* this turn of the loop began */
+static long long lastread;      /* something of the server's */
 static size_t loglost;          /* lines that the log did not take, */
 static size_t loguntold;        /* and those of them that it has not been told of */
 
@@ -7087,11 +7108,12 @@ static long nopenlo, nopenhi;   /* open ones, surely and maybe */
 static long nmistaken;          /* of several alike another may have been answered */
 static unsigned long nerrs;
 static long long madeend;       /* where the stanza ends that the program has just made */
-static struct {                 /* a ping to itself, whether what is due has come */
+static struct ping {            /* to itself, whether what is due has come */
+	struct ping *next;
 	const char *id;
 	long long asked, from;  /* written; due before that is meant */
-	long long since;        /* one has been out */
-} dueping;
+} *pings;                       /* that are not back, the oldest first, or that are lost */
+static long long lastping, pinged; /* the last, and the last not for silence, were written */
 static int unrouted;            /* a ping to itself has come back as an error; 2: a current one */
 static long long duetill, duejudged, dueback, duepause; /* of the last that was back */
 static long long duetook, slowback; /* how long; when one was back that says nothing of silence */
@@ -7676,6 +7698,7 @@ tried(struct res *r)
 	r->trialat = 2 * r->pings - 1;
 	r->passed = 0;
 	r->lifehi = vt;
+	r->pingedat = r->readat < 0 ? turnedat : r->pingedat;
 }
 
 /* Who is given a request must not be set aside or drain while others do not; but
@@ -7846,7 +7869,7 @@ forgetmodel(void)
 	openlist.prev = openlist.next = &openlist;
 	memset(keys, 0, sizeof(keys));
 	memset(askids, 0, sizeof(askids));
-	memset(&dueping, 0, sizeof(dueping));
+	pings = NULL;
 	for (r = resources; r; r = r->next)
 		*r = (struct res){
 			r->chain, r->next, r->name, .nth = r->nth, .heard = -1, .left = -1
@@ -7863,7 +7886,8 @@ forgetmodel(void)
 	probeend = OPEN;
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = pingat = -1;
 	resubat = subat = -1;
-	lastheld = onlineat = dueback = slowback = duejudged = duetill = -1;
+	lastread = 0;
+	lastheld = onlineat = dueback = slowback = duejudged = duetill = pinged = -1;
 	svcat = svcsure = -FOREVER / 4;
 	wantask = FOREVER;
 }
@@ -7974,21 +7998,36 @@ heardof(const struct stanza *s, struct res *r)
 	}
 }
 
-/* A ping to itself is back: these may be given up now, and be told so later in
- * this turn. */
-static void
-dueisback(void)
+/* The ping to itself that has come back with s, or NULL. */
+static struct ping *
+findping(const struct stanza *s)
 {
+	struct ping *p = pings;
+
+	while (p && !(eq(p->id, s->id) && s->from && eq(s->from, domain)))
+		p = p->next;
+	return p;
+}
+
+/* Ping p to itself is back, and those before it will not be: these may be given up now,
+ * and be told so later in this turn. */
+static void
+dueisback(const struct ping *p)
+{
+	struct res *r;
 	struct req *q;
 
-	duetill = dueping.from;
-	duejudged = dueping.asked;
+	duetill = p->from;
+	duejudged = p->asked;
 	dueback = vt;
 	duepause = turnedat;
-	duetook = turnedat - dueping.since;
+	duetook = turnedat - p->from;
 	if (duetook > stall * 1000LL - 100)
 		slowback = vt;
-	dueping.id = NULL;
+	pings = p->next;
+	for (r = resources; r; r = r->next)
+		if (r->readat < 0 && p->from > r->pingedat)
+			r->readat = vt;
 	for (q = openlist.next; answertime && q != &openlist && deadline(q) <= duetill + slack(100); q = q->next)
 		doubt(q);
 }
@@ -8033,9 +8072,8 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 	}
 	if (i->what != ISTANZA || !s->from || !s->to)
 		return;
-	if (eq(s->from, domain) && eq(s->to, domain) && dueping.id && eq(s->id, dueping.id) &&
-	    !eq(s->type, "error"))
-		dueisback();
+	if (findping(s) && eq(s->to, domain) && !eq(s->type, "error"))
+		dueisback(findping(s));
 	r = resourceof(s->from);
 	ours = !s->nons && isours(s->to);
 	if (r && ours && !eq(s->kind, "presence"))
@@ -8168,6 +8206,9 @@ isping(struct stanza *o)
 	if (vt - r->life < least || (r->pinged > lastheld && vt - r->pinged < least))
 		bad("stall", "pings %s %lld ms after it was heard of, %lld after the last ping", r->name,
 		    vt - r->life, vt - r->pinged);
+	if (r->pings > 0 && !r->doubtful && (r->readat < 0 || vt - r->readat < least))
+		bad("stall", "pings %s again %lld ms after the server surely had the last ping", r->name,
+		    r->readat < 0 ? 0 : vt - r->readat);
 	if (idle(r))
 		bad("stall", "pings %s, which has no request", r->name);
 	if (duetook > stall * 1000LL)
@@ -8178,6 +8219,8 @@ isping(struct stanza *o)
 	if (r->pings > 1 && charge == r)
 		charge = NULL;
 	r->pinged = vt;
+	r->pingedat = turnedat;
+	r->readat = -1;
 	return 1;
 }
 
@@ -8251,24 +8294,28 @@ isretry(struct stanza *o)
 static int
 isselfping(struct stanza *o)
 {
+	struct ping **last = &pings;
+
 	if (!eq(o->kind, "iq") || !eq(o->type, "get") || !eq(o->from, domain) || !eq(o->to, domain) ||
 	    !(o->flags & KPING))
 		return 0;
-	/* the same again, as the server is silent */
-	if (dueping.id && eq(o->id, dueping.id))
-		return 1;
+	if (!keepalive || turnedat < lastread + keepalive * 1000LL - slack(2)) {
+		if (dueback >= 0 && turnedat < duepause + 100)
+			bad("duesoon", "asks again what is due %lld ms after the last answer", turnedat - duepause);
+		if (pinged > MAX(dueback, lastheld) && vt < pinged + patience * 1000LL - slack(20))
+			bad("duesoon", "asks again what is due %lld ms after the last time", vt - pinged);
+		pinged = vt;
+	}
 	if (lastprobe && npings == 0)
 		npings = 1;
-	else if (dueback >= 0 && turnedat < duepause + 100)
-		bad("duesoon", "asks again what is due %lld ms after the last answer", turnedat - duepause);
 	if (npings == 1 && back1 >= 0 && turnedat >= turned1 + patience * 1000LL)
 		npings = 2;
 	if (lastprobe && back2 < 0)
 		pingat = vt;
-	dueping.since = dueping.id ? dueping.since : turnedat;
-	dueping.id = copy(o->id);
-	dueping.asked = vt;
-	dueping.from = turnedat;
+	while (*last)
+		last = &(*last)->next;
+	*last = mem(sizeof(**last));
+	**last = (struct ping){ NULL, copy(o->id), lastping = vt, turnedat };
 	return 1;
 }
 
@@ -8352,6 +8399,7 @@ ispresenceask(struct stanza *o)
 	}
 	mayask &= !lastprobe || back2 < 0 || sawtype >= back2;
 	lastask = vt;
+	askturn = turnedat;
 	lastprobe = probe;
 	npings = doubted = answered = 0;
 	probeend = OPEN;
@@ -8435,7 +8483,7 @@ static struct {
 	long long badfrom;      /* where what ends the stream begins, or -1 */
 	long long costlyfrom;
 	int ended, saiderror, allocfailed, quiet, scripted, shaken, hsread, blind, deaf;
-	long long endedat, hsreadat, lastread, lastwrite, blockedat;
+	long long endedat, hsreadat, lastwrite, blockedat;
 	const char *id;         /* of the stream */
 	int depth;              /* of the program's parser */
 } c;
@@ -8806,7 +8854,7 @@ reason(void)
 		return "no handshake in time";
 	if (c.badpin || c.quiet || (c.blind && (c.took == c.sent || !c.hsread)))
 		return "TLS";
-	if (keepalive && vt - c.lastread >= 2000LL * keepalive - slack(2)) {
+	if (keepalive && vt - lastread >= 2000LL * keepalive - slack(2)) {
 		if (c.came > c.took && vt > slept && c.rpending == 0 && c.blockedat < 0 && !on[SLOWCALL])
 			bad("silence", "gives up a silent server with %lld bytes unread", c.came - c.took);
 		if (c.came > c.took && vt > slept && vt < c.lastwrite + keepalive * 1000LL && !c.tls &&
@@ -8890,7 +8938,7 @@ connectdone(void *p, long how)
 	if (how != SERVES)
 		return;
 	c.connected = 1;
-	c.lastread = vt;
+	lastread = vt;
 	seenopen(&sin_, 0, opened_in, got_in, end_in);
 	seenopen(&sout, 1, opened_out, got_out, end_out);
 	servergreets();
@@ -8954,7 +9002,7 @@ static void
 taken(void)
 {
 	struct input *i = iq + iread;
-	int sure;
+	struct ping *p;
 
 	peek();
 	if (iread >= niq) {
@@ -8964,15 +9012,14 @@ taken(void)
 	}
 	iread++;
 	if (i->s.id && i->s.from && eq(i->s.from, domain) && eq(i->s.type, "error")) {
-		/* later ones may have taken the place of older pings */
-		sure = dueping.id && eq(i->s.id, dueping.id);
-		unrouted = MAX(unrouted, sure ? 2 : 1);
+		unrouted = MAX(unrouted, findping(&i->s) ? 2 : 1);
 		return;
 	}
 	if (i->s.from && eq(i->s.kind, "presence") && i->s.type && oftarget(i->s.from))
 		sawtype = vt;
-	if (lastprobe && i->s.id && !i->s.nons && dueping.id && eq(i->s.id, dueping.id) &&
-	    eq(i->s.from, domain) && (back1 < 0 || (npings > 1 && back2 < 0))) {
+	p = findping(&i->s);
+	if (lastprobe && !i->s.nons && p && (back1 < 0 ? p->from >= askturn :
+	    back2 < 0 && p->from >= turned1 + patience * 1000LL)) {
 		*(back1 < 0 ? &back1 : &back2) = vt;
 		turned1 = back2 < 0 ? turnedat : turned1;
 		doubtsilent();
@@ -9049,7 +9096,7 @@ handle(int sig)
 		stoppedms = 0;
 		termonline = c.open && c.connected && c.owritten > 0 && !c.ended && !c.wfail && !c.badpin &&
 		             !c.quiet && !c.allocfailed && c.badfrom < 0 && c.costlyfrom < 0 &&
-		             (!keepalive || vt < c.lastread + keepalive * 1000LL) && writable() && !c.dead;
+		             (!keepalive || vt < lastread + keepalive * 1000LL) && writable() && !c.dead;
 		goodbye = 0;
 	}
 	handlers[sig](sig);
@@ -9147,7 +9194,7 @@ w_connect(int fd, const struct sockaddr *sa, socklen_t n)
 	nextaddr = a + 1;
 	c.addr = a;
 	how = addrs[a];
-	c.latency = on[SLOWLINK] && !healed ? rnd(400) : rnd(3);
+	c.latency = on[SLOWLINK] && !healed ? rnd(rnd(4) ? 400 : 4000) : rnd(3);
 	c.rcap = on[SMALLBUF] && !healed ? spread(20, 5000) : 1 << (12 + rnd(10));
 	c.wcap = on[SMALLBUF] && !healed ? spread(20, 5000) : 1 << (12 + rnd(10));
 	if (wild == 0) {
@@ -9263,7 +9310,7 @@ w_read(int fd, void *dst, size_t n)
 	memcpy(dst, c.raw + c.took, n);
 	c.took += (long long)n;
 	countall("bytes in", n);
-	c.lastread = vt;
+	lastread = vt;
 	progress++;
 	for (; inread < niq && iq[inread].end >= 0 && iq[inread].end <= c.took; inread++) {
 		if (iq[inread].what == IHANDSHAKE) {
@@ -9630,7 +9677,7 @@ logged(const char *s)
 static int
 isidle(void)
 {
-	return !dueping.id && vt > dueback + 1000;
+	return (!pings || vt > lastping + patience * 1000LL + 1000) && vt > dueback + 1000;
 }
 
 /* All that was read has had its effect on requests. */
@@ -9694,7 +9741,7 @@ quiesce(void)
 		bad("effect", "has read %s and goes on", iq[ihead].why);
 	judgerequests();
 	for (r = resources; r; r = r->next) {
-		t = MAX(slowback, MAX(r->lifehi, r->pinged));
+		t = MAX(MAX(slowback, r->readat), MAX(r->lifehi, r->pinged));
 		if (stall && known(r) == 1 && r->open > 0 && nmistaken == 0 && isidle() &&
 		    vt > t + stall * 1000LL + 1000 + slack(0))
 			bad("stall", "%s has a request, has been silent for %lld ms and is not pinged", r->name, vt - t);
@@ -9715,7 +9762,7 @@ judgeasks(void)
 	if (msub && lastprobe && probeend == OPEN && npings == 1 && back1 >= 0)
 		/* once a ping that is out is back, or lost */
 		due = MAX(MAX(back1, held) + patience * 1000LL,
-		          dueping.id ? pingat + refresh * 1000LL : dueback);
+		          pings ? pingat + patience * 1000LL : dueback);
 	else if (msub && lastprobe && probeend == OPEN && back2 >= 0 && doubted)
 		due = back2;
 	else if (!msub) /* after a probe the time begins anew */
@@ -9763,8 +9810,8 @@ judge(short events, long long end)
 		bad("hang", "waits for nothing on the connection");
 	if (!(events & POLLOUT))
 		quiesce();
-	if (c.blind && c.took == c.sent && vt > c.lastread + 1000 && writable())
-		bad("tlsclose", "keeps a connection whose TLS has ended %lld ms ago", vt - c.lastread);
+	if (c.blind && c.took == c.sent && vt > lastread + 1000 && writable())
+		bad("tlsclose", "keeps a connection whose TLS has ended %lld ms ago", vt - lastread);
 	if (unrouted == 2 && !c.ended)
 		bad("deaf", "keeps a connection through which nothing leads to it");
 	if (c.ended && !c.tls && !(events & POLLOUT) && !c.wshut && !c.rst)
@@ -9778,12 +9825,12 @@ judge(short events, long long end)
 	if (c.ended || onlineat < 0)
 		return;
 	/* while it does not read for want of room, what it writes is the sign of life */
-	life = MAX(c.lastread, MIN(paused, c.lastwrite));
+	life = MAX(lastread, MIN(paused, c.lastwrite));
 	/* the ping of who was asleep when it was due is late */
 	life = MAX(life, slept - keepalive * 1000LL);
 	most = keepalive * 2000LL + 1000;
 	if (keepalive && vt > life + most && ((events & POLLIN && c.came == c.took) || vt > c.lastwrite + most))
-		bad("keepalive", "keeps a connection that has been silent for %lld ms", vt - c.lastread);
+		bad("keepalive", "keeps a connection that has been silent for %lld ms", vt - lastread);
 }
 
 /* Set what has happened to the pipe of signals and the connection; returns how many
@@ -10437,7 +10484,9 @@ serve(struct written *o)
 	} else if (oftarget(s->to)) {
 		servetarget(s);
 	} else if (isours(s->to)) {
-		tell(s->kind, s->type, s->id, s->from, s->to, s->flags & KPING ? "<ping xmlns='urn:xmpp:ping'/>" : NULL);
+		if (!fault(PINGLOST, 100))
+			tell(s->kind, s->type, s->id, s->from, s->to,
+			     s->flags & KPING ? "<ping xmlns='urn:xmpp:ping'/>" : NULL);
 	} else if (eq(s->to, finaljid)) {
 		finals += eq(s->type, "result") && s->id && !strncmp(s->id, "final", 5);
 	} else if (relay && isask(s) && rnd(4)) {
