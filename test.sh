@@ -10843,11 +10843,20 @@ oddtrouble(int f)
 	}
 }
 
+/* An event: the target says once more that it has accepted the subscription. */
+static void
+confirms(void *p, long arg)
+{
+	if (cansee())
+		telltype("subscribed", target);
+}
+
 /* Presence of the target, or of others, that is not expected. */
 static void
 presencetrouble(int f, struct worker *w)
 {
 	const char *id, *from, *cond;
+	unsigned n;
 
 	if (f == PRERROR && subscription == SUBSCRIBED) {
 		id = rnd(4) ? NULL : nasks && rnd(2) ? lastid() : "x";
@@ -10864,6 +10873,8 @@ presencetrouble(int f, struct worker *w)
 	} else if (f == ASKED) {
 		id = rnd(2) ? "a" : NULL;
 		tell("presence", rnd(2) ? "subscribe" : "probe", id, target, domain, NULL);
+		for (n = cansee() ? rnd(4) : 0; n > 0; n--)
+			at(vt + rnd(5000), confirms, NULL, 0, generation);
 	} else if (f == FOREIGN) {
 		from = fmt(rnd(2) ? "%sx/w0" : "x%s/w0", target);
 		telltype(rnd(2) ? NULL : "unavailable", from);
