@@ -1182,30 +1182,44 @@ settle(Request *r)
 	finish(r);
 }
 
-/* A ping to ourselves that was sent at time t is back. Ping each resource that holds
- * a request and was silent for `stall' seconds by then. After as many again, from when
- * the server has surely read that, it is set aside: others get its gets. From then on
- * it is pinged as often, and now and then it is tried with a request. */
+/* 1 if a resource with a request, or that owes an answer to a ping, was silent for
+ * `stall' seconds by time t. */
+static int
+issilent(const Resource *w, long long t)
+{
+	return w->open + w->pings > 0 && !w->unread && w->steptime + stall * 1000LL <= t;
+}
+
+/* A ping to ourselves that was sent at time t is back. Ping who is silent. Who is so
+ * for as long again, from when the server has surely read that, is set aside: others
+ * get its gets. From then on it is pinged as often, and now and then it is tried with
+ * a request. If our ping took longer they may not even have got their requests, or
+ * their answers wait in the server: their time begins anew. */
 static void
 checkresources(long long t)
 {
-	Resource *w, *end = resources + nresources;
+	Resource *w, *end = stall ? resources + nresources : resources;
 	char dst[JIDMAX + 1];
 	int well = 0;
 
 	due.check = NEVER;
-	for (w = resources; stall && w < end; w++) {
+	for (w = resources; w < end; w++) {
 		if (w->unread && w->steptime < t) {
 			w->unread = 0;
 			w->steptime = now;
 		}
-		/* if our ping took longer they may not even have got their requests */
-		if (w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t &&
-		    now - t <= stall * 1000LL && !w->unread && hasroom()) {
+		if (now - t > stall * 1000LL)
+			w->steptime = now;
+		well += w->pings + issilent(w, t) < 2;
+	}
+	for (w = resources; w < end; w++) {
+		if (issilent(w, t) && hasroom()) {
 			putping("stall", fulljid(dst, w));
 			if (++w->pings == 2)
-				say("stalled: %s/%.99s: silent for %lld s, %d open", target,
-				    w->name, (now - w->steptime) / 1000 + stall, w->open);
+				say("stalled: %s/%.99s: silent for over %u s, %d open", target,
+				    w->name, 2 * stall, w->open);
+			if (w->pings > 1 && well > 0)
+				w->nretried += takeback(w, 0);
 			w->steptime = now;
 			w->unread = 1;
 		}
@@ -1213,12 +1227,7 @@ checkresources(long long t)
 			trial = w;
 		if (w->open + w->pings > 0)
 			due.check = MIN(due.check, w->unread ? now : w->steptime + stall * 1000LL);
-		well += w->pings < 2;
 	}
-	/* only now it is known whether anybody is well */
-	for (w = resources; well > 0 && w < end; w++)
-		if (w->pings > 1 && w->unread && w->steptime == now)
-			w->nretried += takeback(w, 0);
 }
 
 /* ---- presence ---- */
@@ -1378,8 +1387,8 @@ handlepresence(void)
 
 /* ---- routing ---- */
 
-/* When, in ms, to ping ourselves for what is due: silence of a resource, the end of
- * a probe, or its ping if that is lost, or an answer. */
+/* When, in ms, to ping ourselves for what is due: silence of a resource, that the
+ * server reads a probe, or its end, or an answer. */
 static long long
 pingtime(void)
 {

@@ -1546,7 +1546,7 @@ all_are_stalled() {
 # stalled, see Workers that hang, drain or leave."
 # "The worker hangs, its machine or link is dead, or the server lets it send too little,
 # see stall."
-# "From then on it is pinged every stall seconds."
+# "From then on it is pinged about every stall seconds."
 who_hangs_is_set_aside() {
 	scripted stall=1
 	begun=$(milliseconds)
@@ -1555,10 +1555,8 @@ who_hangs_is_set_aside() {
 	is_pinged a
 	unlogged stalled
 	is_pinged a
-	logged "stalled: service@localhost/a: silent for [0-9]* s, 1 open$"
-	silent=$(sed -n 's/.*: silent for \([0-9]*\) s.*/\1/p' "$log")
-	[ "$silent" -ge 2 ]
-	[ $((silent * 1000)) -le $(($(milliseconds) - begun)) ]
+	logged "stalled: service@localhost/a: silent for over 2 s, 1 open$"
+	[ $(($(milliseconds) - begun)) -ge 2000 ]
 	all "works b" 2 3 4 5 6 7
 	is_pinged a
 	logged_times 1 stalled
@@ -2177,20 +2175,21 @@ on_a_slow_way_nobody_is_silent() {
 	unlogged stalled
 }
 
-# Nor when a probe, with a ping of its own, has come between.
+# Nor by the pings that come back with that.
 # "While a ping of the component to itself takes longer than stall, no worker is pinged or
 # set aside for its silence."
-a_probe_does_not_hide_a_slow_way() {
-	scripted stall=1 patience=2
+# "Once it is back their silence counts from then."
+a_fast_ping_does_not_hide_a_slow_one() {
+	scripted stall=2 patience=2
 	goes_to a 1
 	joins b
 	is_pinged a
+	is_due
 	hear srv "^<iq type='get' id='due"
-	first=$heard
-	sleep 1.5
-	deliver presence subscribed service@localhost proxy.localhost /
+	slow=$heard
 	hear srv "^<iq type='get' id='due"
-	tell srv "$first$heard"
+	sleep 0.5
+	tell srv "$slow$heard"
 	reply other a
 	news
 	passes a 1
@@ -2513,6 +2512,7 @@ liveness() {
 }
 
 # The first is lost, and the next overtaken.
+# "It is also the pause between pings of the component to itself that do not come back."
 # "The requester gets the error after a ping from the component to itself has come ..."
 any_ping_that_is_back_counts() {
 	scripted answertime=1 patience=2 keepalive=2 stall=0
@@ -2525,7 +2525,7 @@ any_ping_that_is_back_counts() {
 	hear srv "<remote-server-timeout "
 }
 
-# "If its last ping to itself comes back as an error, client_proxy ends the stream and
+# "If a ping to itself comes back as an error, client_proxy ends the stream and
 # reconnects."
 # "the server does not route to us any more means that it has forgotten the component and
 # kept the connection, as Prosody does when it loads the component anew."
@@ -2542,7 +2542,7 @@ a_server_that_forgets_us_is_left() {
 }
 
 # What the target sends to our address in other letters comes back from ourselves.
-# "If its last ping to itself comes back as an error, ..."
+# "If a ping to itself comes back as an error, ..."
 an_error_for_no_ping_of_ours_changes_nothing() {
 	scripted keepalive=3
 	probed
@@ -5414,7 +5414,7 @@ pings() {
 is_set_aside() {
 	is_pinged "$1"
 	is_pinged "$1"
-	logged "stalled: service@localhost/$1: silent for"
+	logged "stalled: service@localhost/$1: silent for over"
 }
 
 # Requests from $1 requesters, $2 from each, with ids that begin with $3.
@@ -7116,7 +7116,8 @@ static struct ping {            /* to itself, whether what is due has come */
 static long long lastping, pinged; /* the last, and the last not for silence, were written */
 static int unrouted;            /* a ping to itself has come back as an error; 2: a current one */
 static long long duetill, duejudged, dueback, duepause; /* of the last that was back */
-static long long duetook, slowback; /* how long; when one was back that says nothing of silence */
+static long long slowback, slowsure; /* one was back, maybe and surely, that took longer than
+                                     * stall: it says nothing of silence */
 
 #define EACHOPEN(q) (q = openlist.next; q != &openlist; q = q->next)
 
@@ -7887,7 +7888,7 @@ forgetmodel(void)
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = pingat = -1;
 	resubat = subat = -1;
 	lastread = 0;
-	lastheld = onlineat = dueback = slowback = duejudged = duetill = pinged = -1;
+	lastheld = onlineat = dueback = slowback = slowsure = duejudged = duetill = pinged = -1;
 	svcat = svcsure = -FOREVER / 4;
 	wantask = FOREVER;
 }
@@ -8021,9 +8022,10 @@ dueisback(const struct ping *p)
 	duejudged = p->asked;
 	dueback = vt;
 	duepause = turnedat;
-	duetook = turnedat - p->from;
-	if (duetook > stall * 1000LL - 100)
+	if (turnedat - p->from > stall * 1000LL - 100)
 		slowback = vt;
+	if (turnedat - p->from > stall * 1000LL)
+		slowsure = vt;
 	pings = p->next;
 	for (r = resources; r; r = r->next)
 		if (r->readat < 0 && p->from > r->pingedat)
@@ -8211,8 +8213,8 @@ isping(struct stanza *o)
 		    r->readat < 0 ? 0 : vt - r->readat);
 	if (idle(r))
 		bad("stall", "pings %s, which has no request", r->name);
-	if (duetook > stall * 1000LL)
-		bad("stall", "pings %s after a ping to itself that took %lld ms", r->name, duetook);
+	if (slowsure >= 0 && vt - slowsure < least)
+		bad("stall", "pings %s %lld ms after a slow ping to itself", r->name, vt - slowsure);
 	r->pings++;
 	r->passed = 0;
 	r->changes = njoins + nleft;
