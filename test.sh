@@ -4974,7 +4974,8 @@ ejabberd() {
 		tail -n 20 "$node.out"
 		end "$serverpids" 9 2>&1 || :
 	done
-	await listening "$c2s"
+	# who joins a cluster starts once more
+	limit=2400 await listening "$c2s"
 	await listening "$port"
 }
 
