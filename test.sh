@@ -4969,7 +4969,7 @@ ejabberd() {
 		    "${2:+ejabberd_cluster:join('$2@127.0.0.1'),}"'[ejabberd_auth:try_register(U, <<"localhost">>, <<"pw">>) ||
 			U <- [<<"service">>, <<"user">>, <<"other">>]], io:format("ready~n").' >>"$node.out" 2>&1
 		serverpids=$pid
-		! await grep ready "$node.out" || break
+		! limit=1200 await grep ready "$node.out" || break
 		echo "attempt $attempt:"
 		tail -n 20 "$node.out"
 		end "$serverpids" 9 2>&1 || :
