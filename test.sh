@@ -7988,7 +7988,7 @@ heardof(const struct stanza *s, struct res *r)
 	} else if (eq(s->type, "unsubscribed")) {
 		denied();
 	} else if (eq(s->type, "error")) {
-		if (r || !s->id || !eq(s->id, lastid()) || probeend == UNREACHED)
+		if (r || !s->id || !eq(s->id, lastid()))
 			return;
 		if (!eq(s->etype, "wait") && strncmp(s->cond, "remote-server", 13)) {
 			denied();
