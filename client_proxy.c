@@ -138,7 +138,8 @@ typedef struct {
 	int trialat;                /* when they are more it is to be tried with a get; three
 	                             * later, with any request */
 	long long steptime;         /* ms: of its last sign of life, ping or trial, or its
-	                             * first request; when the server surely had the ping */
+	                             * first request; when the server surely had the ping,
+	                             * or a slow ping to ourselves was back */
 	unsigned long nhanded, nanswered, nretried, nlate;
 	unsigned long long waited;  /* ms, for its answers */
 	char name[PARTMAX + 1];
