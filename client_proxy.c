@@ -196,8 +196,9 @@ static int seen;                /* presence came since, 2: from who was there be
 static int second;              /* the probe, or the next, is for who missed the last */
 static int unanswered;          /* nobody has answered the last probe that counts */
 /* how the ids of our pings to ourselves begin on this connection; when the next may go
- * out for what is due; when somebody may have been silent for too long */
-static struct { char id[16]; long long next, check; } due;
+ * out for what is due; when somebody may have been silent for too long; when the last
+ * one that counts for that was sent, and when it was back */
+static struct { char id[16]; long long next, check, sent, back; } due;
 
 /* the out buffer: what is behind outpos waits to be written */
 static Buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
@@ -1068,8 +1069,7 @@ findrequest(uint64_t key, const Resource *w)
 }
 
 /* Fail requests that resource w holds, with NULL those of all: each of them, or
- * only those that can be handed on and have not come to it just now. Returns how
- * many. */
+ * only those that can be handed on. Returns how many. */
 static unsigned
 takeback(const Resource *w, int each)
 {
@@ -1078,8 +1078,7 @@ takeback(const Resource *w, int each)
 
 	for (r = lists[OPEN].next; r != lists + OPEN; r = next) {
 		next = r->next;
-		if (r->holder && (!w || r->holder == w) &&
-		    (each || (r->tries > 0 && r->handed < now))) {
+		if (r->holder && (!w || r->holder == w) && (each || r->tries > 0)) {
 			move(r, FAILED);
 			n++;
 		}
@@ -1191,15 +1190,18 @@ issilent(const Resource *w, long long t)
 	return w->open + w->pings > 0 && !w->unread && w->steptime + stall * 1000LL <= t;
 }
 
-/* A ping to ourselves that was sent at time t is back. Ping who is silent. Who is so
- * for as long again, from when the server has surely read that, is set aside: others
- * get its gets. From then on it is pinged as often, and now and then it is tried with
- * a request. If our ping took longer they may not even have got their requests, or
- * their answers wait in the server: their time begins anew. */
+/* A ping to ourselves that was sent at time t is back. A server that stood still may
+ * answer it before it reads what others have sent, so silence counts by the ping before,
+ * which was back when this was sent. Ping who is silent. Who is so for as long again,
+ * from when the server has surely read that, is set aside: others get its gets. From
+ * then on it is pinged as often, and now and then it is tried with a request. If our
+ * ping took longer they may not even have got their requests, or their answers wait in
+ * the server: their time begins anew. */
 static void
 checkresources(long long t)
 {
 	Resource *w, *end = stall ? resources + nresources : resources;
+	long long by = t > due.back ? due.sent : 0;
 	char dst[JIDMAX + 1];
 	int well = 0;
 
@@ -1211,10 +1213,10 @@ checkresources(long long t)
 		}
 		if (now - t > stall * 1000LL)
 			w->steptime = now;
-		well += w->pings + issilent(w, t) < 2;
+		well += w->pings + issilent(w, by) < 2;
 	}
 	for (w = resources; w < end; w++) {
-		if (issilent(w, t) && hasroom()) {
+		if (issilent(w, by) && hasroom()) {
 			putping("stall", fulljid(dst, w));
 			if (++w->pings == 2)
 				say("stalled: %s/%.99s: silent for over %u s, %d open", target,
@@ -1228,6 +1230,10 @@ checkresources(long long t)
 			trial = w;
 		if (w->open + w->pings > 0)
 			due.check = MIN(due.check, w->unread ? now : w->steptime + stall * 1000LL);
+	}
+	if (t > due.back) {
+		due.sent = t;
+		due.back = now;
 	}
 }
 
@@ -1904,7 +1910,7 @@ reset(void)
 	memset(buckets, 0, sizeof(buckets));
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(shares, 0, sizeof(shares));
-	ask.extra = due.next = 0;
+	ask.extra = due.next = due.sent = due.back = 0;
 	makeid(due.id, "due");
 	nused = nopen = shedding = depth = ask.granted = unanswered = second = 0;
 	due.check = NEVER;

@@ -2215,6 +2215,45 @@ who_has_just_been_pinged_has_time() {
 	unlogged stalled
 }
 
+# The server stood still for less than stall: what it has not sent yet comes now.
+# "If it sends nothing for as many seconds more after the server has read that, it is
+# stalled: while some other worker is not, its gets are handed on, see retry."
+who_is_heard_once_the_server_goes_on_is_not_silent() {
+	scripted stall=2
+	goes_to a 1
+	joins b
+	is_pinged a
+	is_due
+	hear srv "^<iq type='get' id='due"
+	sleep 1
+	tell srv "$heard"
+	hear srv "^<iq type='get' id='due"
+	reply other a
+	tell srv "$heard"
+	news
+	passes a 1
+	unlogged stalled
+}
+
+# So are those that have only just come to it.
+# "If it sends nothing for as many seconds more after the server has read that, it is
+# stalled: while some other worker is not, its gets are handed on, see retry."
+its_last_gets_are_handed_on_too() {
+	scripted stall=2 choice=STICKY
+	goes_to a 1
+	joins b
+	is_pinged a
+	is_due
+	is_due
+	hear srv "^<iq type='get' id='due"
+	tell srv "<iq type='get' id='2' from='u@h/r' to='proxy.localhost'/>$heard"
+	is_handed_to a 2
+	logged "stalled: service@localhost/a"
+	is_handed_to b 1
+	is_handed_to b 2
+	all "passes b" 1 2
+}
+
 # It was not silent for too long yet when that was sent: what it has said since may be
 # behind it.
 # "A worker that answers in time is not pinged."
@@ -2224,6 +2263,7 @@ who_was_not_silent_when_our_own_ping_was_sent_is_not() {
 	joins b
 	sleep 1.5
 	each_gets_a_set b
+	is_due
 	hear srv "^<iq type='get' id='due"
 	due=$heard
 	sleep 3
@@ -2353,6 +2393,7 @@ a_get_stays_with_who_is_left() {
 	joins b
 	is_pinged a
 	is_due
+	is_due
 	hear srv "^<iq type='get' id='due"
 	tell srv "$heard$(gone_too b)"
 	logged "left: service@localhost/b"
@@ -2378,6 +2419,7 @@ who_is_in_charge_again_is_not_asked_twice() {
 	goes_to a 1
 	joins b
 	is_pinged a
+	is_due
 	is_due
 	hear srv "^<iq type='get' id='due"
 	tell srv "$heard<iq type='result' id='stall' from='service@localhost/a' to='proxy.localhost'/>"
@@ -6924,6 +6966,7 @@ struct res {
 	long long life, lifehi; /* surely, and maybe, heard of, or given its first request */
 	long long pinged, wellat; /* its last ping; since then it has not been set aside */
 	long long pingedat, readat; /* in that turn of the loop; the server surely had it, or -1 */
+	long long pingend;      /* byte of what the program makes that its last ping ends with */
 	int trialat;            /* it is to be tried when they are more */
 	unsigned long passed, changes; /* gets given to others since the last ping; who has
 	                                * come or gone before */
@@ -7118,6 +7161,9 @@ static int unrouted;            /* a ping to itself has come back as an error; 2
 static long long duetill, duejudged, dueback, duepause; /* of the last that was back */
 static long long slowback, slowsure; /* one was back, maybe and surely, that took longer than
                                      * stall: it says nothing of silence */
+static long long countfrom, countback; /* the last that counts for silence was sent, and was back */
+static long long judgedby;      /* who was silent when this was sent may be judged: that was back
+                                 * before one was sent that is back, too */
 
 #define EACHOPEN(q) (q = openlist.next; q != &openlist; q = q->next)
 
@@ -7888,7 +7934,7 @@ forgetmodel(void)
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = pingat = -1;
 	resubat = subat = -1;
 	lastread = 0;
-	lastheld = onlineat = dueback = slowback = slowsure = duejudged = duetill = pinged = -1;
+	lastheld = onlineat = dueback = slowback = slowsure = countfrom = countback = judgedby = duejudged = duetill = pinged = -1;
 	svcat = svcsure = -FOREVER / 4;
 	wantask = FOREVER;
 }
@@ -8026,6 +8072,11 @@ dueisback(const struct ping *p)
 		slowback = vt;
 	if (turnedat - p->from > stall * 1000LL)
 		slowsure = vt;
+	if (p->from > countback) {
+		judgedby = countfrom;
+		countfrom = p->from;
+		countback = turnedat;
+	}
 	pings = p->next;
 	for (r = resources; r; r = r->next)
 		if (r->readat < 0 && p->from > r->pingedat)
@@ -8217,6 +8268,9 @@ isping(struct stanza *o)
 		bad("stall", "pings %s, which has no request", r->name);
 	if (slowsure >= 0 && vt - slowsure < least)
 		bad("stall", "pings %s %lld ms after a slow ping to itself", r->name, vt - slowsure);
+	if (judgedby < (r->pings > 0 && !r->doubtful ? r->readat : r->life) + least)
+		bad("judgedby", "pings %s, but what it may have said by %lld was not waited for", r->name,
+		    vt - judgedby);
 	r->pings++;
 	r->passed = 0;
 	r->changes = njoins + nleft;
@@ -8224,6 +8278,7 @@ isping(struct stanza *o)
 		charge = NULL;
 	r->pinged = vt;
 	r->pingedat = turnedat;
+	r->pingend = madeend;
 	r->readat = -1;
 	return 1;
 }
@@ -9718,7 +9773,7 @@ judgerequests(void)
 			continue;
 		if (q->bounced)
 			bad("retry", "a get of %s bounces, and is neither handed on nor answered", q->key->f);
-		if (q->times > (int)retry || known(q->res) != 1 || !stalled(q->res) || q->given >= q->res->pinged)
+		if (q->times > (int)retry || known(q->res) != 1 || !stalled(q->res) || q->outend > q->res->pingend)
 			continue;
 		for (x = resources; x; x = x->next)
 			if (x != q->res && known(x) == 1 && x->pings == 0 && x->wellat < q->res->pinged &&
