@@ -8016,6 +8016,8 @@ heardof(const struct stanza *s, struct res *r)
 			unsure(r);
 		r->heard = anyheard = vt;
 		joins(r);
+		if (r->drains && !eq(s->show, "dnd"))
+			nleft++;        /* who is to be tried may be found anew */
 		r->drains = eq(s->show, "dnd");
 		if (r->drains && charge == r)
 			charge = NULL;
@@ -10543,6 +10545,9 @@ serve(struct written *o)
 	} else if (oftarget(s->to)) {
 		servetarget(s);
 	} else if (isours(s->to)) {
+		/* what is read together with what is then due */
+		if (!rnd(8))
+			tell("iq", "get", fmt("i%lu", ++token), people[rnd(npeople)], domain, NULL);
 		if (!fault(PINGLOST, 100))
 			tell(s->kind, s->type, s->id, s->from, s->to,
 			     s->flags & KPING ? "<ping xmlns='urn:xmpp:ping'/>" : NULL);
