@@ -1195,8 +1195,8 @@ issilent(const Resource *w, long long t)
  * which was back when this was sent. Ping who is silent. Who is so for as long again,
  * from when the server has surely read that, is set aside: others get its gets. From
  * then on it is pinged as often, and now and then it is tried with a request. If our
- * ping took longer they may not even have got their requests, or their answers wait in
- * the server: their time begins anew. */
+ * ping took longer than `stall' they may not even have got their requests, or their
+ * answers wait in the server: their time begins anew. */
 static void
 checkresources(long long t)
 {
