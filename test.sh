@@ -1405,6 +1405,7 @@ nobody_takes_over_who_is_worse() {
 	is_pinged b
 	is_pinged a
 	is_due
+	is_due
 	hear srv "^<iq type='get' id='due"
 	tell srv "$heard$(gone_too c)"
 	logged "stalled: service@localhost/b"
