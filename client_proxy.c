@@ -197,7 +197,7 @@ static int second;              /* the probe, or the next, is for who missed the
 static int unanswered;          /* nobody has answered the last probe that counts */
 /* how the ids of our pings to ourselves begin on this connection; when the next may go
  * out for what is due; when somebody may have been silent for too long; when the last
- * one that counts for that was sent, and when it was back */
+ * of them that counts was sent, and when it was back */
 static struct { char id[16]; long long next, check, sent, back; } due;
 
 /* the out buffer: what is behind outpos waits to be written */
@@ -1187,21 +1187,19 @@ settle(Request *r)
 static int
 issilent(const Resource *w, long long t)
 {
-	return w->open + w->pings > 0 && !w->unread && w->steptime + stall * 1000LL <= t;
+	return w->open + w->pings > 0 && w->steptime + stall * 1000LL <= t;
 }
 
-/* A ping to ourselves that was sent at time t is back. A server that stood still may
- * answer it before it reads what others have sent, so silence counts by the ping before,
- * which was back when this was sent. Ping who is silent. Who is so for as long again,
- * from when the server has surely read that, is set aside: others get its gets. From
- * then on it is pinged as often, and now and then it is tried with a request. If our
- * ping took longer than `stall' they may not even have got their requests, or their
- * answers wait in the server: their time begins anew. */
+/* A ping to ourselves that was sent at time t is back, and what was said by the time
+ * `by' has been read. Ping who was silent then. Who is so for as long again, from when
+ * the server has surely read that, is set aside: others get its gets. From then on it
+ * is pinged as often, and now and then it is tried with a request. If our ping took
+ * longer than `stall' they may not even have got their requests, or their answers wait
+ * in the server: their time begins anew. */
 static void
-checkresources(long long t)
+checkresources(long long t, long long by)
 {
 	Resource *w, *end = stall ? resources + nresources : resources;
-	long long by = t > due.back ? due.sent : 0;
 	char dst[JIDMAX + 1];
 	int well = 0;
 
@@ -1230,10 +1228,6 @@ checkresources(long long t)
 			trial = w;
 		if (w->open + w->pings > 0)
 			due.check = MIN(due.check, w->unread ? now : w->steptime + stall * 1000LL);
-	}
-	if (t > due.back) {
-		due.sent = t;
-		due.back = now;
 	}
 }
 
@@ -1428,7 +1422,7 @@ chores(void)
 static void
 handleping(const char *id)
 {
-	long long sent;
+	long long sent, by = 0;
 
 	if (!st.iq || strncmp(id, due.id, strlen(due.id)))
 		return;
@@ -1438,12 +1432,19 @@ handleping(const char *id)
 	}
 	sent = strtoll(id + strlen(due.id), NULL, 10);
 	due.next = now + 100; /* so that this is not all we do */
-	expire(sent);
+	/* a server that stood still may answer before it reads what others have sent:
+	 * what counts is the ping before, which was back when this was sent */
+	if (sent > due.back) {
+		by = due.sent;
+		due.sent = sent;
+		due.back = now;
+	}
+	expire(by);
 	if (sweeptime > 0 && sweeptime <= sent)
 		sweep();
 	else if (sweeptime == 0 && ask.time <= sent)
 		sweeptime = AFTER(patience);
-	checkresources(sent);
+	checkresources(sent, by);
 }
 
 static void
@@ -1910,7 +1911,7 @@ reset(void)
 	memset(buckets, 0, sizeof(buckets));
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(shares, 0, sizeof(shares));
-	ask.extra = due.next = due.sent = due.back = 0;
+	ask.extra = due.next = 0;
 	makeid(due.id, "due");
 	nused = nopen = shedding = depth = ask.granted = unanswered = second = 0;
 	due.check = NEVER;

@@ -429,6 +429,7 @@ a_late_answer_is_dropped() {
 	scripted answertime=1
 	goes_to a 1
 	is_due
+	is_due
 	has_failed remote-server-timeout 1
 	is_late a 1
 	is_late a 1 error
@@ -2053,8 +2054,8 @@ resources_without_the_prefix_get_nothing() {
 }
 
 # "How long a worker has to answer a request, once that is written to the server."
-# "The requester gets the error after a ping from the component to itself has come back
-# through the server, behind any answer that came in time."
+# "The requester gets the error after two pings from the component to itself have come back
+# through the server, one after the other, behind any answer that came in time."
 # "There was no answer within answertime."
 # "A request without an answer holds its place until answertime is over."
 requests_wait_only_so_long() {
@@ -2062,6 +2063,7 @@ requests_wait_only_so_long() {
 	goes_to a 1
 	works a 2
 	counted ".* 1 open"
+	is_due
 	is_due
 	has_failed remote-server-timeout 1
 	logged "timed out: request from u@h/r to proxy.localhost at a, and"
@@ -2079,6 +2081,7 @@ the_first_time_counts() {
 	is_handed_to b 1
 	goes_to b 2
 	is_due
+	is_due
 	has_failed remote-server-timeout 1
 	passes b 2
 	logged "timed out: request from u@h/r to proxy.localhost at b, and"
@@ -2087,7 +2090,7 @@ the_first_time_counts() {
 	fares b "0 open, 2 handed out, 1 answered, 0 taken back, 1 timed out, [0-9]* ms, up"
 }
 
-# "The requester gets the error after a ping from the component to itself has come ..."
+# "The requester gets the error after two pings from the component to itself have come ..."
 nothing_is_judged_unread() {
 	scripted answertime=2 patience=3
 	probed
@@ -2102,9 +2105,24 @@ nothing_is_judged_unread() {
 	unlogged "timed out\|left: \|disconnected"
 }
 
+# The server stood still: it goes on with our ping before the answer.
+# "The requester gets the error after two pings from the component to itself have come ..."
+an_answer_that_waits_in_the_server_is_in_time() {
+	scripted answertime=2
+	goes_to a 1
+	hear srv "^<iq type='get' id='due"
+	sleep 0.5
+	tell srv "$heard"
+	hear srv "^<iq type='get' id='due"
+	passes a 1
+	tell srv "$heard"
+	works a 2
+	unlogged "timed out"
+}
+
 # What comes from our own address others may have made up, as servers fold the case of
 # domains: it is a ping of ours only by its id.
-# "The requester gets the error after a ping from the component to itself has come ..."
+# "The requester gets the error after two pings from the component to itself have come ..."
 pings_to_ourselves_have_ids_of_chance() {
 	scripted answertime=60
 	goes_to a 1
@@ -2201,15 +2219,18 @@ a_fast_ping_does_not_hide_a_slow_one() {
 # "If it sends nothing for as many seconds more after the server has read that, it is
 # stalled: while some other worker is not, its gets are handed on, see retry."
 who_has_just_been_pinged_has_time() {
-	scripted stall=3
+	scripted stall=4
 	goes_to a 1
 	joins b
 	is_pinged a
 	hear srv "^<iq type='get' id='due"
-	sleep 3.5
+	sleep 3
 	tell srv "$heard"
-	sleep 0.5
-	pings a || :
+	sleep 2
+	for i in 1 2 3; do
+		pings a || :
+		sleep 0.2
+	done
 	reply other a
 	news
 	passes a 1
@@ -2231,6 +2252,25 @@ who_is_heard_once_the_server_goes_on_is_not_silent() {
 	hear srv "^<iq type='get' id='due"
 	reply other a
 	tell srv "$heard"
+	news
+	passes a 1
+	unlogged stalled
+}
+
+# So it is when several of our pings come back before that.
+# "If it sends nothing for as many seconds more after the server has read that, it is
+# stalled: while some other worker is not, its gets are handed on, see retry."
+who_is_heard_behind_two_pings_is_not_silent() {
+	scripted stall=3 patience=1
+	goes_to a 1
+	joins b
+	is_pinged a
+	is_due
+	hear srv "^<iq type='get' id='due"
+	first=$heard
+	hear srv "^<iq type='get' id='due"
+	tell srv "$first$heard"
+	reply other a
 	news
 	passes a 1
 	unlogged stalled
@@ -2556,7 +2596,7 @@ liveness() {
 
 # The first is lost, and the next overtaken.
 # "It is also the pause between pings of the component to itself that do not come back."
-# "The requester gets the error after a ping from the component to itself has come ..."
+# "The requester gets the error after two pings from the component to itself have come ..."
 any_ping_that_is_back_counts() {
 	scripted answertime=1 patience=2 keepalive=2 stall=0
 	goes_to a 1 set
@@ -2565,6 +2605,7 @@ any_ping_that_is_back_counts() {
 	second=$heard
 	hear srv "^<iq type='get' id='due"
 	tell srv "$second"
+	is_due
 	hear srv "<remote-server-timeout "
 }
 
@@ -4477,8 +4518,8 @@ An answertime beyond that serves those that wait longer.
 Most clients ask their user.
 Components connect to port 5347 on the loopback addresses, which component_ports and
 	component_interfaces change.
-When that time is over, what ejabberd still holds for it fails with service-unavailable,
-	and is not handed on.
+When that time is over, or the worker is back, what ejabberd still holds for it fails with
+	service-unavailable, and is not handed on.
 In Debian's configuration a client may send 10 kB a second, and what a worker sends
 	beyond that waits: put the target into unlimited_jids.
 By default an account may have ten sessions, and each may send 3000 bytes a second: for
@@ -7159,11 +7200,11 @@ static struct ping {            /* to itself, whether what is due has come */
 } *pings;                       /* that are not back, the oldest first, or that are lost */
 static long long lastping, pinged; /* the last, and the last not for silence, were written */
 static int unrouted;            /* a ping to itself has come back as an error; 2: a current one */
-static long long duetill, duejudged, dueback, duepause; /* of the last that was back */
+static long long duejudged, dueback, duepause; /* of the last that was back */
 static long long slowback, slowsure; /* one was back, maybe and surely, that took longer than
                                      * stall: it says nothing of silence */
-static long long countfrom, countback; /* the last that counts for silence was sent, and was back */
-static long long judgedby;      /* who was silent when this was sent may be judged: that was back
+static long long countfrom, countasked, countback; /* the last that counts was sent, and was back */
+static long long judgedby;      /* what was due when this was sent may be judged: that was back
                                  * before one was sent that is back, too */
 
 #define EACHOPEN(q) (q = openlist.next; q != &openlist; q = q->next)
@@ -7935,7 +7976,7 @@ forgetmodel(void)
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = pingat = -1;
 	resubat = subat = -1;
 	lastread = 0;
-	lastheld = onlineat = dueback = slowback = slowsure = countfrom = countback = judgedby = duejudged = duetill = pinged = -1;
+	lastheld = onlineat = dueback = slowback = slowsure = countfrom = countasked = countback = judgedby = duejudged = pinged = -1;
 	svcat = svcsure = -FOREVER / 4;
 	wantask = FOREVER;
 }
@@ -8067,8 +8108,6 @@ dueisback(const struct ping *p)
 	struct res *r;
 	struct req *q;
 
-	duetill = p->from;
-	duejudged = p->asked;
 	dueback = vt;
 	duepause = turnedat;
 	if (turnedat - p->from > stall * 1000LL - 100)
@@ -8077,14 +8116,16 @@ dueisback(const struct ping *p)
 		slowsure = vt;
 	if (p->from > countback) {
 		judgedby = countfrom;
+		duejudged = countasked;
 		countfrom = p->from;
+		countasked = p->asked;
 		countback = turnedat;
 	}
 	pings = p->next;
 	for (r = resources; r; r = r->next)
 		if (r->readat < 0 && p->from > r->pingedat)
 			r->readat = vt;
-	for (q = openlist.next; answertime && q != &openlist && deadline(q) <= duetill + slack(100); q = q->next)
+	for (q = openlist.next; answertime && q != &openlist && deadline(q) <= judgedby + slack(100); q = q->next)
 		doubt(q);
 }
 
@@ -9765,7 +9806,7 @@ judgerequests(void)
 		if (late && plain(q))
 			bad("late", "does not look for the answer to request %s of %s after %lld ms",
 			    shorten(q->id), q->key->f, vt - q->written);
-		if (!late && (q->drained + answertime * 1000LL > duetill || q->given >= duetill))
+		if (!late && (q->drained + answertime * 1000LL > judgedby || q->given >= judgedby))
 			break;
 		if (plain(q))
 			bad("late", "a request of %s has no answer after %lld ms", q->key->f, vt - q->written);
