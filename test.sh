@@ -670,6 +670,7 @@ the_clients_requests_get_an_answer() {
 	joins b
 	leaves b
 	is_due
+	is_due
 	hear srv "^$(error wait remote-server-timeout 1 proxy.localhost/u@h/r service@localhost/a)"
 	logged "timed out: request from service@localhost/a to proxy.localhost/u@h/r, and"
 	news
