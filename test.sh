@@ -4519,8 +4519,8 @@ An answertime beyond that serves those that wait longer.
 Most clients ask their user.
 Components connect to port 5347 on the loopback addresses, which component_ports and
 	component_interfaces change.
-When that time is over, or the worker is back, what ejabberd still holds for it fails with
-	service-unavailable, and is not handed on.
+When that time is over, or the worker logs in anew, what ejabberd still holds for it fails
+	with service-unavailable, and is not handed on.
 In Debian's configuration a client may send 10 kB a second, and what a worker sends
 	beyond that waits: put the target into unlimited_jids.
 By default an account may have ten sessions, and each may send 3000 bytes a second: for
