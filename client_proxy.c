@@ -1056,15 +1056,19 @@ track(const char *address, uint64_t who, Resource *holder)
 }
 
 /* The request with this key that has no answer yet, preferably one that resource w
- * holds. NULL: there is none. */
+ * holds and that has not bounced. NULL: there is none. */
 static Request *
 findrequest(uint64_t key, const Resource *w)
 {
 	Request *r, *found = NULL;
 
-	for (r = buckets[key % MAXREQUESTS]; r && !(found && found->holder == w); r = r->chain)
-		if (r->key == key && r->list != FREE && (!found || r->holder == w))
-			found = r;
+	for (r = buckets[key % MAXREQUESTS]; r; r = r->chain) {
+		if (r->key != key || r->list == FREE)
+			continue;
+		found = r;
+		if (r->holder == w && !r->bounced)
+			break;
+	}
 	return found;
 }
 

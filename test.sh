@@ -2357,6 +2357,22 @@ a_bounce_asks_another() {
 	done
 }
 
+# Which of them an error is for cannot be told, but each counts, in whatever pieces they come.
+# "That happens when its worker leaves or is stalled or, except with STANDBY, when the
+# error recipient-unavailable comes for it, ..."
+alike_gets_bounce_at_once() {
+	scripted
+	goes_to a 1
+	request 1
+	fares a "2 open"
+	joins b
+	tell srv "$(bounced a 1)$(bounced a 1)"
+	fares a "0 open, 2 handed out, 0 answered, 2 taken back"
+	fares b "2 open"
+	passes b 1
+	passes b 1
+}
+
 # The requester's other requests stay where they were.
 # "The same for every request from one full JID, as long as that worker is online."
 a_bounce_moves_no_requester() {
@@ -7180,7 +7196,8 @@ struct req {
 	int st, islong;         /* islong: there is no error for it */
 	int get, times;         /* it may be handed on; given so often */
 	int lost;               /* who has asked has left: it may have been forgotten */
-	int bounced;            /* an error has come that says that its resource is not there */
+	int bounced;            /* an error has come that says that its resource is not there; 2: it
+	                         * counts though its key is vague */
 	uint64_t pay;
 	long long given;        /* last */
 	long long outend;       /* byte of what the program makes that it ends with */
@@ -8154,6 +8171,22 @@ idle(const struct res *r)
 	       (!answertime || vt < onlineat + answertime * 1000LL);
 }
 
+/* An error has come that says that q's resource is not there. Of several that are the same
+ * in all, each such error is for another. */
+static void
+bounce(struct req *q)
+{
+	int same = 1;
+	struct req *x;
+
+	for (x = q->key->reqs; x; x = x->alike)
+		same &= x->st == QENDED || ((x->st == QOPEN || x->st == QERRED) && x->get &&
+		        x->res == q->res && x->times == q->times && x->pay == q->pay && eq(x->id, q->id));
+	for (x = q->key->reqs; x && q->bounced; x = x->alike)
+		q = x->st == QOPEN && x->res == q->res && !x->bounced ? x : q;
+	q->bounced = 1 + same;
+}
+
 /* Input i has been handled, with output o by alternative a, or with none. */
 static void
 took(struct input *i, struct expect *e, const struct alt *a, const struct stanza *o)
@@ -8211,7 +8244,7 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		q->lost |= q->islong;   /* another answer may pass */
 		endreq(q, QERRED);
 	} else if (q && q->res && q->get && bounces(s)) {
-		q->bounced = 1;
+		bounce(q);
 	}
 }
 
@@ -8356,7 +8389,7 @@ isretry(struct stanza *o)
 	for (q = k->reqs; q; q = q->alike)
 		if (q->st < QERRED && q->get && q->pay == o->pay && q->times <= (int)retry && eq(q->id, o->id)) {
 			n++;
-			best = mayhavemoved(q) ? q : best;
+			best = mayhavemoved(q) && !(best && best->bounced > q->bounced) ? q : best;
 		}
 	if (!best)
 		return k->vague ? 2 : 0;
@@ -9814,7 +9847,7 @@ judgerequests(void)
 		endreq(q, QERRED);
 	}
 	for (q = retry ? openlist.next : &openlist; q != &openlist; q = q->next) {
-		if (q->st != QOPEN || !q->get || q->key->vague)
+		if (q->st != QOPEN || !q->get || (q->key->vague && q->bounced < 2))
 			continue;
 		if (q->bounced)
 			bad("retry", "a get of %s bounces, and is neither handed on nor answered", q->key->f);
@@ -10802,6 +10835,8 @@ send1(const char *f)
 		body = content(head, (int)rnd(3) - 1);
 	}
 	tell(kind, type, id, f, to, body);
+	if (fault(ODDID, 60))
+		tell(kind, type, id, f, to, body);
 }
 
 static void
