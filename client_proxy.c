@@ -77,7 +77,8 @@ typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + 2 * OWNROOM ? 1 : -1];
 typedef char requestsize_is_too_small[REQUESTSIZE >= 4 ? 1 : -1];
 typedef char maxresources_is_too_small[MAXRESOURCES > 0 ? 1 : -1];
 typedef char maxrequests_is_too_small[MAXREQUESTS > 0 ? 1 : -1];
-typedef char maxstanza_is_too_small[MAXSTANZA >= 4096 ? 1 : -1];
+typedef char maxstanza_is_too_small[
+	MAXSTANZA >= MAX(4096, 2 * (sizeof(domain) + sizeof(target)) + 3000) ? 1 : -1];
 typedef char insize_is_too_small[INSIZE > 0 ? 1 : -1];
 typedef char parserhard_is_too_small[PARSERHARD >= MAX(PARSERSOFT, 65536) ? 1 : -1];
 
