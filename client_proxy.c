@@ -266,11 +266,12 @@ static volatile sig_atomic_t resolving, quitting, reporting;
 
 /* Log one line, cut at LINEMAX. Bytes other than printable ASCII are written as
  * %XX. The log is never waited for: what it does not take is counted, and told
- * later. Others may write to it too, so it is non-blocking only meanwhile. */
+ * later. A pipe that takes anything takes a whole line; that it is blocking stays
+ * as it is, as others may write to it, too. */
 static void
 say(const char *fmt, ...)
 {
-	int flags = fcntl(2, F_GETFL);
+	struct pollfd p = { .fd = 2, .events = POLLOUT };
 	char raw[LINEMAX], line[LINEMAX] = "client_proxy: ";
 	const unsigned char *s;
 	size_t n = strlen(line);
@@ -285,12 +286,10 @@ say(const char *fmt, ...)
 		else
 			n += (size_t)snprintf(line + n, 4, "%%%02X", *s);
 	line[n++] = '\n';
-	fcntl(2, F_SETFL, flags | O_NONBLOCK);
-	if (write(2, line, n) != (ssize_t)n) {
+	if (poll(&p, 1, 0) < 1 || write(2, line, n) != (ssize_t)n) {
 		nunsaid++;
 		linetime = MIN(linetime, AFTER(1));
 	}
-	fcntl(2, F_SETFL, flags);
 }
 
 /* 1 if something may be logged that others can cause as often as they like:
@@ -2552,6 +2551,7 @@ main(int argc, char *argv[])
 	br_prng_seeder seeder = br_prng_seeder_system(NULL);
 	br_hmac_drbg_context rng;
 	struct rlimit none = { 0, 0 };
+	const char *terminal = ttyname(2);
 	int n;
 
 	if (argc == 2 && same(argv[1], "-v"))
@@ -2571,6 +2571,10 @@ main(int argc, char *argv[])
 	while ((n = open("/dev/null", O_RDWR)) >= 0 && n < 3)
 		;
 	check(n < 0 || close(n) < 0 || setrlimit(RLIMIT_CORE, &none) < 0, "start", NULL);
+	/* a terminal may take a part of a line and wait with the rest, so it is opened
+	 * anew: what is set for that no other process sees */
+	if (terminal && (n = open(terminal, O_WRONLY | O_NOCTTY | O_NONBLOCK)) >= 0)
+		check(dup2(n, 2) < 0 || close(n) < 0, "terminal", NULL);
 	setsignals();
 	now = milliseconds();
 	reset();

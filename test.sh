@@ -3570,6 +3570,25 @@ a_log_that_nobody_reads() {
 	done
 }
 
+# A terminal, unlike a pipe, takes a part of a line when it has no room for the rest.
+# "Lines that the log does not take at once are lost."
+a_terminal_that_nobody_reads() {
+	configure
+	serve
+	background python3 -c '
+import os, pty, time
+print(os.ttyname(pty.openpty()[1]), flush=True)
+time.sleep(300)' >"$dir/terminal"
+	await [ -s "$dir/terminal" ]
+	# shellcheck disable=SC2086 # a command and its options, or nothing
+	background ${WRAPPER-} "$bin" 2>"$(cat "$dir/terminal")"
+	proxypid=$pid
+	welcome
+	seq 2000 | sed "s|.*|<presence from='service@localhost/&' to='proxy.localhost'/><presence type='unavailable' from='service@localhost/&' to='proxy.localhost'/>|" >"$dir/srv.in"
+	online a
+	goes_to a last
+}
+
 # "Only the first 255 elements on its upper two levels are searched for what matters here,
 # such as show, error conditions and chat states."
 a_chat_state_behind_256_elements() {
@@ -6234,6 +6253,7 @@ STANDIN(socket) STANDIN(connect) STANDIN(getsockopt) STANDIN(poll) STANDIN(read)
 STANDIN(shutdown) STANDIN(close) STANDIN(getaddrinfo) STANDIN(freeaddrinfo) STANDIN(getnameinfo)
 STANDIN(clock_gettime) STANDIN(sigaction) STANDIN(signal) STANDIN(realloc) STANDIN(free)
 int w_fcntl(int, int, int, ...);
+void w_says(const char *);
 void w_exit(int, int);
 void w_elements(XML_Parser, XML_StartElementHandler, XML_EndElementHandler);
 const char *w_made(unsigned long long *, size_t *);
@@ -6259,6 +6279,8 @@ enum { WAKER = 3, WAKEW = 4, FIRSTFD = 5 };
 #define _exit(a)                 w_exit(a, 1)
 #define pipe(a)                  ((a)[0] = WAKER, (a)[1] = WAKEW, 0)
 #define open(a, b)               WAKER
+#define ttyname(a)               NULL
+#define vsnprintf(a, b, f, v)    (w_says(f), vsnprintf(a, b, f, v))
 #define setsockopt(a, b, c, d, e) 0
 #define setrlimit(a, b)          0
 #define malloc_trim(a)           0
@@ -8626,7 +8648,6 @@ static struct {
 } c;
 static unsigned long long made; /* bytes that it has made, all in all */
 static int addrs[NADDR], naddrs, nextaddr;
-static int logflags = O_WRONLY;
 static int roundsaid, rounds, saidrounds, mostrounds, unprovedmaybe;
 static enum { UNPROVED, PROVED, MAYBEPROVED } proved; /* the last connection has lasted */
 static long long lastend = -1;
@@ -9281,9 +9302,10 @@ w_clock_gettime(clockid_t id, struct timespec *ts)
 int
 w_fcntl(int fd, int cmd, int flags, ...)
 {
+	(void)flags;
 	if (fd == 2 && cmd == F_SETFL)
-		logflags = flags;
-	return fd == 2 && cmd == F_GETFL ? logflags : 0;
+		bad("call", "changes flags of the log that others share");
+	return fd == 2 && cmd == F_GETFL ? O_WRONLY : 0;
 }
 
 int
@@ -9465,20 +9487,44 @@ w_read(int fd, void *dst, size_t n)
 static void logged(const char *);
 static int logstate;            /* LOGBLOCK, LOGFULL, LOGCLOSED or 0: it is read */
 static size_t logused;
+static const char *saying = "";
+
+void
+w_says(const char *format)
+{
+	saying = format;
+}
+
+/* The log does not take a line. */
+static void
+loseline(void)
+{
+	loglost++;
+	loguntold += strncmp(saying, "log: ", 5) != 0;
+}
+
+/* As a pipe, which has room once a page of it is free. */
+static int
+polllog(struct pollfd *p)
+{
+	int full = logstate == LOGBLOCK && logused + 4096 > 65536;
+
+	p->revents = full ? 0 : POLLOUT;
+	if (full)
+		loseline();
+	return !full;
+}
 
 static ssize_t
 writelog(const char *s, size_t n)
 {
-	int full = logstate == LOGBLOCK && logused + n > 65536;
-
 	if (logstate == LOGCLOSED && handlers[SIGPIPE] != SIG_IGN)
 		bad("signal", "SIGPIPE kills it");
-	if (full && !(logflags & O_NONBLOCK))
+	if (logstate == LOGBLOCK && logused + n > 65536)
 		bad("logblock", "writes to a log that nobody reads, and blocks for ever");
-	if (full || logstate == LOGCLOSED || logstate == LOGFULL) {
-		loglost++;
-		loguntold += strncmp(s, "client_proxy: log: ", 19) != 0;
-		return fails(full ? EAGAIN : logstate == LOGCLOSED ? EPIPE : ENOSPC);
+	if (logstate == LOGCLOSED || logstate == LOGFULL) {
+		loseline();
+		return fails(logstate == LOGCLOSED ? EPIPE : ENOSPC);
 	}
 	logused += logstate == LOGBLOCK ? n : 0;
 	if (n < 1 || s[n - 1] != '\n')
@@ -10017,14 +10063,13 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 	int ready, judged = 0, held;
 	long was;
 
+	if (n == 1 && p->fd == 2 && timeout == 0)
+		return polllog(p);
 	if (n != 2 || p[0].fd != WAKER || p[0].events != POLLIN)
 		bad("hang", "waits deaf to signals");
 	if (p[1].fd >= 0)
 		checkfd(p[1].fd, "poll");
 	wanted = p[1].fd < 0 ? 0 : p[1].events;
-	/* others share them */
-	if (logflags != O_WRONLY)
-		bad("call", "leaves the log's flags changed");
 	held = c.open && wanted != POLLIN;
 	peek();
 	entered();
