@@ -1950,6 +1950,8 @@ sizes_that_cannot_work() {
 		configure "$c" && return 1
 		grep "$(echo "${c%=*}" | tr '[:upper:]' '[:lower:]')_is_too_small" "$dir/built"
 	done
+	configure MAXSTANZA=4096 domain="\"$(bytes 600 d)\"" && return 1
+	grep maxstanza_is_too_small "$dir/built"
 }
 
 # "The secret that component and server share."
