@@ -342,6 +342,14 @@ same(const char *a, const char *b)
 	return *a == *b && !strcmp(a, b);
 }
 
+/* 1 if str, up to its end or one of `stops', is `what', or that is NULL. */
+static int
+matches(const char *what, const char *str, const char *stops)
+{
+	return !what || (!strncmp(str, what, strlen(what)) &&
+	                 strchr(stops, str[strlen(what)]));
+}
+
 /* Spread the bits of h over all of it (the finalizer of MurmurHash3). */
 static uint64_t
 mix(uint64_t h)
@@ -385,15 +393,6 @@ isours(const char *jid)
 
 	return s != jid + 1 && s - jid <= PARTMAX + 1 && !strncmp(s, domain, len) &&
 	       (!s[len] || (s[len] == '/' && s[len + 1]));
-}
-
-/* 1 if jid is the target itself or one of its resources. */
-static int
-istarget(const char *jid)
-{
-	size_t len = strlen(target);
-
-	return !strncmp(jid, target, len) && (!jid[len] || jid[len] == '/');
 }
 
 /* 1 if str is UTF-8 (RFC 3629 4) of characters that XML has (XML 1.0 2.2), but
@@ -857,14 +856,6 @@ addelement(const char *name, const char **atts)
 	if (depth <= 4 && st.nnodes < (int)LEN(nodes) - 1 && !body.full)
 		st.nnodes++;
 	st.largest = MAX(st.largest, body.len - start);
-}
-
-/* 1 if str, up to one of `stops', is `what', or that is NULL. */
-static int
-matches(const char *what, const char *str, const char *stops)
-{
-	return !what || (!strncmp(str, what, strlen(what)) &&
-	                 strchr(stops, str[strlen(what)]));
 }
 
 /* The first element in element n, of this name and namespace, where they are not
@@ -1611,7 +1602,7 @@ route(void)
 {
 	char outside[JIDMAX + 1], asker[JIDMAX + 1];
 	int isanswer = st.iq && (st.error || same(st.type, "result"));
-	int stranger = *st.other && !istarget(st.other) && !isours(st.other);
+	int stranger = *st.other && !matches(target, st.other, "/") && !isours(st.other);
 	Resource *w = st.sender;
 
 	if (isanswer && st.fromtarget && !st.resource && st.id && same(st.id, "stall"))
@@ -1655,7 +1646,7 @@ handlestanza(void)
 	st.resource = strchr(st.to, '/');
 	if (!st.resource || !decode(st.other, st.resource + 1, '\0'))
 		*st.other = '\0';
-	st.fromtarget = istarget(st.from);
+	st.fromtarget = matches(target, st.from, "/");
 	st.name = st.fromtarget ? strchr(st.from, '/') : NULL;
 	st.sender = st.name ? findresource(st.name + 1) : NULL;
 	st.iq = same(st.kind, "iq");
