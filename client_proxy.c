@@ -400,28 +400,23 @@ isours(const char *jid)
 static int
 isutf8(const char *str)
 {
-	static const unsigned long least[] = { 0, 0x80, 0x800, 0x10000 };
 	const unsigned char *s = (const unsigned char *)str;
-	unsigned long c;
-	int i, more;
+	int more, least, most;
 
-	while ((c = *s++)) {
-		if (c >= ' ' && c < 0x80)
-			continue;
-		if (c < 0xc0 || c > 0xf7)
+	for (; *s; s++) {
+		if (*s < ' ' || (*s >= 0x80 && *s < 0xc2) || *s > 0xf4)
 			return 0;
-		more = c < 0xe0 ? 1 : c < 0xf0 ? 2 : 3;
-		c &= 0x3fUL >> more;
-		for (i = 0; i < more; i++, s++) {
-			if ((*s & 0xc0) != 0x80)
+		/* a second byte beyond these: longer than need be, a surrogate, or above
+		 * U+10FFFF */
+		least = *s == 0xe0 ? 0xa0 : *s == 0xf0 ? 0x90 : 0x80;
+		most = *s == 0xed ? 0x9f : *s == 0xf4 ? 0x8f : 0xbf;
+		more = (*s >= 0xc2) + (*s >= 0xe0) + (*s >= 0xf0);
+		for (; more > 0; more--, least = 0x80, most = 0xbf)
+			if (*++s < least || *s > most)
 				return 0;
-			c = c << 6 | (*s & 0x3f);
-		}
-		if (c < least[more] || (c >= 0xd800 && c <= 0xdfff) ||
-		    c == 0xfffe || c == 0xffff || c > 0x10ffff)
-			return 0;
 	}
-	return 1;
+	/* U+FFFE and U+FFFF */
+	return !strstr(str, "\xef\xbf\xbe") && !strstr(str, "\xef\xbf\xbf");
 }
 
 /* Write the address below `self' that stands for jid into dst[JIDMAX + 1]:
