@@ -126,7 +126,7 @@ static uint64_t seed, salt;     /* of the next choice; of the table of requests 
 /* the log */
 static int nlines;              /* that others have caused in this second */
 static unsigned long nunsaid;   /* lines that are missing */
-static long long linetime = LLONG_MAX; /* when this second is over */
+static long long linetime;      /* when this second is over */
 
 /* resources of the target that are online, and those last found, by marks */
 typedef struct {
@@ -286,10 +286,7 @@ say(const char *fmt, ...)
 		else
 			n += (size_t)snprintf(line + n, 4, "%%%02X", *s);
 	line[n++] = '\n';
-	if (poll(&p, 1, 0) < 1 || write(2, line, n) != (ssize_t)n) {
-		nunsaid++;
-		linetime = MIN(linetime, AFTER(1));
-	}
+	nunsaid += poll(&p, 1, 0) < 1 || write(2, line, n) != (ssize_t)n;
 }
 
 /* 1 if something may be logged that others can cause as often as they like:
@@ -297,7 +294,6 @@ say(const char *fmt, ...)
 static int
 maysay(void)
 {
-	linetime = MIN(linetime, AFTER(1));
 	nunsaid += nlines >= LINERATE;
 	return nlines++ < LINERATE;
 }
@@ -309,7 +305,7 @@ sayunsaid(void)
 	unsigned long n = nunsaid;
 
 	nlines = 0;
-	linetime = LLONG_MAX;
+	linetime = AFTER(1);
 	if (n > 0)
 		say("log: %lu lines lost: too many in a second, or the log was full", n);
 	nunsaid = nunsaid > n ? n : 0;
@@ -2418,7 +2414,7 @@ run(void)
 		p[1].events = isreading() ? POLLIN : 0;
 		if (state == CONNECTING || (!*tlspin && out.len > 0) || tlshas(BR_SSL_SENDREC))
 			p[1].events |= POLLOUT;
-		next = MIN(deadline, linetime);
+		next = nunsaid > 0 ? MIN(deadline, linetime) : deadline;
 		if (state == ONLINE && isreading())
 			next = MIN(MIN(next, sweeptime < NEVER ? NEVER : ask.next), pingtime());
 		/* nothing else will wake us for these */
@@ -2427,6 +2423,8 @@ run(void)
 			next = now;
 		n = poll(p, 2, (int)MIN(MAX(next - now, 0), INT_MAX));
 		now = milliseconds();
+		if (now >= linetime)
+			sayunsaid();
 		if (n < 0)
 			continue; /* a signal, which has also written to the pipe */
 		while (p[0].revents && read(wake[0], &c, 1) == 1)
@@ -2448,8 +2446,6 @@ run(void)
 		if (state == ONLINE)
 			chores();
 		flush();
-		if (now >= linetime)
-			sayunsaid();
 	}
 }
 
