@@ -67,6 +67,7 @@ enum {
 	CLOSETIME  = 500,           /* ms for the last bytes, then the socket is closed */
 	TIMEMAX    = 30 * 86400,    /* s, of any setting */
 	LINEMAX    = 512,           /* bytes of a log line: a pipe takes all or none */
+	SHOWN      = sizeof(target) + 99, /* bytes of a resource's JID in the log */
 	LINERATE   = 20,            /* lines of the log that others may cause in a second */
 	SHARES     = 4096           /* places for counts: two hardly ever share both of theirs */
 };
@@ -143,7 +144,7 @@ typedef struct {
 	                             * or a slow ping to ourselves was back */
 	unsigned long nhanded, nanswered, nretried, nlate;
 	unsigned long long waited;  /* ms, for its answers */
-	char name[PARTMAX + 1];
+	char jid[sizeof(target) + PARTMAX + 1]; /* its name is behind the target and a slash */
 } Resource;
 static Resource resources[MAXRESOURCES], *marks[8 * MAXRESOURCES];
 static int nresources, toomany;
@@ -479,14 +480,6 @@ findresource(const char *name)
 	return findmark(hash(0, name, strlen(name)));
 }
 
-/* Write the full JID of a resource into dst[JIDMAX + 1]. */
-static char *
-fulljid(char *dst, const Resource *w)
-{
-	stpcpy(stpcpy(stpcpy(dst, target), "/"), w->name);
-	return dst;
-}
-
 /* The resource with this name is online, and is w if it was before. Returns it, or
  * NULL if it is not in the table. */
 static Resource *
@@ -502,8 +495,8 @@ addresource(Resource *w, const char *name)
 	} else if (nresources < MAXRESOURCES) {
 		w = resources + nresources++;
 		*w = (Resource){ .mark = hash(0, name, len) };
-		memcpy(w->name, name, len);
-		say("joined: %s/%.99s: %d online", target, name, nresources);
+		stpcpy(stpcpy(stpcpy(w->jid, target), "/"), name);
+		say("joined: %.*s: %d online", SHOWN, w->jid, nresources);
 	} else if (!toomany) {
 		say("ignored: %s/%.99s and any more: %d online, which is the limit",
 		    target, name, nresources);
@@ -519,7 +512,7 @@ static void
 recover(Resource *w)
 {
 	if (w->pings > 1)
-		say("recovered: %s/%.99s", target, w->name);
+		say("recovered: %.*s", SHOWN, w->jid);
 	w->pings = w->unread = 0;
 	w->trialat = 4;
 	w->steptime = now;
@@ -574,14 +567,14 @@ choose(const char *jid, int lost, const Resource *loser)
 			        how == STANDBY ? 1 : (uint64_t)w->open;
 		ties = cost < best ? 1 : ties + (cost == best);
 		if (cost < best || (cost == best && (how == STANDBY ?
-		    strcmp(w->name, found->name) < 0 : uniform((uint64_t)ties) == 0)))
+		    strcmp(w->jid, found->jid) < 0 : uniform((uint64_t)ties) == 0)))
 			found = w;
 		best = MIN(cost, best);
 	}
 	if (lost)
 		return found;
 	if (how == STANDBY && last->mark != found->mark)
-		say("in charge: %s/%.99s", target, found->name);
+		say("in charge: %.*s", SHOWN, found->jid);
 	*last = (Stick){ who, found->mark, how == STANDBY ? NEVER : AFTER(sticktime) };
 	return found;
 }
@@ -1105,7 +1098,7 @@ removeresource(Resource *w)
 	}
 	if (w) {
 		nresources--;
-		say("left: %s/%.99s: %d online", target, w->name, nresources);
+		say("left: %.*s: %d online", SHOWN, w->jid, nresources);
 		*w = *last;
 	} else if (nresources > 0) {
 		say("left: %s, all of its resources: 0 online", target);
@@ -1128,7 +1121,7 @@ expire(long long t)
 		if (n == 0 && maysay())
 			say("timed out: request from %.99s to %.99s%s%.99s, and perhaps others",
 			    *text ? text : "(untracked)", text + strlen(text) + 1,
-			    w ? " at " : "", w ? w->name : "");
+			    w ? " at " : "", w ? w->jid + strlen(target) + 1 : "");
 		if (w)
 			w->nlate++;
 		r->due = 0;
@@ -1146,7 +1139,7 @@ settle(Request *r)
 	const char *address = requester + strlen(requester) + 1;
 	const char *rest = address + strlen(address) + 1;
 	const char *id = r->hasid ? rest : NULL;
-	char src[JIDMAX + 1], dst[JIDMAX + 1];
+	char src[JIDMAX + 1];
 	Resource *w;
 
 	if (r->due > 0 && r->tries > 0 && nresources > (r->holder && r->bounced)) {
@@ -1157,7 +1150,7 @@ settle(Request *r)
 		}
 		encode(src, address, requester);
 		rest += strlen(rest) + 1;
-		if (putstanza("iq", "get", id, src, fulljid(dst, w), rest, r->largest)) {
+		if (putstanza("iq", "get", id, src, w->jid, rest, r->largest)) {
 			r->tries--;
 			giveto(r, w);
 			return;
@@ -1186,7 +1179,6 @@ static void
 checkresources(long long t, long long by)
 {
 	Resource *w, *end = stall ? resources + nresources : resources;
-	char dst[JIDMAX + 1];
 	int well = 0;
 
 	due.check = NEVER;
@@ -1201,10 +1193,10 @@ checkresources(long long t, long long by)
 	}
 	for (w = resources; w < end; w++) {
 		if (issilent(w, by) && hasroom()) {
-			putping("stall", fulljid(dst, w));
+			putping("stall", w->jid);
 			if (++w->pings == 2)
-				say("stalled: %s/%.99s: silent for over %u s, %d open", target,
-				    w->name, 2 * stall, w->open);
+				say("stalled: %.*s: silent for over %u s, %d open",
+				    SHOWN, w->jid, 2 * stall, w->open);
 			if (w->pings > 1 && well > 0)
 				w->nretried += takeback(w, 0);
 			w->steptime = now;
@@ -1327,7 +1319,7 @@ targetpresence(void)
 		drains = show && !strncmp(show->end, ">dnd<", 5);
 		if ((w = addresource(w, st.name + 1)) && drains != w->drains) {
 			w->drains = drains;
-			say("%s: %s/%.99s", drains ? "draining" : "back", target, w->name);
+			say("%s: %.*s", drains ? "draining" : "back", SHOWN, w->jid);
 		}
 	} else if (leaves && (!st.name || w)) {
 		/* it may have a new session, and this was told later than that; but it
@@ -1564,7 +1556,7 @@ passanswer(const char *src, const char *requester, Resource *w)
 static void
 totarget(void)
 {
-	char src[JIDMAX + 1], dst[JIDMAX + 1];
+	char src[JIDMAX + 1];
 	Resource *w;
 
 	if (nresources == 0) {
@@ -1579,7 +1571,7 @@ totarget(void)
 	     (!relay && choice != STICKY && trial->pings > trial->trialat + 3)))
 		w = trial;
 	if (encode(src, st.self, st.from))
-		handout(st.id, src, fulljid(dst, w), w);
+		handout(st.id, src, w->jid, w);
 	else
 		refuse(LONGADDRESS);
 }
@@ -1591,7 +1583,7 @@ totarget(void)
 static void
 route(void)
 {
-	char outside[JIDMAX + 1], asker[JIDMAX + 1];
+	char outside[JIDMAX + 1];
 	int isanswer = st.iq && (st.error || same(st.type, "result"));
 	int stranger = *st.other && !matches(target, st.other, "/") && !isours(st.other);
 	Resource *w = st.sender;
@@ -1602,7 +1594,7 @@ route(void)
 		passanswer(st.self, st.other, w);
 	else if (isanswer && relay && !st.fromtarget && !st.resource && (w = findasker()) &&
 	         encode(outside, st.self, st.from))
-		passanswer(outside, fulljid(asker, w), NULL);
+		passanswer(outside, w->jid, NULL);
 	else if (isanswer)
 		drop(st.fromtarget ? "no requester in the address" : "nobody asked for it");
 	else if (st.iq && !same(st.type, "get") && !same(st.type, "set"))
@@ -1617,7 +1609,7 @@ route(void)
 	else if (st.fromtarget && stranger && !st.iq)
 		handout(st.id, NULL, st.other, NULL);
 	else if (st.fromtarget && stranger && w && encode(outside, st.self, st.other))
-		handout(leadid(w->name), outside, st.other, NULL);
+		handout(leadid(st.name + 1), outside, st.other, NULL);
 	else
 		refuse(NOBODY);
 }
@@ -2386,8 +2378,8 @@ report(void)
 	    count.late, count.messages, refused, count.dropped, count.connections,
 	    nresources, nopen, bytesin, bytesout);
 	for (w = resources; w < resources + nresources; w++)
-		say("resource: %s/%.99s: %d open, %lu handed out, %lu answered, "
-		    "%lu taken back, %lu timed out, %llu ms, %s", target, w->name,
+		say("resource: %.*s: %d open, %lu handed out, %lu answered, "
+		    "%lu taken back, %lu timed out, %llu ms, %s", SHOWN, w->jid,
 		    w->open, w->nhanded, w->nanswered, w->nretried, w->nlate,
 		    w->waited / MAX(w->nanswered, 1),
 		    w->pings > 1 ? "stalled" : w->drains ? "draining" : "up");

@@ -6200,7 +6200,8 @@ build_world() {
 #ifdef WORLDCONFIG
 /* This part is the program's config.h: settings vary with the seed, sizes with
  * the build. A new setting has its place here and in settle(). */
-extern const char *domain, *secret, *target, *host, *port, *tlspin, *prefix;
+extern const char *domain, *secret, *host, *port, *tlspin, *prefix;
+extern char target[16];
 extern int choice, relay;
 extern unsigned int keepalive, backoffmax, patience, askmin, askmax, refresh;
 extern unsigned int answertime, stall, retry, sticktime;
@@ -6314,7 +6315,8 @@ w_made(unsigned long long *before, size_t *len)
 #include "world.c"
 #undef WORLDCONFIG
 
-const char *domain, *secret, *target, *host, *port, *tlspin, *prefix;
+const char *domain, *secret, *host, *port, *tlspin, *prefix;
+char target[16];
 int choice, relay;
 unsigned int keepalive, backoffmax, patience, askmin, askmax, refresh;
 unsigned int answertime, stall, retry, sticktime;
@@ -11278,7 +11280,7 @@ settle(void)
 	host = rnd(2) ? "server.test" : "127.0.0.1";
 	port = "5347";
 	remote = rnd(3) ? 0 : 1 + (int)rnd(3);
-	target = remote ? "svc@far.test" : "svc@b.test";
+	strcpy(target, remote ? "svc@far.test" : "svc@b.test");
 	prefix = rnd(8) ? "" : "w";
 	choice = (int)rnd(4);
 	relay = (int)rnd(2);
