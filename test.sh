@@ -198,7 +198,6 @@ odd_requesters_are_answered() {
 		hear a "<iq" "id='$i'"
 		answer a
 		hear "user$i" "<iq" "type='result'" "id='$i'"
-		hear_to "$jid"
 	done
 }
 
@@ -316,7 +315,7 @@ white_space_follows_large_tags() {
 		written "id='$n'"
 	done
 	await sh -c "tail -c 5100 '$dir/srv.out' | grep '</iq> \{5000,\}$'"
-	! grep "x </iq> \|</iq> <" "$dir/srv.out"
+	grep -q "</iq> \{2000,\}<iq " "$dir/srv.out"
 }
 
 # "A stanza with a tag of more than 2048 bytes, or of nearly as many, is followed by ..."
@@ -441,10 +440,7 @@ a_late_answer_is_dropped() {
 requests_do_not_survive_the_connection() {
 	scripted answertime=2
 	goes_to a open set
-	cut_off srv
-	logged disconnected
-	serve
-	welcome
+	reconnects
 	joins b
 	works b 1
 	is_due
@@ -540,16 +536,6 @@ an_answered_request_is_forgotten_after_as_many_others() {
 	is_late a 1
 	exchanges 4000 o%d
 	passes a 1
-}
-
-# "At least as many that have been answered are remembered, so ..."
-an_id_used_again_takes_one_place() {
-	scripted MAXREQUESTS=64 stall=0
-	goes_to a 1
-	passes a 1
-	exchanges 300 s
-	is_late a s
-	is_late a 1
 }
 
 # Neither ids that are used again push out others, nor what is too long to remember.
@@ -708,7 +694,6 @@ below_the_limit_of_prosody() {
 	prosody
 	below_the_limit not-well-formed
 }
-
 below_the_limit_of_ejabberd() {
 	need ejabberdctl ejabberd
 	more="  max_stanza_size: 100000"
@@ -757,10 +742,7 @@ the_white_space_counts() {
 	login user x
 	tell user "<iq type='get' id='1' to='proxy.localhost'><w><q><![CDATA[$(bytes 88000 '&')]]></q><q a='$(bytes 80000 y)'/></w></iq>$(bytes 90000 ' ')"
 	hear user "<iq" "id='1'" "<policy-violation "
-	ask user 2
-	hear a "<iq" "id='2'"
-	answer a
-	hear user "<iq" "id='2'" "type='result'"
+	served user 2 a
 	unlogged disconnected
 }
 
@@ -1234,16 +1216,17 @@ all_have_the_same_probability() {
 	for choice in RANDOM LEASTBUSY; do
 		scripted choice=$choice
 		joins b c
-		for i in $(seq 300); do
-			printf %s "<iq type='get' id='$i' from='u@h/r' to='proxy.localhost'/>"
-			for r in a b c; do
-				printf %s "<iq type='result' id='$i' from='service@localhost/$r' to='proxy.localhost/u@h/r'/>"
-			done
-		done >"$dir/srv.in"
-		written "id='300'"
-		# 100 each; less than 50 has a chance of one in a hundred million
+		awk 'BEGIN {
+			for (i = 1; i <= 3000; i++) {
+				printf "<iq type=\"get\" id=\"%d\" from=\"u@h/r\" to=\"proxy.localhost\"/>", i
+				for (r = 1; r <= 3; r++)
+					printf "<iq type=\"result\" id=\"%d\" from=\"service@localhost/%s\" to=\"proxy.localhost/u@h/r\"/>", i, substr("abc", r, 1)
+			}
+		}' >"$dir/srv.in"
+		written "id='3000'"
+		# 1000 each; less than 850 has a chance of one in a hundred million
 		for r in a b c; do
-			[ "$(grep -o "to='service@localhost/$r'" "$dir/srv.out" | wc -l)" -ge 50 ]
+			[ "$(grep -o "to='service@localhost/$r'" "$dir/srv.out" | wc -l)" -ge 850 ]
 		done
 		stop
 	done
@@ -1456,10 +1439,7 @@ who_was_in_charge_is_so_after_a_new_connection() {
 	logged "in charge: service@localhost/m$"
 	joins a
 	goes_to m 1
-	cut_off srv
-	logged disconnected
-	serve
-	welcome
+	reconnects
 	tell srv "<presence from='service@localhost/m' to='proxy.localhost'/><presence from='service@localhost/a' to='proxy.localhost'/>"
 	logged_times 2 "joined: service@localhost/a: 2 online"
 	goes_to m 2
@@ -1469,10 +1449,7 @@ who_was_in_charge_is_so_after_a_new_connection() {
 # "...; else the first of those by name takes over."
 the_first_by_name_is_in_charge_if_another_is_read_first() {
 	scripted choice=STANDBY
-	cut_off srv
-	logged disconnected
-	serve
-	welcome
+	reconnects
 	tell srv "$(for r in c b d; do printf %s "<presence from='service@localhost/$r' to='proxy.localhost'/>"; done)"
 	logged "in charge: service@localhost/b"
 	joins a
@@ -1595,7 +1572,7 @@ workers_die() {
 # So many gets, fifty a second, while the worker with this pid is killed: each has an
 # answer, within the time it may take to see that somebody hangs.
 killed_meanwhile() {
-	asker steady "$c2s" user "x$1" proxy.localhost "$1" 50
+	asker "$c2s" user "x$1" proxy.localhost "$1" 50
 	sleep 1
 	end "$2" 9
 	askers_are_done
@@ -1937,7 +1914,7 @@ configurations_that_cannot_work() {
 		echo "$c: $rc"
 		cat "$dir/err"
 		[ $rc = 1 ]
-		[ "$(grep -c "^client_proxy: [a-z]*: " "$dir/err")" = 1 ]
+		[ "$(grep -c "^client_proxy: ${c%%=*}: " "$dir/err")" = 1 ]
 	done
 }
 
@@ -2063,12 +2040,14 @@ resources_without_the_prefix_get_nothing() {
 # "A request without an answer holds its place until answertime is over."
 requests_wait_only_so_long() {
 	scripted answertime=1
+	begun=$(milliseconds)
 	goes_to a 1
 	works a 2
 	counted ".* 1 open"
 	is_due
 	is_due
 	has_failed remote-server-timeout 1
+	[ $(($(milliseconds) - begun)) -ge 1000 ]
 	logged "timed out: request from u@h/r to proxy.localhost at a, and"
 	unsent "type='error' id='2'"
 	counted ".* 0 open"
@@ -2078,11 +2057,13 @@ requests_wait_only_so_long() {
 the_first_time_counts() {
 	scripted answertime=3
 	goes_to a 1
-	sleep 1
 	joins b
+	shows a dnd
+	sleep 1
+	goes_to b 2
+	sleep 1
 	leaves a
 	is_handed_to b 1
-	goes_to b 2
 	is_due
 	is_due
 	has_failed remote-server-timeout 1
@@ -2191,10 +2172,7 @@ on_a_slow_way_nobody_is_silent() {
 	hear srv "^<iq type='get' id='due"
 	sleep 1.5
 	tell srv "$heard"
-	reply other a
-	news
-	passes a 1
-	unlogged stalled
+	was_heard_in_time
 }
 
 # Nor by the pings that come back with that.
@@ -2212,10 +2190,7 @@ a_fast_ping_does_not_hide_a_slow_one() {
 	hear srv "^<iq type='get' id='due"
 	sleep 0.5
 	tell srv "$slow$heard"
-	reply other a
-	news
-	passes a 1
-	unlogged stalled
+	was_heard_in_time
 }
 
 # Before the server has read the ping its silence says nothing.
@@ -2234,10 +2209,7 @@ who_has_just_been_pinged_has_time() {
 		pings a || :
 		sleep 0.2
 	done
-	reply other a
-	news
-	passes a 1
-	unlogged stalled
+	was_heard_in_time
 }
 
 # The server stood still for less than stall: what it has not sent yet comes now.
@@ -2264,7 +2236,7 @@ who_is_heard_once_the_server_goes_on_is_not_silent() {
 # "If it sends nothing for as many seconds more after the server has read that, it is
 # stalled: while some other worker is not, its gets are handed on, see retry."
 who_is_heard_behind_two_pings_is_not_silent() {
-	scripted stall=3 patience=1
+	scripted stall=4 patience=2
 	goes_to a 1
 	joins b
 	is_pinged a
@@ -2273,10 +2245,7 @@ who_is_heard_behind_two_pings_is_not_silent() {
 	first=$heard
 	hear srv "^<iq type='get' id='due"
 	tell srv "$first$heard"
-	reply other a
-	news
-	passes a 1
-	unlogged stalled
+	was_heard_in_time
 }
 
 # So are those that have only just come to it.
@@ -2596,11 +2565,15 @@ liveness() {
 		tell srv "$(echo "$heard" | sed "s/type='get'/type='$back'/")"
 	done
 	hear srv "<iq type='get' id='due[0-9a-f][0-9a-f]*'"
+	begun=$(milliseconds)
 	tell srv " "
 	hear srv "<iq type='get' id='due[0-9a-f][0-9a-f]*'"
+	[ $(($(milliseconds) - begun)) -ge 3000 ]
+	begun=$(milliseconds)
 	goes_to a ping
 	unlogged "disconnected\|dropped"
 	logged "disconnected: the server is silent"
+	[ $(($(milliseconds) - begun)) -ge 6000 ]
 	logged waiting
 }
 
@@ -2608,7 +2581,7 @@ liveness() {
 # "It is also the pause between pings of the component to itself that do not come back."
 # "The requester gets the error after two pings from the component to itself have come ..."
 any_ping_that_is_back_counts() {
-	scripted answertime=1 patience=2 keepalive=2 stall=0
+	scripted answertime=1 patience=2 stall=0
 	goes_to a 1 set
 	hear srv "^<iq type='get' id='due"
 	hear srv "^<iq type='get' id='due"
@@ -2656,7 +2629,7 @@ an_error_for_no_ping_of_ours_changes_nothing() {
 backing_off() {
 	for how in refuses accepts; do
 		proxy backoffmax=4
-		for i in 1 2 3 4 5; do
+		for i in 1 2 3 4 5 6; do
 			serve
 			if [ $how = refuses ]; then
 				hear srv "<stream:stream"
@@ -2664,15 +2637,16 @@ backing_off() {
 					xmlns:stream='http://etherx.jabber.org/streams'>"
 			else
 				welcome
+				[ $i != 6 ] || sleep 4
 			fi
 			tell srv "<stream:error><conflict xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>
 				</stream:error></stream:stream>"
 			logged_times $i 'disconnected: conflict'
 			await gone "$(cat "$dir/srv.pid")"
 		done
-		await sh -c "[ \$(grep -c waiting '$log') -ge 5 ]"
-		grep -A 1 "disconnected: conflict" "$log" | awk '/waiting/ { t[++n] = $3 }
-		END { exit !(t[1] < 1 && t[2] >= 1 && t[2] < 2 && t[3] >= 2 && t[3] < 4 && t[4] >= 2 && t[5] >= 2 && t[5] < 4) }'
+		await sh -c "[ \$(grep -c waiting '$log') -ge 6 ]"
+		grep -A 1 "disconnected: conflict" "$log" | awk -v how=$how '/waiting/ { t[++n] = $3 }
+		END { exit !((how == "accepts" ? t[6] < 1 : t[6] >= 2) && t[1] < 1 && t[2] >= 1 && t[2] < 2 && t[3] >= 2 && t[3] < 4 && t[4] >= 2 && t[5] >= 2 && t[5] < 4) }'
 		stop
 	done
 }
@@ -3528,6 +3502,7 @@ prefixes_of_the_stream_have_a_limit() {
 strangers_do_not_fill_the_log() {
 	scripted
 	before=$(wc -l <"$log")
+	begun=$(milliseconds)
 	awk -v x="$(bytes 3000 x)" 'BEGIN {
 		for (i = 0; i < 5000; i++) {
 			printf "<iq type=\"result\" id=\"1\" from=\"u@h/%s\" to=\"proxy.localhost/%s\"/>", x, x
@@ -3536,7 +3511,9 @@ strangers_do_not_fill_the_log() {
 	}' >"$dir/srv.in"
 	goes_to a last
 	logged "log: [0-9]* lines lost"
-	[ $(($(wc -l <"$log") - before)) -lt 1500 ]
+	said=$(($(wc -l <"$log") - before))
+	# each second has one about those that are missing, too; one had begun before
+	[ $said -le $((21 * (($(milliseconds) - begun) / 1000 + 2))) ]
 	awk 'length($0) > 511 { exit 1 }' "$log"
 	# each is there or counted as missing
 	# shellcheck disable=SC2016 # fields of awk
@@ -3782,7 +3759,7 @@ tls_1_2_and_its_ciphers() {
 		stop
 		end "$frontpid"
 	done
-	front server ",cipher=AES128-SHA"
+	front server ",openssl-max-proto-version=TLS1.2,cipher=ECDHE-ECDSA-AES128-SHA256"
 	proxy
 	logged "disconnected: TLS failed: BearSSL error $((256 + 40)) "
 }
@@ -4009,19 +3986,19 @@ a_cluster_of_two_nodes() {
 	c2s=$one worker b
 	worker c
 	offline a
-	asker asker "$one" user x proxy.localhost 500
-	asker asker "$two" other y proxy.localhost 500
+	asker "$one" user x proxy.localhost 500
+	asker "$two" other y proxy.localhost 500
 	askers_are_done
 	for u in x y; do
 		grep " 500 answered.* b [1-9].* c [1-9]" "$dir/asked.$u"
 	done
 	# nobody tells us of the resource that dies with its node
 	end "$died" 9
-	asker asker "$two" other z proxy.localhost 500
+	asker "$two" other z proxy.localhost 500
 	askers_are_done
 	grep "service-unavailable [1-9].* 0 twice" "$dir/asked.z"
 	logged "left: service@localhost/b: 1 online"
-	asker asker "$two" other z proxy.localhost 500
+	asker "$two" other z proxy.localhost 500
 	askers_are_done
 	grep " 500 answered" "$dir/asked.z"
 }
@@ -4097,7 +4074,10 @@ counters() {
 	request 3 get service@localhost/a
 	request 4 get "u@h/$(bytes 1023 x)"
 	deliver iq result nobody@h/r proxy.localhost/u@h/r
-	counted "1 requests, 0 untracked, 1 answers, 0 late, 0 messages, 1 service-unavailable, 1 feature-not-implemented, 1 not-acceptable, 0 policy-violation, 0 resource-constraint, 0 recipient-unavailable, 0 remote-server-timeout, 0 bad-request, 1 dropped, 1 connections, 1 online, 0 open, [0-9]* bytes in, [0-9]* bytes out"
+	counted "1 requests, 0 untracked, 1 answers, 0 late, 0 messages, 1 service-unavailable, 1 feature-not-implemented, 1 not-acceptable, 0 policy-violation, 0 resource-constraint, 0 recipient-unavailable, 0 remote-server-timeout, 0 bad-request, 1 dropped, 1 connections, 1 online, 0 open, [0-9]* bytes in, $(wc -c <"$dir/srv.out") bytes out"
+	in=$(sed -n 's/.* open, \([0-9]*\) bytes in.*/\1/p' "$log" | tail -n 1)
+	tell srv "$(bytes 100 " ")"
+	counted ".* $((in + 100)) bytes in"
 	goes_to a 5
 	goes_to a 6
 	counted "3 requests, .* 1 online, 2 open"
@@ -4495,6 +4475,13 @@ documents_and_scripts_are_clean() {
 	[ ! -s "$dir/lint" ]
 	shellcheck -s sh test.sh
 	coverage
+	# every function of the specification is a test or called by one
+	tests >"$dir/tests"
+	sed -n '/^# ---- the specification/,/^# ---- helpers/s/^\([a-z0-9_]*\)() {.*/\1/p' test.sh |
+	    grep -vxf "$dir/tests" >"$dir/called"
+	while read -r f; do
+		[ "$(grep -cw "$f" test.sh)" -gt 1 ] || { echo "nobody calls $f"; return 1; }
+	done <"$dir/called"
 	# every setting is in the man page
 	sed -n 's/^static const [^=]*[ *]\([a-z]*\)\(\[]\)\{0,1\} *=.*/\1/p;s/^	\([A-Z]*\) *=.*/\1/p' config.def.h >"$dir/settings"
 	[ "$(wc -l <"$dir/settings")" -gt 10 ]
@@ -4936,14 +4923,6 @@ hear() {
 # None such has come; something that was sent later has.
 unheard() { ! find_stanza "$@" || { echo "$1 heard: $heard"; return 1; }; }
 
-# What was heard went to exactly this JID.
-hear_to() {
-	case $heard in
-	*" to='$1'"* | *" to=\"$1\""*) ;;
-	*) echo "not to $1: $heard"; return 1 ;;
-	esac
-}
-
 # The named peer sends the rest of the arguments.
 tell() {
 	p=$dir/$1
@@ -5261,7 +5240,7 @@ worker() {
 
 # A requester of many requests; what comes of it is in $dir/asked.RESOURCE.
 asker() {
-	peer "$@" >"$dir/asked.$4"
+	peer asker "$@" >"$dir/asked.$3"
 	askers="$pid ${askers-}"
 }
 
@@ -5315,6 +5294,14 @@ welcome() {
 	accepted=$(milliseconds)
 	tell srv "<handshake/>"
 	hear srv "<presence type='subscribe' id='[^']*' from='proxy.localhost' to='service@localhost'/>"
+}
+
+# The connection is cut, and there is another.
+reconnects() {
+	cut_off srv
+	logged disconnected
+	serve
+	welcome
 }
 
 # A scripted server, the proxy with these settings NAME=VALUE, resource a and these.
@@ -5530,6 +5517,14 @@ is_set_aside() {
 	logged "stalled: service@localhost/$1: silent for over"
 }
 
+# What a, which is not set aside, says is in time; so is its answer to request 1.
+was_heard_in_time() {
+	reply other a
+	news
+	passes a 1
+	unlogged stalled
+}
+
 # What comes with our ping to ourselves in $heard comes as it is set aside.
 is_to_be_set_aside() {
 	is_pinged "$1"
@@ -5654,11 +5649,9 @@ one_request() {
 #	        answer each request, if MS is given one after the other, in so many
 #	        milliseconds each; SIGUSR1: go offline, answering what still comes. A
 #	        worker called s answers no pings
-#	asker PORT USER RESOURCE TO N [WINDOW]
-#	        send N requests, WINDOW at once, and count what comes back until
-#	        nothing has for 5 seconds
-#	steady PORT USER RESOURCE TO N RATE [TYPE]
-#	        the same, but so many a second, of this type, and tell how many
+#	asker PORT USER RESOURCE TO N [RATE]
+#	        send N requests, 100 at once, and count what comes back until nothing
+#	        has for 5 seconds; with RATE, so many a second, and tell how many
 #	        milliseconds the slowest has taken
 #	drip    copy stdin, byte by byte
 #	stall PORT N
@@ -5756,16 +5749,16 @@ def worker(port, user, host, name, ms=0):
             due = time.monotonic() + busy
 
 
-def asker(port, user, resource, to, n, window=100, rate=None, kind="get"):
+def asker(port, user, resource, to, n, rate=None):
     peer = login(port, user, "localhost", resource)
     n, rate, begun, sent, slowest = int(n), rate and int(rate), time.monotonic(), 0, 0
     sent_at, seen, by, conditions, results = {}, set(), collections.Counter(), collections.Counter(), 0
     twice, last = 0, begun
     while True:
         now = time.monotonic()
-        while sent < n and (begun + sent / rate <= now if rate else sent < int(window) + len(seen)):
+        while sent < n and (begun + sent / rate <= now if rate else sent < 100 + len(seen)):
             sent_at[str(sent)] = last = now
-            peer.say("<iq type='%s' id='%d' to='%s'><query xmlns='test'/></iq>" % (kind, sent, to))
+            peer.say("<iq type='get' id='%d' to='%s'><query xmlns='test'/></iq>" % (sent, to))
             sent += 1
         # when all have an answer, does one get another?
         left = last + (0.5 if len(seen) == n else 5) - now
@@ -5792,10 +5785,6 @@ def asker(port, user, resource, to, n, window=100, rate=None, kind="get"):
           *("%s %d" % pair for pair in sorted(by.items()) + sorted(conditions.items())),
           "; slowest %d ms" % (slowest * 1000) if rate else "", "; %d twice" % twice)
     sys.exit(len(seen) != n or twice > 0)
-
-
-def steady(port, user, resource, to, n, rate, kind="get"):
-    asker(port, user, resource, to, n, 0, rate, kind)
 
 
 def drip():
@@ -11683,7 +11672,7 @@ soak_round() {
 		worker $r
 	done
 	for r in x y z; do
-		asker asker "$c2s" user "$r" proxy.localhost "$2"
+		asker "$c2s" user "$r" proxy.localhost "$2"
 	done
 	sleep 1
 	case $1 in
@@ -11711,9 +11700,9 @@ soak_round() {
 # an answer, and only one.
 storm() {
 	"$1"
-	proxy
+	proxy retry=9
 	workers 10 b c d e f g h i j k
-	asker steady "$c2s" user x proxy.localhost $(($2 * 500)) 500
+	asker "$c2s" user x proxy.localhost $(($2 * 500)) 500
 	i=0
 	while [ $i -lt "$2" ]; do
 		r=$(echo bcdefghijk | cut -c $((i % 10 + 1)))
@@ -11807,7 +11796,7 @@ link() {
 		theirs=$(ticks "$serverpids")
 		ours=$(ticks "$proxypid")
 		begun=$(milliseconds)
-		asker asker "$c2s" user x proxy.localhost "$2"
+		asker "$c2s" user x proxy.localhost "$2"
 		askers_are_done >"$dir/done"
 		took=$(($(milliseconds) - begun))
 		theirs=$(($(ticks "$serverpids") - theirs))
