@@ -9440,6 +9440,14 @@ some(long long most, size_t n)
 	return n > 0 && fault(SHORT, 300) ? 1 + rnd((unsigned)n) : n;
 }
 
+/* What is being read may be more than expat has memory for. */
+static void
+weigh(const struct input *i)
+{
+	if (i->s.tag > PARSERHARD / 28 && c.costlyfrom < 0)
+		c.costlyfrom = c.took - 1;
+}
+
 ssize_t
 w_read(int fd, void *dst, size_t n)
 {
@@ -9469,9 +9477,11 @@ w_read(int fd, void *dst, size_t n)
 			c.hsread = 1;
 			c.hsreadat = vt;
 		}
-		if (iq[inread].s.tag > PARSERHARD / 28 && c.costlyfrom < 0)
-			c.costlyfrom = c.took - 1;
+		weigh(iq + inread);
 	}
+	/* a part of it may be too much already */
+	if (inread > 0 && inread < niq && iq[inread - 1].end < c.took)
+		weigh(iq + inread);
 	if (c.came < c.sent)
 		arrives(vt + c.latency);
 	return (ssize_t)n;
