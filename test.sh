@@ -10379,8 +10379,9 @@ comes(void *p, long arg)
 		at(vt + accepttime, accepted, NULL, 0, 0);
 }
 
-/* An event: the server has done away with a session; EXPIRED: only while there are faults. */
-enum { SAID, SILENTLY, EXPIRED };
+/* An event: the server has done away with a session; EXPIRED, and LOST, of which it does not
+ * tell either: only while there are faults. */
+enum { SAID, SILENTLY, EXPIRED, LOST };
 static void
 goes(void *p, long how)
 {
@@ -10388,10 +10389,10 @@ goes(void *p, long how)
 	struct worker *w = p;
 	struct reply *q;
 
-	if (!w->up || (how == EXPIRED && healed))
+	if (!w->up || (how >= EXPIRED && healed))
 		return;
 	w->up = w->alive = 0;
-	note("worker %s goes%s", shorten(w->name), how == SILENTLY ? " without a word" : "");
+	note("worker %s goes%s", shorten(w->name), how % 2 ? " without a word" : "");
 	for (q = w->queue; q && cansee(); q = q->next)
 		tell("iq", "error", q->id, fullname(w), q->to,
 		     errorbody("cancel", style & 4 ? "recipient-unavailable" : "service-unavailable"));
@@ -10402,7 +10403,7 @@ goes(void *p, long how)
 		tell("presence", "error", id, from, domain,
 		     errorbody("cancel", rnd(2) ? "recipient-unavailable" : "service-unavailable"));
 	}
-	if (how != SILENTLY && cansee())
+	if (how % 2 == 0 && cansee())
 		telltype("unavailable", fullname(w));
 }
 
@@ -10456,6 +10457,9 @@ work(struct worker *w, const struct stanza *s)
 
 	if (!w->alive) {
 		w->queue = memcpy(mem(sizeof(r)), &r, sizeof(r));
+		/* what is written to it may show that it has gone */
+		if (fault(HIBERNATE, 200))
+			at(vt + rnd(200), goes, w, rnd(2) ? EXPIRED : LOST, 0);
 		return;
 	}
 	if (w->hung)
@@ -10883,7 +10887,10 @@ send1(const char *f)
 		body = content(head, (int)rnd(3) - 1);
 	}
 	tell(kind, type, id, f, to, body);
-	if (fault(ODDID, 60))
+	/* the same again, above all if it may soon be sent back */
+	for (w = workers; w < workers + nworkers && (!w->up || w->alive); w++)
+		;
+	if (w < workers + nworkers ? fault(HIBERNATE, 500) : fault(ODDID, 30))
 		tell(kind, type, id, f, to, body);
 }
 
