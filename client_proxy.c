@@ -78,8 +78,9 @@ typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + 2 * OWNROOM ? 1 : -1];
 typedef char requestsize_is_too_small[REQUESTSIZE >= 4 ? 1 : -1];
 typedef char maxresources_is_too_small[MAXRESOURCES > 0 ? 1 : -1];
 typedef char maxrequests_is_too_small[MAXREQUESTS > 0 ? 1 : -1];
-typedef char maxstanza_is_too_small[
-	MAXSTANZA >= MAX(4096, 2 * (sizeof(domain) + sizeof(target)) + 3000) ? 1 : -1];
+/* so must ours: both addresses, a resource, and as much white space */
+typedef char maxstanza_is_too_small[MAXSTANZA >= 4096 &&
+	MAXSTANZA >= 2 * (sizeof(domain) + sizeof(target)) + 3000 ? 1 : -1];
 typedef char insize_is_too_small[INSIZE > 0 ? 1 : -1];
 typedef char parserhard_is_too_small[PARSERHARD >= MAX(PARSERSOFT, 65536) ? 1 : -1];
 
@@ -144,7 +145,7 @@ typedef struct {
 	                             * or a slow ping to ourselves was back */
 	unsigned long nhanded, nanswered, nretried, nlate;
 	unsigned long long waited;  /* ms, for its answers */
-	char jid[sizeof(target) + PARTMAX + 1]; /* its name is behind the target and a slash */
+	char jid[sizeof(target) + PARTMAX + 1]; /* the target, a slash, its name */
 } Resource;
 static Resource resources[MAXRESOURCES], *marks[8 * MAXRESOURCES];
 static int nresources, toomany;
@@ -266,9 +267,9 @@ static volatile sig_atomic_t resolving, quitting, reporting;
 /* ---- log and clock ---- */
 
 /* Log one line, cut at LINEMAX. Bytes other than printable ASCII are written as
- * %XX. The log is never waited for: what it does not take is counted, and told
- * later. A pipe that takes anything takes a whole line; that it is blocking stays
- * as it is, as others may write to it, too. */
+ * %XX. What the log does not take at once is counted, and told later. A pipe that
+ * has room takes a whole line, so poll() tells enough, unless another fills it just
+ * then: O_NONBLOCK would be set for all that have it open. */
 static void
 say(const char *fmt, ...)
 {
@@ -403,8 +404,8 @@ isutf8(const char *str)
 	for (; *s; s++) {
 		if (*s < ' ' || (*s >= 0x80 && *s < 0xc2) || *s > 0xf4)
 			return 0;
-		/* a second byte beyond these: longer than need be, a surrogate, or above
-		 * U+10FFFF */
+		/* with a second byte beyond these it is longer than need be, a surrogate,
+		 * or above U+10FFFF */
 		least = *s == 0xe0 ? 0xa0 : *s == 0xf0 ? 0x90 : 0x80;
 		most = *s == 0xed ? 0x9f : *s == 0xf4 ? 0x8f : 0xbf;
 		more = (*s >= 0xc2) + (*s >= 0xe0) + (*s >= 0xf0);
@@ -412,7 +413,7 @@ isutf8(const char *str)
 			if (*++s < least || *s > most)
 				return 0;
 	}
-	/* U+FFFE and U+FFFF */
+	/* XML has neither U+FFFE nor U+FFFF */
 	return !strstr(str, "\xef\xbf\xbe") && !strstr(str, "\xef\xbf\xbf");
 }
 
@@ -1031,19 +1032,17 @@ track(const char *address, uint64_t who, Resource *holder)
 }
 
 /* The request with this key that has no answer yet, preferably one that resource w
- * holds and that has not bounced. NULL: there is none. */
+ * holds, and rather one that has not bounced: of those that are alike several may
+ * be sent back in one read. NULL: there is none. */
 static Request *
 findrequest(uint64_t key, const Resource *w)
 {
 	Request *r, *found = NULL;
 
-	for (r = buckets[key % MAXREQUESTS]; r; r = r->chain) {
-		if (r->key != key || r->list == FREE)
-			continue;
-		found = r;
-		if (r->holder == w && !r->bounced)
-			break;
-	}
+	for (r = buckets[key % MAXREQUESTS];
+	     r && !(found && found->holder == w && !found->bounced); r = r->chain)
+		if (r->key == key && r->list != FREE && (!found || r->holder == w))
+			found = r;
 	return found;
 }
 
@@ -2525,7 +2524,7 @@ main(int argc, char *argv[])
 	br_prng_seeder seeder = br_prng_seeder_system(NULL);
 	br_hmac_drbg_context rng;
 	struct rlimit none = { 0, 0 };
-	const char *terminal = ttyname(2);
+	const char *terminal = tcgetpgrp(2) < 0 ? ttyname(2) : "/dev/tty";
 	int n;
 
 	if (argc == 2 && same(argv[1], "-v"))
@@ -2545,8 +2544,9 @@ main(int argc, char *argv[])
 	while ((n = open("/dev/null", O_RDWR)) >= 0 && n < 3)
 		;
 	check(n < 0 || close(n) < 0 || setrlimit(RLIMIT_CORE, &none) < 0, "start", NULL);
-	/* a terminal may take a part of a line and wait with the rest, so it is opened
-	 * anew: what is set for that no other process sees */
+	/* a write to a terminal may wait after a part of a line, so it is opened anew,
+	 * with what those who share it do not see; our own may be opened though it
+	 * belongs to another user */
 	if (terminal && (n = open(terminal, O_WRONLY | O_NOCTTY | O_NONBLOCK)) >= 0)
 		check(dup2(n, 2) < 0 || close(n) < 0, "terminal", NULL);
 	setsignals();
