@@ -343,7 +343,7 @@ split_anywhere_on_each_expat() {
 	done
 }
 
-# The last byte of a stanza arrives alone, and no other after it.
+# A stanza comes in two pieces, cut behind each of its bytes in turn.
 split_anywhere() {
 	scripted
 	s="<iq type='get' id='s' from='u@h/r' to='proxy.localhost'><a b='c'>d</a></iq>"
@@ -1164,7 +1164,7 @@ messages_and_requests_meet() {
 		message e$u u$u@h/z proxy.localhost "<e/>" error
 		hear srv "id='e$u' from='proxy.localhost/u$u@h/z' to='service@localhost/$r'"
 	done
-	# all at one: a chance of one in 6 to the seventh
+	# the hashes of names say which, so it is the same each time
 	[ "$(sort -u "$dir/met" | wc -l)" -gt 1 ]
 }
 
@@ -4019,7 +4019,6 @@ signals() {
 	hear srv "</stream:stream>"
 	for sig in TERM INT HUP QUIT; do
 		scripted
-		request last
 		stops_soon $sig
 		hear srv "</stream:stream>"
 		logged "stopping: "
@@ -12339,7 +12338,8 @@ work() {
 
 # Those that measure time.
 alone="a_crash_storm asking_again probes_have_pauses signals
-	a_server_that_comes_back_is_seen_at_once a_request_takes_one_turn"
+	a_server_that_comes_back_is_seen_at_once a_request_takes_one_turn
+	what_waits_is_written_on_sigterm"
 
 # What others may send that is hostile, and TLS.
 hostile="nothing_else_is_rewritten resources_of_any_spelling own_ids_of_every_shape
