@@ -2002,6 +2002,14 @@ tls_with_each_kind_of_key() {
 	done
 }
 
+# "Its key has to be RSA or ECDSA, not Ed25519."
+tls_with_another_kind_of_key() {
+	TLS=front
+	certificate server ed25519
+	proxy
+	logged "disconnected: TLS failed: BearSSL error $((256 + 40)) "
+}
+
 # Half a megabyte there and back.
 # "SHA-256 fingerprints, one of which the server's certificate must have, see TLS."
 tls_under_load() {
@@ -3495,7 +3503,7 @@ prefixes_of_the_stream_have_a_limit() {
 	welcome
 }
 
-# "512 bytes of a line, and 99 of each address in it."
+# "512 bytes of a line, and 99 of each address in it but the target's."
 # "20 lines a second that anybody can cause, such as those about dropped stanzas."
 # "The number of lines missing, for either reason, is logged once there is room."
 # "See LIMITS."
