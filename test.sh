@@ -8197,18 +8197,18 @@ idle(const struct res *r)
 	       (!answertime || vt < onlineat + answertime * 1000LL);
 }
 
-/* An error has come that says that q's resource is not there. Of several that are the same
- * in all, each such error is for another. */
+/* An error has come that says that resource r, which has q or had it, is not there. Of
+ * several that are the same in all, each such error is for another. */
 static void
-bounce(struct req *q)
+bounce(struct req *q, struct res *r)
 {
-	int same = 1;
+	int same = q->res == r;
 	struct req *x;
 
 	for (x = q->key->reqs; x; x = x->alike)
 		same &= x->st == QENDED || ((x->st == QOPEN || x->st == QERRED) && x->get &&
 		        x->res == q->res && x->times == q->times && x->pay == q->pay && eq(x->id, q->id));
-	for (x = q->key->reqs; x && q->bounced; x = x->alike)
+	for (x = q->key->reqs; x && q->bounced && same; x = x->alike)
 		q = x->st == QOPEN && x->res == q->res && !x->bounced ? x : q;
 	q->bounced = 1 + same;
 }
@@ -8270,7 +8270,7 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		q->lost |= q->islong;   /* another answer may pass */
 		endreq(q, QERRED);
 	} else if (q && q->res && q->get && bounces(s)) {
-		bounce(q);
+		bounce(q, r);
 	}
 }
 
