@@ -316,6 +316,7 @@ white_space_follows_large_tags() {
 	done
 	await sh -c "tail -c 5100 '$dir/srv.out' | grep '</iq> \{5000,\}$'"
 	grep -q "</iq> \{2000,\}<iq " "$dir/srv.out"
+	! grep "x </iq> \|</iq> <" "$dir/srv.out"
 }
 
 # "A stanza with a tag of more than 2048 bytes, or of nearly as many, is followed by ..."
@@ -3529,6 +3530,13 @@ strangers_do_not_fill_the_log() {
 	logged "ignored: presence (no type) from u@h/x\{95\}: the target is service@localhost"
 }
 
+# There are more lines than a pipe or a terminal holds.
+serves_whoever_reads_the_log() {
+	seq 2000 | sed "s|.*|<presence from='service@localhost/&' to='proxy.localhost'/><presence type='unavailable' from='service@localhost/&' to='proxy.localhost'/>|" >"$dir/srv.in"
+	online a
+	goes_to a last
+}
+
 # A reader that comes late, and one that never comes.
 # "Lines that the log does not take at once are lost."
 # "A pipe holds some 500 of these lines; those that come before it is read again are lost,
@@ -3543,10 +3551,7 @@ a_log_that_nobody_reads() {
 		background ${WRAPPER-} "$bin" 2>"$dir/pipe.$reader" 3>&-
 		proxypid=$pid
 		welcome
-		# more lines than a pipe holds
-		seq 2000 | sed "s|.*|<presence from='service@localhost/&' to='proxy.localhost'/><presence type='unavailable' from='service@localhost/&' to='proxy.localhost'/>|" >"$dir/srv.in"
-		online a
-		goes_to a last
+		serves_whoever_reads_the_log
 		[ $reader = none ] || {
 			cat <&3 >"$dir/read" 3>&- &
 			echo $! >>"$dir/pids"
@@ -3571,9 +3576,7 @@ time.sleep(300)' >"$dir/terminal"
 	background ${WRAPPER-} "$bin" 2>"$(cat "$dir/terminal")"
 	proxypid=$pid
 	welcome
-	seq 2000 | sed "s|.*|<presence from='service@localhost/&' to='proxy.localhost'/><presence type='unavailable' from='service@localhost/&' to='proxy.localhost'/>|" >"$dir/srv.in"
-	online a
-	goes_to a last
+	serves_whoever_reads_the_log
 	stop
 	hear srv "</stream:stream>"
 }
@@ -8209,7 +8212,7 @@ bounce(struct req *q, struct res *r)
 		same &= x->st == QENDED || ((x->st == QOPEN || x->st == QERRED) && x->get &&
 		        x->res == q->res && x->times == q->times && x->pay == q->pay && eq(x->id, q->id));
 	for (x = q->key->reqs; x && q->bounced && same; x = x->alike)
-		q = x->st == QOPEN && x->res == q->res && !x->bounced ? x : q;
+		q = x->st == QOPEN && !x->bounced ? x : q;
 	q->bounced = 1 + same;
 }
 
@@ -9306,10 +9309,11 @@ w_clock_gettime(clockid_t id, struct timespec *ts)
 int
 w_fcntl(int fd, int cmd, int flags, ...)
 {
+	(void)cmd;
 	(void)flags;
-	if (fd == 2 && cmd == F_SETFL)
-		bad("call", "changes flags of the log that others share");
-	return fd == 2 && cmd == F_GETFL ? O_WRONLY : 0;
+	if (fd == 2)
+		bad("call", "wants the flags of the log, which others share");
+	return 0;
 }
 
 int
@@ -9509,12 +9513,18 @@ w_says(const char *format)
 	saying = format;
 }
 
+static int
+starts(const char *s, const char *with)
+{
+	return !strncmp(s, with, strlen(with));
+}
+
 /* The log does not take a line. */
 static void
 loseline(void)
 {
 	loglost++;
-	loguntold += strncmp(saying, "log: ", 5) != 0;
+	loguntold += !starts(saying, "log: ");
 }
 
 /* As a pipe, which has room once a page of it is free. */
@@ -9767,12 +9777,6 @@ w_exit(int status, int abrupt)
 /* ---- the log ---- */
 
 static long long budgetat, budget;
-
-static int
-starts(const char *s, const char *with)
-{
-	return !strncmp(s, with, strlen(with));
-}
 
 /* The log says that a resource, or all, have left: they must have. */
 static void
@@ -10397,13 +10401,14 @@ static void
 goes(void *p, long how)
 {
 	const char *id, *from;
+	int silent = how == SILENTLY || how == LOST;
 	struct worker *w = p;
 	struct reply *q;
 
 	if (!w->up || (how >= EXPIRED && healed))
 		return;
 	w->up = w->alive = 0;
-	note("worker %s goes%s", shorten(w->name), how % 2 ? " without a word" : "");
+	note("worker %s goes%s", shorten(w->name), silent ? " without a word" : "");
 	for (q = w->queue; q && cansee(); q = q->next)
 		tell("iq", "error", q->id, fullname(w), q->to,
 		     errorbody("cancel", style & 4 ? "recipient-unavailable" : "service-unavailable"));
@@ -10414,7 +10419,7 @@ goes(void *p, long how)
 		tell("presence", "error", id, from, domain,
 		     errorbody("cancel", rnd(2) ? "recipient-unavailable" : "service-unavailable"));
 	}
-	if (how % 2 == 0 && cansee())
+	if (!silent && cansee())
 		telltype("unavailable", fullname(w));
 }
 
