@@ -128,6 +128,7 @@ static uint64_t seed, salt;     /* of the next choice; of the table of requests 
 /* the log */
 static int nlines;              /* that others have caused in this second */
 static unsigned long nunsaid;   /* lines that are missing */
+static int torn;                /* the log ends in a part of a line */
 static long long linetime;      /* when this second is over */
 
 /* resources of the target that are online, and those last found, by marks */
@@ -267,16 +268,18 @@ static volatile sig_atomic_t resolving, quitting, reporting;
 /* ---- log and clock ---- */
 
 /* Log one line, cut at LINEMAX. Bytes other than printable ASCII are written as
- * %XX. What the log does not take at once is counted, and told later. A pipe that
- * has room takes a whole line, so poll() tells enough, unless another fills it just
- * then: O_NONBLOCK would be set for all that have it open. */
+ * %XX. What the log does not take at once is counted, and told later; one that it
+ * took in part is ended before the next. A pipe that has room takes a whole line,
+ * so poll() tells enough, unless another fills it just then: O_NONBLOCK would be
+ * set for all that have it open. */
 static void
 say(const char *fmt, ...)
 {
 	struct pollfd p = { .fd = 2, .events = POLLOUT };
-	char raw[LINEMAX], line[LINEMAX] = "client_proxy: ";
+	char raw[LINEMAX], line[LINEMAX] = "\nclient_proxy: ";
 	const unsigned char *s;
 	size_t n = strlen(line);
+	ssize_t written;
 	va_list ap;
 
 	va_start(ap, fmt);
@@ -288,7 +291,11 @@ say(const char *fmt, ...)
 		else
 			n += (size_t)snprintf(line + n, 4, "%%%02X", *s);
 	line[n++] = '\n';
-	nunsaid += poll(&p, 1, 0) < 1 || write(2, line, n) != (ssize_t)n;
+	n -= (size_t)!torn;
+	written = poll(&p, 1, 0) < 1 ? 0 : write(2, line + !torn, n);
+	nunsaid += written != (ssize_t)n;
+	if (written > 0)
+		torn = written != (ssize_t)n;
 }
 
 /* 1 if something may be logged that others can cause as often as they like:

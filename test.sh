@@ -3538,7 +3538,7 @@ serves_whoever_reads_the_log() {
 }
 
 # A reader that comes late, and one that never comes.
-# "Lines that the log does not take at once are lost."
+# "Lines that the log does not take at once are lost, or cut short."
 # "A pipe holds some 500 of these lines; those that come before it is read again are lost,
 # see LIMITS."
 a_log_that_nobody_reads() {
@@ -3563,20 +3563,28 @@ a_log_that_nobody_reads() {
 }
 
 # A terminal, unlike a pipe, takes a part of a line when it has no room for the rest.
-# "Lines that the log does not take at once are lost."
+# "Lines that the log does not take at once are lost, or cut short."
 a_terminal_that_nobody_reads() {
 	configure
 	serve
 	background python3 -c '
-import os, pty, time
-print(os.ttyname(pty.openpty()[1]), flush=True)
-time.sleep(300)' >"$dir/terminal"
+import os, pty, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+master, slave = pty.openpty()
+print(os.ttyname(slave), flush=True)
+signal.sigwait([signal.SIGUSR1])
+while True:
+    os.write(1, os.read(master, 4096))' >"$dir/terminal"
+	reader=$pid
 	await [ -s "$dir/terminal" ]
 	# shellcheck disable=SC2086 # a command and its options, or nothing
 	background ${WRAPPER-} "$bin" 2>"$(cat "$dir/terminal")"
 	proxypid=$pid
 	welcome
 	serves_whoever_reads_the_log
+	kill -USR1 "$reader"
+	await grep "^client_proxy: log: [0-9]* lines lost" "$dir/terminal"
+	[ "$(grep -c "client_proxy: .*client_proxy: " "$dir/terminal")" = 0 ]
 	stop
 	hear srv "</stream:stream>"
 }
@@ -9505,6 +9513,7 @@ w_read(int fd, void *dst, size_t n)
 static void logged(const char *);
 static int logstate;            /* LOGBLOCK, LOGFULL, LOGCLOSED or 0: it is read */
 static size_t logused;
+static int logtorn;             /* it ends in a part of a line */
 static const char *saying = "";
 
 void
@@ -9548,14 +9557,19 @@ writelog(const char *s, size_t n)
 		bad("logblock", "writes to a log that nobody reads, and blocks for ever");
 	if (logstate == LOGCLOSED || logstate == LOGFULL) {
 		loseline();
+		if (logstate == LOGFULL && n > 1 && !rnd(4)) {
+			logtorn = 1;
+			return 1 + (ssize_t)rnd((unsigned)n - 1);
+		}
 		return fails(logstate == LOGCLOSED ? EPIPE : ENOSPC);
 	}
 	logused += logstate == LOGBLOCK ? n : 0;
-	if (n < 1 || s[n - 1] != '\n')
+	if (n < 1 || s[n - 1] != '\n' || (logtorn && s[0] != '\n'))
 		bad("log", "a line is none");
 	if (n > 512)
 		bad("loglong", "a line of %zu bytes", n);
-	logged(fmt("%.*s", (int)n - 1, s));
+	logged(fmt("%.*s", (int)n - 1 - logtorn, s + logtorn));
+	logtorn = 0;
 	return (ssize_t)n;
 }
 
