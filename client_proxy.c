@@ -2531,11 +2531,11 @@ main(int argc, char *argv[])
 	br_prng_seeder seeder = br_prng_seeder_system(NULL);
 	br_hmac_drbg_context rng;
 	struct rlimit none = { 0, 0 };
-	const char *terminal = tcgetpgrp(2) < 0 ? ttyname(2) : "/dev/tty";
+	const char *terminal;
 	int n;
 
 	if (argc == 2 && same(argv[1], "-v"))
-		return puts("client_proxy-" VERSION) < 0;
+		return puts("client_proxy-" VERSION) < 0 || fflush(stdout);
 	if (argc != 1) {
 		fputs("usage: client_proxy [-v]\n", stderr);
 		return 1;
@@ -2554,6 +2554,7 @@ main(int argc, char *argv[])
 	/* a write to a terminal may wait after a part of a line, so it is opened anew,
 	 * with what those who share it do not see; our own may be opened though it
 	 * belongs to another user */
+	terminal = tcgetpgrp(2) < 0 ? ttyname(2) : "/dev/tty";
 	if (terminal && (n = open(terminal, O_WRONLY | O_NOCTTY | O_NONBLOCK)) >= 0)
 		check(dup2(n, 2) < 0 || close(n) < 0, "terminal", NULL);
 	setsignals();

@@ -175,6 +175,9 @@ options() {
 	[ $rc = 0 ]
 	[ "$(cat "$dir/out")" = "client_proxy-$(sed -n 's/^VERSION = //p' Makefile)" ]
 	grep -q "here $(cat "$dir/out")\.\$" client_proxy.1
+	rc=0
+	"$bin" -v >/dev/full 2>&1 || rc=$?
+	[ $rc = 1 ]
 	for o in -h x '-v -v' '-x y'; do
 		# shellcheck disable=SC2086 # words
 		brief $o
