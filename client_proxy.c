@@ -1522,9 +1522,9 @@ findasker(void)
 
 /* Pass an answer from src, one of our addresses, to the requester. Resource w
  * has sent it; NULL: none that we know. One that is too large still ends its
- * request. Only who holds a get can say that it has failed: an error of who
- * held it before was expected. If it is its server that says so (bounced),
- * others are asked. */
+ * request. Of the target only who holds a request can say that it has failed: an
+ * error of who held it before was expected. If it is its server that says so
+ * (bounced), others are asked. */
 static void
 passanswer(const char *src, const char *requester, Resource *w)
 {
@@ -1541,7 +1541,7 @@ passanswer(const char *src, const char *requester, Resource *w)
 		}
 		return;
 	}
-	if (r ? st.error && r->tries >= 0 && !holds : *findanswered(key) == key) {
+	if (r ? st.error && st.fromtarget && !holds : *findanswered(key) == key) {
 		count.late++;
 		return;
 	}

@@ -2380,7 +2380,7 @@ another_elements_name_asks_nobody() {
 }
 
 # With nobody else to ask the error passes as it is.
-# "..., an error counts only from the worker that was given the get last."
+# "..., an error counts only from the worker that was given the request last."
 a_bounce_of_the_only_one_passes() {
 	scripted
 	goes_to a 1
@@ -2513,8 +2513,8 @@ a_set_is_never_repeated() {
 	unsent "id='1'.*service@localhost/b"
 }
 
-# "The first result counts; an error counts only from the worker that was given the get
-# last."
+# "The first result counts; an error counts only from the worker that was given the
+# request last."
 # "If it sends nothing for as many seconds more after ..."
 the_first_answer_counts() {
 	scripted stall=1
@@ -2537,6 +2537,24 @@ the_first_answer_counts() {
 	is_late a 5 error
 	passes b 5
 	counted "5 requests, 0 untracked, 5 answers, 8 late, .* 0 open"
+}
+
+# Not even if the id was used again, for what another has.
+# "The first result counts; an error counts only from the worker that was given the
+# request last."
+an_error_of_who_does_not_hold_it() {
+	scripted choice=LEASTBUSY
+	goes_to a 1
+	joins b
+	goes_to b 1 set
+	leaves a
+	is_handed_to b 1
+	is_late a 1 error
+	fares b "2 open"
+	passes b 1
+	joins a
+	is_late a 1 error
+	passes b 1
 }
 
 # "With STICKY or relay, a requester who was served within this time stays with the same
@@ -7223,6 +7241,7 @@ struct key {
 	const char *f, *p, *id;
 	struct req *reqs;       /* the newest first */
 	int vague;
+	int mistaken;           /* nor which of them are open, and with whom */
 };
 
 /* QDUE: it may have failed by now, for which there may be no error. */
@@ -7296,6 +7315,7 @@ endreq(struct req *q, int st)
 		q->prev->next = q->next;
 		q->next->prev = q->prev;
 		nmistaken += q->key->vague;
+		q->key->mistaken |= q->key->vague;
 	}
 	q->st = st;
 	if (st == QERRED)
@@ -7675,6 +7695,21 @@ leader(const char *id, const char **own)
 	return resource(name);
 }
 
+/* 1 if surely a request of key k is open, and surely none with resource r. One that is
+ * too long for an error from us may have ended unseen. */
+static int
+holdsnone(const struct key *k, const struct res *r)
+{
+	const struct req *q;
+	int open = 0, held = k->mistaken;
+
+	for (q = k->reqs; q; q = q->alike) {
+		open |= (q->st == QOPEN || q->st == QFAILING) && !q->islong;
+		held |= q->st == QFAILING || q->st >= QERRED ? 0 : q->res == r;
+	}
+	return open && !held;
+}
+
 /* An answer from src to requester f, maybe that of resource r's request. */
 static void
 leading(struct expect *e, const struct stanza *s, const char *src, const char *f, struct res *r)
@@ -7687,17 +7722,16 @@ leading(struct expect *e, const struct stanza *s, const char *src, const char *f
 	e->q = q;
 	if (k->vague)
 		e->must = 0;
+	/* the error of who had it before was expected */
+	if (r && err && holdsnone(k, r)) {
+		e->must = 0;
+		e->q = NULL;
+		return;
+	}
 	if (q) {
-		/* the error of who had it before was expected */
-		if (q->get && err && q->st != QERRED && (q->st == QFAILING || q->res != r)) {
+		if (r && err && (q->st == QFAILING || q->res != r ||
+		    (q->get && (q->st != QOPEN || mayhavemoved(q) || bounces(s)))))
 			e->must = 0;
-			if (!k->vague && alike == 1) {
-				e->q = NULL;
-				return;
-			}
-		} else if (q->get && err && (q->st != QOPEN || mayhavemoved(q) || bounces(s))) {
-			e->must = 0;
-		}
 		/* what a worker has asked before it left is forgotten, or still open */
 		forgotten = q->lost && q->st == QDUE;
 		if ((q->lost && !forgotten) || alike > 1)
@@ -8344,6 +8378,7 @@ isfailure(struct stanza *o)
 	if (!oldest)
 		return 1;
 	k->vague |= n > 1;
+	k->mistaken |= n > 1;
 	if (!best && !k->vague && late)
 		bad("early", "a request of %s is timed out %lld ms after it was handed out", o->to,
 		    vt - oldest->written);
@@ -8434,6 +8469,7 @@ isretry(struct stanza *o)
 	if (!best)
 		return k->vague ? 2 : 0;
 	k->vague |= n > 1;
+	k->mistaken |= n > 1;
 	q = best;
 	if (!k->vague && q->bounced && r == q->res && r->left < q->given)
 		bad("retry", "a get of %s is handed on to %s, which has bounced it", f, r->name);
