@@ -268,15 +268,15 @@ static volatile sig_atomic_t resolving, quitting, reporting;
 /* ---- log and clock ---- */
 
 /* Log one line, cut at LINEMAX. Bytes other than printable ASCII are written as
- * %XX. What the log does not take at once is counted, and told later; one that it
- * took in part is ended before the next. A pipe that has room takes a whole line,
+ * %XX. What the log does not take at once is counted, and told later; a line that
+ * it took in part is ended before the next. A pipe that has room takes a whole line,
  * so poll() tells enough, unless another fills it just then: O_NONBLOCK would be
  * set for all that have it open. */
 static void
 say(const char *fmt, ...)
 {
 	struct pollfd p = { .fd = 2, .events = POLLOUT };
-	char raw[LINEMAX], line[LINEMAX] = "\nclient_proxy: ";
+	char raw[LINEMAX], line[LINEMAX] = "\nclient_proxy: ", *begin = line + !torn;
 	const unsigned char *s;
 	size_t n = strlen(line);
 	ssize_t written;
@@ -291,11 +291,10 @@ say(const char *fmt, ...)
 		else
 			n += (size_t)snprintf(line + n, 4, "%%%02X", *s);
 	line[n++] = '\n';
-	n -= (size_t)!torn;
-	written = poll(&p, 1, 0) < 1 ? 0 : write(2, line + !torn, n);
-	nunsaid += written != (ssize_t)n;
+	written = poll(&p, 1, 0) < 1 ? 0 : write(2, begin, (size_t)(line + n - begin));
 	if (written > 0)
-		torn = written != (ssize_t)n;
+		torn = begin[written - 1] != '\n';
+	nunsaid += written < line + n - 1 - begin;
 }
 
 /* 1 if something may be logged that others can cause as often as they like:

@@ -3527,7 +3527,7 @@ prefixes_of_the_stream_have_a_limit() {
 
 # "512 bytes of a line, and 99 of each address in it but the target's."
 # "20 lines a second that anybody can cause, such as those about dropped stanzas."
-# "The number of lines missing, for either reason, is logged once there is room."
+# "The number of lines missing or cut is logged once there is room."
 # "See LIMITS."
 strangers_do_not_fill_the_log() {
 	scripted
@@ -9590,20 +9590,27 @@ polllog(struct pollfd *p)
 static ssize_t
 writelog(const char *s, size_t n)
 {
+	size_t part;
+
 	if (logstate == LOGCLOSED && handlers[SIGPIPE] != SIG_IGN)
 		bad("signal", "SIGPIPE kills it");
 	if (logstate == LOGBLOCK && logused + n > 65536)
 		bad("logblock", "writes to a log that nobody reads, and blocks for ever");
 	if (logstate == LOGCLOSED || logstate == LOGFULL) {
-		loseline();
 		if (logstate == LOGFULL && n > 1 && !rnd(4)) {
-			logtorn = 1;
-			return 1 + (ssize_t)rnd((unsigned)n - 1);
+			part = rnd(4) ? 1 + rnd((unsigned)n - 1) : n - 1;
+			if (part < n - 1)
+				loseline();
+			else
+				logged(fmt("%.*s", (int)part - logtorn, s + logtorn));
+			logtorn = s[part - 1] != '\n';
+			return (ssize_t)part;
 		}
+		loseline();
 		return fails(logstate == LOGCLOSED ? EPIPE : ENOSPC);
 	}
 	logused += logstate == LOGBLOCK ? n : 0;
-	if (n < 1 || s[n - 1] != '\n' || (logtorn && s[0] != '\n'))
+	if (n < 1 || s[n - 1] != '\n' || logtorn != (s[0] == '\n'))
 		bad("log", "a line is none");
 	if (n > 512)
 		bad("loglong", "a line of %zu bytes", n);
