@@ -889,7 +889,7 @@ haserror(const char *why)
  * way. */
 
 /* Put request r into a list: into that of open ones by when it is due, into
- * others at the end. */
+ * others at the end. Who holds an open one may be silent for too long. */
 static void
 move(Request *r, int list)
 {
@@ -906,6 +906,8 @@ move(Request *r, int list)
 	r->prev = prev;
 	r->next = prev->next;
 	r->next->prev = prev->next = r;
+	if (stall && list == OPEN && r->holder)
+		due.check = MIN(due.check, AFTER(stall));
 	nopen += n;
 	shares[0][r->share % SHARES] += n;
 	shares[1][(r->share >> 32) % SHARES] += n;
@@ -954,8 +956,6 @@ giveto(Request *r, Resource *w)
 			/* each time rarer, so that little is lost to one that is dead */
 			w->trialat = MAX(4, 2 * w->pings - 1);
 		}
-		if (stall)
-			due.check = MIN(due.check, AFTER(stall));
 	}
 	move(r, OPEN);
 }

@@ -2446,6 +2446,24 @@ a_bounce_is_an_error_if_all_others_leave() {
 	has_failed recipient-unavailable 1
 }
 
+# It has come back before the get was handed on, in the read in which it was set aside.
+# "If it sends nothing for as many seconds more after the server has read that, it is
+# stalled: while some other worker is not, its gets are handed on, see retry."
+who_keeps_its_get_is_watched() {
+	scripted stall=3 patience=1 choice=STANDBY
+	goes_to a 1
+	joins b
+	is_to_be_set_aside a
+	first=$heard
+	hear srv "^<iq type='get' id='due"
+	tell srv "$first<iq type='result' id='stall' from='service@localhost/a' to='proxy.localhost'/>$heard"
+	logged "recovered: service@localhost/a"
+	# as it was set aside, and now
+	is_pinged a
+	is_set_aside a
+	is_handed_to b 1
+}
+
 # It was set aside, and has come back, in one read.
 # "All to one, which is in charge until it leaves, drains or is stalled, no matter who joins
 # or comes back."
