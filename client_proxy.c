@@ -1052,6 +1052,14 @@ findrequest(uint64_t key, const Resource *w)
 	return found;
 }
 
+/* Request r has failed: it is to be answered with an error or, if we cannot say
+ * that, is over. Then what its server still says of it passes. */
+static void
+fail(Request *r)
+{
+	move(r, *texts[r - requests] ? FAILED : FREE);
+}
+
 /* Fail requests that resource w holds, with NULL those of all: each of them, or
  * only those that can be handed on. Returns how many. */
 static unsigned
@@ -1063,7 +1071,7 @@ takeback(const Resource *w, int each)
 	for (r = lists[OPEN].next; r != lists + OPEN; r = next) {
 		next = r->next;
 		if (r->holder && (!w || r->holder == w) && (each || r->tries > 0)) {
-			move(r, FAILED);
+			fail(r);
 			n++;
 		}
 	}
@@ -1130,13 +1138,13 @@ expire(long long t)
 		if (w)
 			w->nlate++;
 		r->due = 0;
-		move(r, FAILED);
+		fail(r);
 	}
 }
 
 /* Request r has failed. A get goes, as it came, to another resource than the
  * one that had it, or stays there if there is no other and it has not bounced;
- * its answer is due when it was. Otherwise we answer, if we can. */
+ * its answer is due when it was. Otherwise we answer. */
 static void
 settle(Request *r)
 {
@@ -1161,8 +1169,7 @@ settle(Request *r)
 			return;
 		}
 	}
-	if (*requester)
-		puterror("iq", id, address, requester, r->due > 0 ? GONE : LATE);
+	puterror("iq", id, address, requester, r->due > 0 ? GONE : LATE);
 	finish(r);
 }
 

@@ -477,6 +477,18 @@ what_is_too_long_to_remember_gets_no_error() {
 	counted ".* 0 open"
 }
 
+# It is over once its worker has left: what the server says of it in the same read passes.
+# "A request whose addresses and id alone are longer is handed out, counted as open and
+# its answer passed on, but it gets no error if none comes."
+what_is_too_long_to_remember_gets_its_servers_error() {
+	scripted REQUESTSIZE=100
+	x=$(bytes 100 x)
+	goes_to a "$x" set
+	tell srv "$(gone_too a)$(bounced a "$x" service-unavailable)"
+	hear srv "<iq type='error' id='$x' .*<service-unavailable"
+	counted ".* 0 open"
+}
+
 # "..., nor does one whose error would be larger than MAXSTANZA."
 no_error_is_larger_than_a_stanza() {
 	scripted
@@ -7747,7 +7759,7 @@ leading(struct expect *e, const struct stanza *s, const char *src, const char *f
 		return;
 	}
 	if (q) {
-		if (r && err && (q->st == QFAILING || q->res != r ||
+		if (r && err && ((q->st == QFAILING && !q->islong) || q->res != r ||
 		    (q->get && (q->st != QOPEN || mayhavemoved(q) || bounces(s)))))
 			e->must = 0;
 		/* what a worker has asked before it left is forgotten, or still open */
