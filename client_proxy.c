@@ -1366,8 +1366,10 @@ handlepresence(void)
 			putpresence(NULL, NULL, st.self, st.from);
 		/* on a fresh installation the target's roster may hold us only now */
 		if (st.fromtarget && subscribes && sweeptime >= NEVER &&
-		    (!ask.granted || unanswered))
+		    (!ask.granted || unanswered)) {
 			ask.next = MIN(ask.next, now + 500);
+			ask.pause = askmin * 1000LL;
+		}
 	} else if (st.fromtarget && same(st.to, domain)) {
 		targetpresence();
 	} else if (!st.fromtarget && maysay()) {

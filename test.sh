@@ -803,8 +803,8 @@ the_target_may_see_the_proxy() {
 }
 
 # "If it requests a subscription before it has accepted the component's own request, or
-# after a probe that nobody has answered, the component asks again within a second, unless
-# a probe is out."
+# after a probe that nobody has answered, the component asks again within a second, then
+# after askmin, unless a probe is out."
 the_target_subscribes_and_is_asked_again() {
 	scripted
 	deliver presence unsubscribed service@localhost proxy.localhost /
@@ -815,10 +815,24 @@ the_target_subscribes_and_is_asked_again() {
 	[ $(($(milliseconds) - begun)) -lt 2500 ]
 }
 
+# As when each worker does so at its start, and none accepts.
+# "If it requests a subscription before it has accepted the component's own request, or
+# after a probe that nobody has answered, the component asks again within a second, then
+# after askmin, unless a probe is out."
+many_of_the_target_subscribe() {
+	scripted askmin=1 askmax=600
+	deliver presence unsubscribed service@localhost proxy.localhost /
+	for _ in 1 2 3 4 5 6; do
+		deliver presence subscribe service@localhost proxy.localhost /
+		hear srv "<presence type='subscribe' "
+	done
+	hear srv "<presence type='subscribe' "
+}
+
 # Its roster may have been lost: nobody has answered the probe.
 # "If it requests a subscription before it has accepted the component's own request, or
-# after a probe that nobody has answered, the component asks again within a second, unless
-# a probe is out."
+# after a probe that nobody has answered, the component asks again within a second, then
+# after askmin, unless a probe is out."
 the_target_subscribes_after_an_unanswered_probe() {
 	scripted patience=3
 	probed
