@@ -1610,14 +1610,14 @@ route(void)
 	         encode(outside, st.self, st.from))
 		passanswer(outside, w->jid, NULL);
 	else if (isanswer)
-		drop(st.fromtarget ? "no requester in the address" : "nobody asked for it");
+		drop(st.name ? "no requester in the address" : "nobody asked for it");
 	else if (st.iq && !same(st.type, "get") && !same(st.type, "set"))
 		refuse(ILLEGAL);
-	else if (relay ? st.fromtarget && !st.resource : st.fromtarget || !st.iq)
-		refuse(UNKNOWN);
 	else if (!st.iq && (child(nodes, "sent", NS_CARBONS) ||
 	                    child(nodes, "received", NS_CARBONS)))
 		drop("a carbon copy");
+	else if (relay ? st.fromtarget && !st.resource : st.fromtarget || !st.iq)
+		refuse(UNKNOWN);
 	else if (!st.fromtarget && !st.resource)
 		totarget();
 	else if (st.fromtarget && stranger && !st.iq)
@@ -1720,7 +1720,7 @@ startstream(const char **atts)
 	else if (!isstream || !st.ns || !same(st.ns, NS_COMPONENT))
 		end(why, "invalid-namespace");
 	else if (attrs.full || body.full || decls.full)
-		end(why, "policy-violation");
+		end("the stream header is too large", "policy-violation");
 	else
 		handshake();
 }
@@ -2503,7 +2503,7 @@ static void
 checkconfig(void)
 {
 	size_t node = strcspn(target, "@"), len = strlen(target);
-	const char *unlike = "is empty, not in lower case, holds a space or slash, or ends in a dot";
+	const char *unlike = "is empty, not UTF-8, not in lower case, holds a space or slash, or ends in a dot";
 	const char *wrongtime = "is 0, over 30 days or less than another needs";
 
 	check(!islikeservers(domain), "domain", unlike);

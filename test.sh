@@ -888,11 +888,11 @@ answers_from_or_to_nobody_are_dropped() {
 	news
 	for from in x@localhost/a service@localhost service@localhostx/a localhost; do
 		deliver iq result $from proxy.localhost/u@h/r
-		logged "dropped: iq result from $from to proxy.localhost/u@h/r:"
+		logged "dropped: iq result from $from to proxy.localhost/u@h/r: nobody asked for it"
 	done
 	for a in '' / /% /%4 /%zz /%00 /%0A /%01 /%FF /%C0%AF /%ED%A0%80 /%EF%BF%BE /%F4%90%80%80 /%C3 /a%E2%82 /%7; do
 		deliver iq result service@localhost/a "proxy.localhost$a"
-		logged "dropped: iq result from service@localhost/a to proxy.localhost$a:"
+		logged "dropped: iq result from service@localhost/a to proxy.localhost$a: no requester in the address"
 	done
 	comes ""
 }
@@ -1020,7 +1020,8 @@ own_ids_of_every_shape() {
 	counted "14 requests, 1 untracked, 14 answers.* 0 dropped.* 0 open"
 }
 
-# "Only a worker that is online can send requests."
+# "Only a worker that is online can send requests; messages may come from any resource of
+# the target, and from T."
 who_is_not_online_asks_nobody() {
 	scripted relay=1 prefix='"a"'
 	online b
@@ -1229,14 +1230,18 @@ chat_states_for_nobody_are_dropped() {
 
 # "The copies that message carbons make are always dropped."
 carbon_copies_are_dropped() {
-	scripted relay=1
-	news
-	for copy in sent received; do
-		copy="<$copy xmlns='urn:xmpp:carbons:2'><forwarded xmlns='urn:xmpp:forward:0'/></$copy>"
-		message 1 service@localhost proxy.localhost/u@h/r "$copy"
-		message 1 u@h/r proxy.localhost "$copy"
+	for relay in 0 1; do
+		scripted relay=$relay
+		news
+		for copy in sent received; do
+			copy="<$copy xmlns='urn:xmpp:carbons:2'><forwarded xmlns='urn:xmpp:forward:0'/></$copy>"
+			message 1 service@localhost proxy.localhost/u@h/r "$copy"
+			message 1 service@localhost/a proxy.localhost "$copy"
+			message 1 u@h/r proxy.localhost "$copy"
+		done
+		comes ""
+		stop
 	done
-	comes ""
 }
 
 # "Any, each with the same probability."
@@ -3565,6 +3570,7 @@ prefixes_of_the_stream_have_a_limit() {
 	tell srv "<stream:stream id='1' xmlns='jabber:component:accept' xmlns:a='$(bytes 1016 u)'
 		xmlns:stream='http://etherx.jabber.org/streams'>"
 	hear srv "<policy-violation"
+	logged "disconnected: the stream header is too large"
 	serve
 	welcome
 }
@@ -7879,10 +7885,10 @@ predict(struct input *i, struct expect *e)
 			e->must = 0;
 	} else if (eq(s->kind, "iq")) {
 		mayerr(e, s, "bad-request");
-	} else if (!relay || (mine && !below)) {
-		mayerr(e, s, "feature-not-implemented");
 	} else if (s->flags & KCARBON) {
 		;
+	} else if (!relay || (mine && !below)) {
+		mayerr(e, s, "feature-not-implemented");
 	} else if (mine && other) {
 		passes(e, s, self, other);
 	} else if (!mine && !below) {
