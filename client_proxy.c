@@ -2393,10 +2393,11 @@ report(void)
 	    nresources, nopen, bytesin, bytesout);
 	for (w = resources; w < resources + nresources; w++)
 		say("resource: %.*s: %d open, %lu handed out, %lu answered, "
-		    "%lu taken back, %lu timed out, %llu ms, %s", SHOWN, w->jid,
+		    "%lu taken back, %lu timed out, %llu ms, %s%s", SHOWN, w->jid,
 		    w->open, w->nhanded, w->nanswered, w->nretried, w->nlate,
 		    w->waited / MAX(w->nanswered, 1),
-		    w->pings > 1 ? "stalled" : w->drains ? "draining" : "up");
+		    w->pings > 1 ? "stalled" : w->drains ? "draining" : "up",
+		    choice == STANDBY && w == choose("", 0, NULL) ? ", in charge" : "");
 }
 
 /* 1 if we can take what the server sends. TLS may have to write first. */

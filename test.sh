@@ -1465,8 +1465,8 @@ conversations_are_in_one_place() {
 	done
 }
 
-# "After a reconnect the worker that was in charge remains so if its presence is among the
-# first that are read; ..."
+# "After a reconnect, or once all have left, the worker that was in charge remains so if its
+# presence is among the first that are read; ..."
 who_was_in_charge_is_so_after_a_new_connection() {
 	scripted choice=STANDBY
 	leaves a
@@ -1478,6 +1478,11 @@ who_was_in_charge_is_so_after_a_new_connection() {
 	tell srv "<presence from='service@localhost/m' to='proxy.localhost'/><presence from='service@localhost/a' to='proxy.localhost'/>"
 	logged_times 2 "joined: service@localhost/a: 2 online"
 	goes_to m 2
+	deliver presence unavailable service@localhost proxy.localhost /
+	logged_times 2 "all of its resources: 0 online"
+	tell srv "<presence from='service@localhost/m' to='proxy.localhost'/><presence from='service@localhost/a' to='proxy.localhost'/>"
+	logged_times 3 "joined: service@localhost/a: 2 online"
+	goes_to m 3
 	logged_times 1 "in charge: service@localhost/m$"
 }
 
@@ -4379,7 +4384,8 @@ tls_that_ends_while_many_fail() {
 
 # "Its requests that are open, were handed to it, answered, taken back because it was
 # stalled or seemed to have gone, and not answered in time; the mean time of its answers in
-# milliseconds; and whether it is up, draining or stalled."
+# milliseconds; whether it is up, draining or stalled; and with STANDBY, whether it is in
+# charge."
 # "They are counted since it joined."
 how_each_resource_fares() {
 	scripted
@@ -4402,6 +4408,15 @@ how_each_resource_fares() {
 	fares a "0 open, 0 handed out, 0 answered, 0 taken back, 0 timed out, 0 ms, up$"
 	joins b
 	fares b "0 open, 0 handed out, 0 answered, 0 taken back, 0 timed out, 0 ms, up$"
+	stop
+	scripted choice=STANDBY
+	joins b
+	fares a " up, in charge$"
+	fares b " up$"
+	shows a dnd
+	logged "draining"
+	fares a " draining$"
+	fares b " up, in charge$"
 }
 
 # So many answers, the first of which has taken a second, have taken the mean time that
