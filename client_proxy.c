@@ -2235,6 +2235,8 @@ attempt(void)
 static void
 hangup(const char *why)
 {
+	if (quitting)
+		sayunsaid();
 	say("%s: %s", quitting ? "stopping" : "disconnected", why);
 	if (state < OPENING)
 		exit(0);
