@@ -1760,6 +1760,8 @@ who_begins_to_drain_is_not_tried() {
 # "Presence and the error recipient-unavailable do not count as sent by it, since they may
 # be its server's."
 # "It is no longer stalled, see stall."
+# "A server that sends back, with service-unavailable, what it held for a dead worker brings
+# this about, too: left follows soon."
 what_its_server_cannot_have_sent_brings_back() {
 	scripted stall=1
 	goes_to a 1 set
@@ -1769,10 +1771,11 @@ what_its_server_cannot_have_sent_brings_back() {
 	is_pinged a
 	grep "stalled: service@localhost/a" "$log"
 	n=0
-	for how in result error ping message request; do
+	for how in result error held ping message request; do
 		is_set_aside a
 		case $how in
 		result | error) reply other a $how ;;
+		held) bounce other a service-unavailable ;;
 		ping) deliver iq result service@localhost/a proxy.localhost "id='stall'/" ;;
 		message) message 1 service@localhost/a ;;
 		request) request 1 get service@localhost/a ;;
@@ -4122,6 +4125,16 @@ signals() {
 	scripted
 	kill -STOP "$(cat "$dir/srv.pid")"
 	stops_soon
+}
+
+# "Open requests get no error; their answers pass if the component is back by then."
+open_requests_outlive_it() {
+	scripted
+	goes_to a 1
+	stop
+	unsent "type='error'"
+	scripted
+	passes a 1
 }
 
 # Half a second after the signal at the latest, that is; the rest is the machine's.
