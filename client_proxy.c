@@ -1530,9 +1530,9 @@ findasker(void)
 
 /* Pass an answer from src, one of our addresses, to the requester. Resource w
  * has sent it; NULL: none that we know. One that is too large still ends its
- * request. Of the target only who holds a request can say that it has failed: an
- * error of who held it before was expected. If it is its server that says so
- * (bounced), others are asked. */
+ * request. Of the target's resources only the one that holds a request can say
+ * that it has failed: an error from an earlier holder was expected. If it is its
+ * server that says so (bounced), others are asked. */
 static void
 passanswer(const char *src, const char *requester, Resource *w)
 {

@@ -176,7 +176,8 @@ options() {
 	[ "$(cat "$dir/out")" = "client_proxy-$(sed -n 's/^VERSION = //p' Makefile)" ]
 	grep -q "here $(cat "$dir/out")\.\$" client_proxy.1
 	rc=0
-	"$bin" -v >/dev/full 2>&1 || rc=$?
+	# shellcheck disable=SC2086 # a command and its options, or nothing
+	${WRAPPER-} "$bin" -v >/dev/full 2>&1 || rc=$?
 	[ $rc = 1 ]
 	for o in -h x '-v -v' '-x y'; do
 		# shellcheck disable=SC2086 # words
@@ -2596,7 +2597,7 @@ the_first_answer_counts() {
 	counted "5 requests, 0 untracked, 5 answers, 8 late, .* 0 open"
 }
 
-# Not even if the id was used again, for what another has.
+# Nor one from a former holder, if the id was used again for what another has.
 # "The first result counts; an error counts only from the worker that was given the
 # request last."
 an_error_of_who_does_not_hold_it() {
@@ -7319,7 +7320,7 @@ struct key {
 	const char *f, *p, *id;
 	struct req *reqs;       /* the newest first */
 	int vague;
-	int mistaken;           /* nor which of them are open, and with whom */
+	int mistaken;           /* one of several has ended: which are open is unknown, too */
 };
 
 /* QDUE: it may have failed by now, for which there may be no error. */
@@ -8456,7 +8457,6 @@ isfailure(struct stanza *o)
 	if (!oldest)
 		return 1;
 	k->vague |= n > 1;
-	k->mistaken |= n > 1;
 	if (!best && !k->vague && late)
 		bad("early", "a request of %s is timed out %lld ms after it was handed out", o->to,
 		    vt - oldest->written);
@@ -10642,8 +10642,13 @@ work(struct worker *w, const struct stanza *s)
 	if (w->twice && !healed && often(200)) {
 		if (rnd(2))
 			r.w = workers + rnd(nworkers);
-		later(vt + 1 + rnd(100000), r);
+		if (rnd(2)) {
+			r.type = "error";
+			r.body = errorbody("cancel", "item-not-found");
+		}
+		later(vt + 1 + rnd(rnd(2) ? 1000 : 100000), r);
 		r.w = w;
+		r.body = NULL;
 	}
 	if (relay && !eq(s->to, target) && often(200) && !healed) {
 		r.type = rnd(2) ? "get" : "set";
@@ -10940,7 +10945,7 @@ someid(void)
 		return theseed / 3 & 1 ? NULL : "";
 	case 2:
 	case 3:
-		return "same";
+		return fmt("same%lld", vt / 5000);
 	case 4:
 		return "<'\"&>\t%/";
 	case 5:
