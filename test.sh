@@ -8390,7 +8390,8 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		count("requests");
 	} else if (a && a->w == ARES) {
 		checkchoice(e->stays, -1, resource(resof(o->to)));
-	} else if (q && q->st != QERRED && (a || (q->res && (!q->get || !eq(s->type, "error"))))) {
+	} else if (q && q->st != QERRED && (a || (q->res && (!eq(s->type, "error") ||
+	           (!q->get && q->res == r))))) {
 		if (a && q->res && q->res == r && plain(q) && q->get && q->times <= (int)retry && bounces(s) &&
 		    choice != STANDBY && nin > 1 && s->elements <= 200)
 			bad("retry", "an error for a get of %s passes, and others could be asked", q->key->f);
