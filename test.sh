@@ -4425,12 +4425,12 @@ how_each_resource_fares() {
 	stop
 	scripted choice=STANDBY
 	joins b
-	fares a " up, in charge$"
-	fares b " up$"
+	fares a ".* ms, up, in charge$"
+	fares b ".* ms, up$"
 	shows a dnd
-	logged "draining"
-	fares a " draining$"
-	fares b " up, in charge$"
+	logged "in charge: service@localhost/b"
+	fares a ".* ms, draining$"
+	fares b ".* ms, up, in charge$"
 }
 
 # So many answers, the first of which has taken a second, have taken the mean time that
