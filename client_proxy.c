@@ -127,7 +127,7 @@ static uint64_t seed, salt;     /* of the next choice; of the table of requests 
 
 /* the log */
 static int nlines;              /* that others have caused in this second */
-static unsigned long nunsaid;   /* lines that are missing */
+static unsigned long nunsaid;   /* lines that are missing or cut */
 static int torn;                /* the log ends in a part of a line */
 static long long linetime;      /* when this second is over */
 
@@ -928,7 +928,8 @@ findanswered(uint64_t key)
 }
 
 /* Request r is over. Its key is kept, once, be its id used as often as it may; but
- * not of one without a text: if it has failed its answer may still come. */
+ * not of one without a text: another with its id may have failed, and its answer
+ * may still come. */
 static void
 finish(Request *r)
 {
@@ -1052,8 +1053,8 @@ findrequest(uint64_t key, const Resource *w)
 	return found;
 }
 
-/* Request r has failed: it is to be answered with an error or, if we cannot say
- * that, is over. Then what its server still says of it passes. */
+/* Request r has failed: it waits to be handed on or answered with an error. One
+ * without a text is over: what its server still says of it passes. */
 static void
 fail(Request *r)
 {
@@ -2506,7 +2507,8 @@ static void
 checkconfig(void)
 {
 	size_t node = strcspn(target, "@"), len = strlen(target);
-	const char *unlike = "is empty, not UTF-8, not in lower case, holds a space or slash, or ends in a dot";
+	const char *unlike = "is empty, not UTF-8, not in lower case, holds a space or "
+	                     "slash, or ends in a dot";
 	const char *wrongtime = "is 0, over 30 days or less than another needs";
 
 	check(!islikeservers(domain), "domain", unlike);
