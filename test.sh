@@ -889,7 +889,9 @@ answers_from_or_to_nobody_are_dropped() {
 		deliver iq result $from proxy.localhost/u@h/r
 		logged "dropped: iq result from $from to proxy.localhost/u@h/r: nobody asked for it"
 	done
-	for a in '' / /% /%4 /%zz /%00 /%0A /%01 /%FF /%C0%AF /%ED%A0%80 /%EF%BF%BE /%F4%90%80%80 /%C3 /a%E2%82 /%7; do
+	deliver iq result service@localhost/a proxy.localhost/
+	logged "dropped: iq result from service@localhost/a to proxy.localhost/: no sender, or not addressed to us"
+	for a in '' /% /%4 /%zz /%00 /%0A /%01 /%FF /%C0%AF /%ED%A0%80 /%EF%BF%BE /%F4%90%80%80 /%C3 /a%E2%82 /%7; do
 		deliver iq result service@localhost/a "proxy.localhost$a"
 		logged "dropped: iq result from service@localhost/a to proxy.localhost$a: no requester in the address"
 	done
