@@ -1469,6 +1469,7 @@ conversations_are_in_one_place() {
 # "After a reconnect, or once all have left, the worker that was in charge remains so if its
 # presence is among the first that are read; ..."
 who_was_in_charge_is_so_after_a_new_connection() {
+	both="<presence from='service@localhost/m' to='proxy.localhost'/><presence from='service@localhost/a' to='proxy.localhost'/>"
 	scripted choice=STANDBY
 	leaves a
 	joins m
@@ -1476,12 +1477,12 @@ who_was_in_charge_is_so_after_a_new_connection() {
 	joins a
 	goes_to m 1
 	reconnects
-	tell srv "<presence from='service@localhost/m' to='proxy.localhost'/><presence from='service@localhost/a' to='proxy.localhost'/>"
+	tell srv "$both"
 	logged_times 2 "joined: service@localhost/a: 2 online"
 	goes_to m 2
 	deliver presence unavailable service@localhost proxy.localhost /
 	logged_times 2 "all of its resources: 0 online"
-	tell srv "<presence from='service@localhost/m' to='proxy.localhost'/><presence from='service@localhost/a' to='proxy.localhost'/>"
+	tell srv "$both"
 	logged_times 3 "joined: service@localhost/a: 2 online"
 	goes_to m 3
 	logged_times 1 "in charge: service@localhost/m$"
