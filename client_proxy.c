@@ -1716,12 +1716,13 @@ startstream(const char **atts)
 			put(&decls, atts[0], strlen(atts[0]) + 1);
 			put(&decls, atts[1], strlen(atts[1]) + 1);
 		}
-	if (!same(st.kind, "stream:stream") || !st.id)
+	/* what is missing may not have fitted */
+	if (attrs.full || body.full || decls.full)
+		end("the stream header is too large", "policy-violation");
+	else if (!same(st.kind, "stream:stream") || !st.id)
 		end(why, "bad-format");
 	else if (!isstream || !st.ns || !same(st.ns, NS_COMPONENT))
 		end(why, "invalid-namespace");
-	else if (attrs.full || body.full || decls.full)
-		end("the stream header is too large", "policy-violation");
 	else
 		handshake();
 }

@@ -3581,6 +3581,13 @@ prefixes_of_the_stream_have_a_limit() {
 		xmlns:stream='http://etherx.jabber.org/streams'>"
 	hear srv "<policy-violation"
 	logged "disconnected: the stream header is too large"
+	# nor may what is missing be taken for that of another port
+	serve
+	hear srv "<stream:stream"
+	tell srv "<stream:stream id='$(bytes 524300 i)' xmlns='jabber:component:accept'
+		xmlns:stream='http://etherx.jabber.org/streams'>"
+	hear srv "<policy-violation"
+	logged_times 2 "disconnected: the stream header is too large"
 	serve
 	welcome
 }
