@@ -1130,11 +1130,11 @@ expire(long long t)
 	int n = 0;
 
 	for (; (r = lists[OPEN].next)->due <= t; n++) {
-		text = texts[r - requests];
+		text = *texts[r - requests] ? texts[r - requests] : "(untracked)\0(untracked)";
 		w = r->holder;
 		if (n == 0 && maysay())
 			say("timed out: request from %.99s to %.99s%s%.99s, and perhaps others",
-			    *text ? text : "(untracked)", text + strlen(text) + 1,
+			    text, text + strlen(text) + 1,
 			    w ? " at " : "", w ? w->jid + strlen(target) + 1 : "");
 		if (w)
 			w->nlate++;

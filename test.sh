@@ -490,6 +490,18 @@ what_is_too_long_to_remember_gets_its_servers_error() {
 	counted ".* 0 open"
 }
 
+# "A request whose addresses and id are longer than REQUESTSIZE gets no error, ..."
+what_is_too_long_to_remember_times_out_unseen() {
+	scripted REQUESTSIZE=100 answertime=1
+	goes_to a "$(bytes 100 x)" set
+	news
+	is_due
+	is_due
+	logged "timed out: request from (untracked) to (untracked) at a, and"
+	counted ".* 0 open"
+	comes ""
+}
+
 # "..., nor does one whose error would be larger than MAXSTANZA."
 no_error_is_larger_than_a_stanza() {
 	scripted
