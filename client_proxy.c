@@ -1144,7 +1144,7 @@ expire(long long t)
 }
 
 /* Request r has failed. A get goes, as it came, to another resource than the
- * one that had it, or stays there if there is no other and it has not bounced;
+ * one that had it, or stays there if no other can have it and it has not bounced;
  * its answer is due when it was. Otherwise we answer. */
 static void
 settle(Request *r)
@@ -1157,16 +1157,19 @@ settle(Request *r)
 	Resource *w;
 
 	if (r->due > 0 && r->tries > 0 && nresources > (r->holder && r->bounced)) {
-		/* there is no other or, with STANDBY, it is in charge again */
-		if ((w = choose(requester, 1, r->holder)) == r->holder) {
-			move(r, OPEN);
-			return;
-		}
+		w = choose(requester, 1, r->holder);
 		encode(src, address, requester);
 		rest += strlen(rest) + 1;
-		if (putstanza("iq", "get", id, src, w->jid, rest, r->largest)) {
+		if (w != r->holder &&
+		    putstanza("iq", "get", id, src, w->jid, rest, r->largest)) {
 			r->tries--;
 			giveto(r, w);
+			return;
+		}
+		/* there is no other, with STANDBY it is in charge again, or with the
+		 * other's name the stanza would be too large */
+		if (r->holder && !r->bounced) {
+			move(r, OPEN);
 			return;
 		}
 	}

@@ -2489,6 +2489,21 @@ a_get_stays_with_who_is_left() {
 	fares a "0 open, 1 handed out, 1 answered, 1 taken back"
 }
 
+# With the name of the other one it would be larger than MAXSTANZA.
+# "A request that is not handed on is answered with an error when its worker goes offline or
+# answertime is over; ..."
+a_get_stays_where_it_fits() {
+	scripted stall=3 MAXSTANZA=5000 REQUESTSIZE=6000
+	content=$(bytes 4900 x)
+	deliver iq get u@h/r proxy.localhost "id='1'>$content</iq"
+	hear srv "<iq type='get' id='1' .*to='service@localhost/a'>$content</iq>"
+	joins "$(bytes 60 b)"
+	is_set_aside a
+	news
+	passes a 1
+	fares a "0 open, 1 handed out, 1 answered, 1 taken back"
+}
+
 # "That happens when its worker leaves or is stalled or, except with STANDBY, when the
 # error recipient-unavailable comes for it, ..."
 a_bounce_is_an_error_if_all_others_leave() {
