@@ -12635,6 +12635,12 @@ fuzz) fuzz "${2-60}"; exit ;;
 bench) bench; exit ;;
 inside) inside "$2" "$3"; exit ;;
 demo) demo; exit ;;
+'' | portable | newcomer) ;;
+*)
+	for t in "$@"; do
+		tests | grep -q -x -F -e "$t" || { echo "no test is called $t: see $0 list" >&2; exit 1; }
+	done
+	;;
 esac
 case ${1-} in
 '') all_tests ;;
