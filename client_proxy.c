@@ -795,9 +795,7 @@ keep(const char **where, const char *s)
 }
 
 /* A stanza, or the stream itself, begins. Its namespace does not go out: our
- * stream has its own, and servers do not understand jabber:client there. An
- * attribute that does not fit is left out: one that says whom to answer may
- * still follow. */
+ * stream has its own, and servers do not understand jabber:client there. */
 static void
 startstanza(const char *name, const char **atts)
 {
@@ -1639,8 +1637,9 @@ handlestanza(void)
 {
 	int ispresence = same(st.kind, "presence");
 
-	if (!st.from || !*st.from || !st.to || !isours(st.to)) {
-		drop("no sender, or not addressed to us");
+	if (attrs.full || !st.from || !*st.from || !st.to || !isours(st.to)) {
+		drop(attrs.full ? "its addresses and id are too large" :
+		     "no sender, or not addressed to us");
 		return;
 	}
 	*stpncpy(st.self, st.to, strcspn(st.to, "/")) = '\0';
