@@ -1142,8 +1142,9 @@ expire(long long t)
 }
 
 /* Request r has failed. A get goes, as it came, to another resource than the
- * one that had it, or stays there if no other can have it and it has not bounced;
- * its answer is due when it was. Otherwise we answer. */
+ * one that had it, or stays there, unless it has bounced, if there is no other or it
+ * does not fit with the other's name; its answer is due when it was. Otherwise we
+ * answer. */
 static void
 settle(Request *r)
 {
@@ -1154,18 +1155,19 @@ settle(Request *r)
 	char src[JIDMAX + 1];
 	Resource *w;
 
-	if (r->due > 0 && r->tries > 0 && nresources > (r->holder && r->bounced)) {
+	if (r->due > 0 && r->tries > 0 && nresources > 0) {
 		w = choose(requester, 1, r->holder);
 		encode(src, address, requester);
 		rest += strlen(rest) + 1;
 		if (w != r->holder &&
 		    putstanza("iq", "get", id, src, w->jid, rest, r->largest)) {
+			if (r->holder)
+				r->holder->nretried++;
 			r->tries--;
 			giveto(r, w);
 			return;
 		}
-		/* there is no other, with STANDBY it is in charge again, or with the
-		 * other's name the stanza would be too large */
+		/* with STANDBY it may be in charge again */
 		if (r->holder && !r->bounced) {
 			move(r, OPEN);
 			return;
@@ -1212,7 +1214,7 @@ checkresources(long long t, long long by)
 				say("stalled: %.*s: silent for over %u s, %d open",
 				    SHOWN, w->jid, 2 * stall, w->open);
 			if (w->pings > 1 && well > 0)
-				w->nretried += takeback(w, 0);
+				takeback(w, 0);
 			w->steptime = now;
 			w->unread = 1;
 		}
@@ -1545,10 +1547,8 @@ passanswer(const char *src, const char *requester, Resource *w)
 	if (st.bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
 		r->bounced = 1;
 		/* it may have been taken back in this turn */
-		if (r->list == OPEN) {
-			w->nretried++;
+		if (r->list == OPEN)
 			move(r, FAILED);
-		}
 		return;
 	}
 	if (r ? st.error && st.fromtarget && !holds : *findanswered(key) == key) {
