@@ -1308,8 +1308,6 @@ presenceerror(void)
 	Node *error = child(nodes, "error", NULL);
 	const char *why = condition(error);
 
-	if (error)
-		*error->end = '\0';
 	if (strncmp(why, "remote-server-", 14) &&
 	    !(error && strstr(error->name, " type='wait'"))) {
 		losetarget(why);
@@ -1620,11 +1618,11 @@ route(void)
 		drop("a carbon copy");
 	else if (relay ? st.fromtarget && !st.resource : st.fromtarget || !st.iq)
 		refuse(UNKNOWN);
-	else if (!st.fromtarget && !st.resource)
+	else if (!st.resource)
 		totarget();
 	else if (st.fromtarget && stranger && !st.iq)
 		handout(st.id, NULL, st.other, NULL);
-	else if (st.fromtarget && stranger && w && encode(outside, st.self, st.other))
+	else if (stranger && w && encode(outside, st.self, st.other))
 		handout(leadid(st.name + 1), outside, st.other, NULL);
 	else
 		refuse(NOBODY);
@@ -1662,7 +1660,7 @@ handlestanza(void)
 	/* what its server may have sent is no sign that it does not hang */
 	if (st.sender && !ispresence && !st.bounced)
 		recover(st.sender);
-	if (!st.fromtarget && isours(st.from))
+	if (isours(st.from))
 		handleping(st.id ? st.id : "");
 	else if (ispresence)
 		handlepresence();
@@ -1853,13 +1851,13 @@ endelement(void *data, const char *name)
 		XML_StopParser(parser, XML_TRUE);
 }
 
-/* Text between stanzas is white space that keeps the connection alive. */
+/* That between stanzas, white space that keeps the connection alive, is gone once the
+ * next one begins. */
 static void XMLCALL
 characters(void *data, const char *s, int n)
 {
 	(void)data;
-	if (depth > 1 && !body.full)
-		putescaped(&body, s, (size_t)n, "&<>\r");
+	putescaped(&body, s, (size_t)n, "&<>\r");
 }
 
 /* What no other handler is for. Document types, comments and processing
