@@ -207,6 +207,8 @@ static struct { char id[16]; long long next, check, sent, back; } due;
 /* the out buffer: what is behind outpos waits to be written */
 static Buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
 static size_t outpos;
+static long long jamtime;       /* ms: when the server will have read nothing for too long */
+static int jammed;              /* so it had, and there has been no room since */
 
 /* the stanza that is being read: attrs holds what has a name in st, body all
  * else, as it goes out; and the elements in it, two levels deep: the first is
@@ -670,12 +672,20 @@ hasroom(void)
 	return OUTSIZE - out.len >= MAXSTANZA + OWNROOM;
 }
 
+/* 1 if we may read: there is room for what that causes, or has been none for so long
+ * that it is refused. */
+static int
+mayread(void)
+{
+	return hasroom() || jammed;
+}
+
 /* Put a stanza: its name, its attributes, omitting those that are NULL, and the
  * rest of it, in which the largest tag has `tag' bytes. White space follows a
  * large tag: a server whose expat defers parsing (see newparser) looks at it
  * again when twice as much has come, and all that follows waits with it. Stanza
- * and space go out whole or not at all: 0 if there is no room or they are larger
- * than servers take. */
+ * and space go out whole or not at all: 0 if there is no room, but for the end of the
+ * stream, or they are larger than servers take. */
 static int
 putstanza(const char *name, const char *type, const char *id, const char *from,
           const char *to, const char *rest, size_t tag)
@@ -693,7 +703,7 @@ putstanza(const char *name, const char *type, const char *id, const char *from,
 	put(&out, rest, strlen(rest));
 	for (; tag > PADABOVE && space < tag && !out.full; space++)
 		put(&out, " ", 1);
-	if (out.full || out.len - start > MAXSTANZA) {
+	if (out.full || out.len - start > MAXSTANZA || OUTSIZE - out.len < OWNROOM / 2) {
 		out.len = start;
 		return 0;
 	}
@@ -715,7 +725,7 @@ puterror(const char *name, const char *id, const char *from, const char *to, int
 	}
 	count.dropped++;
 	if (maysay())
-		say("dropped: error %s to %.99s: too large", condition, to);
+		say("dropped: error %s to %.99s: too large, or no room", condition, to);
 }
 
 static void
@@ -1345,7 +1355,9 @@ targetpresence(void)
 		if (!ask.granted)
 			say("subscribed: %s", target);
 		ask.granted = 1;
-		askpresence(1);
+		ask.next = now;
+		if (hasroom())
+			askpresence(1);
 	} else if (same(st.type, "unsubscribed")) {
 		losetarget("subscription refused or withdrawn");
 	} else if (st.error && !st.name && st.id && same(st.id, ask.id)) {
@@ -1452,11 +1464,11 @@ drop(const char *why)
 }
 
 /* Put the stanza that is being read with these attributes. 0 if it is too
- * large. */
+ * large, or the connection is jammed. */
 static int
 forward(const char *id, const char *from, const char *to)
 {
-	return !attrs.full && !body.full &&
+	return !attrs.full && !body.full && !jammed &&
 	       putstanza(st.kind, *st.type ? st.type : NULL, id, from, to, body.s, st.largest);
 }
 
@@ -1493,7 +1505,7 @@ handout(const char *id, const char *far, const char *to, Resource *holder)
 	if (st.iq && isgreedy(user, who)) {
 		refuse(BUSY);
 	} else if (!forward(id, holder ? far : st.self, to)) {
-		refuse(LARGE);
+		refuse(jammed ? BUSY : LARGE);
 	} else if (st.iq) {
 		count.requests++;
 		track(holder ? st.to : far, who, holder);
@@ -1562,7 +1574,7 @@ passanswer(const char *src, const char *requester, Resource *w)
 	if (forward(st.id, src, requester))
 		count.answers++;
 	else
-		puterror(st.kind, st.id, src, requester, LARGE);
+		puterror(st.kind, st.id, src, requester, jammed ? BUSY : LARGE);
 }
 
 /* Hand a request or a message for the target to one of its resources. All of a
@@ -1787,8 +1799,7 @@ resize(void *p, size_t size)
 	union block *b = p ? (union block *)p - 1 : NULL;
 	size_t had = b ? b->size : 0;
 
-	if (size > PARSERHARD - (heap - had) ||
-	    !(b = realloc(b, sizeof(*b) + size)))
+	if (size > PARSERHARD - (heap - had) || !(b = realloc(b, sizeof(*b) + size)))
 		return NULL;
 	heap = heap - had + size;
 	b->size = size;
@@ -1847,7 +1858,7 @@ endelement(void *data, const char *name)
 	handleelement();
 	/* a fresh parser has to follow one that remembers too much, or may soon
 	 * have counted more bytes than a long holds on 32-bit machines */
-	if (!ending && (!hasroom() || heap > PARSERSOFT || parsed > 1L << 30))
+	if (!ending && (!mayread() || heap > PARSERSOFT || parsed > 1L << 30))
 		XML_StopParser(parser, XML_TRUE);
 }
 
@@ -1923,8 +1934,7 @@ reset(void)
 static void
 newparser(void)
 {
-	static const XML_Memory_Handling_Suite memory =
-		{ allocate, resize, release };
+	static const XML_Memory_Handling_Suite memory = { allocate, resize, release };
 	static const char root[] = "<stream:stream>";
 
 	freeparser();
@@ -1954,8 +1964,7 @@ endbroken(void)
 	    at < (XML_Index)in.len && !memcmp(in.s + at - 2, "<!D", 3))
 		otherwise(NULL, in.s + at - 2, 3);
 	else if (error == XML_ERROR_NO_MEMORY)
-		end("a stanza needs more memory than PARSERHARD",
-		    "policy-violation");
+		end("a stanza needs more memory than PARSERHARD", "policy-violation");
 	else
 		end(XML_ErrorString(error), "not-well-formed");
 }
@@ -1970,7 +1979,7 @@ parse(void)
 	enum XML_Status status;
 	size_t used;
 
-	while (!ending && hasroom()) {
+	while (!ending && mayread()) {
 		status = suspended ? XML_ResumeParser(parser) :
 		         XML_Parse(parser, in.s, (int)in.len, 0);
 		suspended = status == XML_STATUS_SUSPENDED;
@@ -1980,7 +1989,7 @@ parse(void)
 			parsed += (XML_Index)in.len;
 			in.len = 0;
 			return;
-		} else if (hasroom()) {
+		} else if (mayread()) {
 			used = (size_t)(XML_GetCurrentByteIndex(parser) +
 			                XML_GetCurrentByteCount(parser) - parsed);
 			in.len -= used;
@@ -2263,6 +2272,7 @@ flush(void)
 	Request *r;
 
 	while ((len = unsent(&s)) > 0 && (n = write(fd, s, len)) > 0) {
+		jamtime = AFTER(patience);
 		if (!hasroom())
 			alive();
 		if (*tlspin) {
@@ -2289,6 +2299,20 @@ flush(void)
 		r->due = answertime ? AFTER(answertime) : NEVER;
 	if (state == CLOSING)
 		shutdown(fd, SHUT_WR);
+}
+
+/* While there is no room we do not read. A server that does not read either while its
+ * own writing waits, as ejabberd, would then wait for us for ever. If it has read
+ * nothing for `patience' seconds the connection is jammed: what it says is read and
+ * refused until all that waits is written. */
+static void
+checkroom(void)
+{
+	int was = jammed;
+
+	jammed = !hasroom() && (jammed || now >= jamtime);
+	if (jammed && !was)
+		say("jammed: the server has read nothing for %u s", patience);
 }
 
 /* Read once. In TLS the bytes of the socket are for the engine, which takes
@@ -2408,7 +2432,7 @@ report(void)
 static int
 isreading(void)
 {
-	return state >= OPENING && !ending && !suspended && hasroom() &&
+	return state >= OPENING && !ending && !suspended && mayread() &&
 	       (!*tlspin || tlshas(TLSUNREAD | BR_SSL_RECVREC));
 }
 
@@ -2426,11 +2450,13 @@ run(void)
 		if (state == CONNECTING || (!*tlspin && out.len > 0) || tlshas(BR_SSL_SENDREC))
 			p[1].events |= POLLOUT;
 		next = nunsaid > 0 ? MIN(deadline, linetime) : deadline;
-		if (state == ONLINE && isreading())
+		if (!mayread())
+			next = MIN(next, jamtime);
+		if (state == ONLINE && isreading() && hasroom())
 			next = MIN(MIN(next, sweeptime < NEVER ? NEVER : ask.next), pingtime());
 		/* nothing else will wake us for these */
-		if (state >= OPENING && hasroom() &&
-		    (suspended || tlshas(TLSUNREAD) || lists[FAILED].next != lists + FAILED))
+		if (state >= OPENING && mayread() && (suspended || tlshas(TLSUNREAD) ||
+		    (hasroom() && lists[FAILED].next != lists + FAILED)))
 			next = now;
 		n = poll(p, 2, (int)MIN(MAX(next - now, 0), INT_MAX));
 		now = milliseconds();
@@ -2457,6 +2483,7 @@ run(void)
 		if (state == ONLINE)
 			chores();
 		flush();
+		checkroom();
 	}
 }
 

@@ -3485,7 +3485,7 @@ back_pressure() {
 	peer stall "$cport" 20000 >"$dir/stall"
 	stall=$pid
 	await listening_only "$cport"
-	proxy MAXREQUESTS=50000 keepalive=0
+	proxy MAXREQUESTS=50000 keepalive=0 patience=60
 	await grep stuck "$dir/stall"
 	before=$(switches)
 	sleep 1
@@ -3493,6 +3493,45 @@ back_pressure() {
 	fits_in 12288
 	kill -USR1 "$stall"
 	await grep "20000 of 20000 in order" "$dir/stall"
+}
+
+# Each is handed out, refused or counted as dropped, and then all is well.
+# "So once the server has read nothing for patience seconds, what it says is read all the
+# same, and requests, answers and messages are refused with resource-constraint, until all
+# that waits is written."
+# "While the server reads nothing, errors may find no room, see OUTSIZE."
+# "While the server reads nothing also any other request or message, and in place of an
+# answer, see OUTSIZE."
+# "It hangs, or more and larger stanzas come than it reads, see OUTSIZE."
+# "The server may read nothing for as long, see OUTSIZE."
+a_server_that_waits_for_us_to_read() {
+	peer jam "$cport" 20000 >"$dir/jam"
+	await listening_only "$cport"
+	proxy patience=2 MAXREQUESTS=50000
+	await grep handed "$dir/jam"
+	logged "jammed: the server has read nothing for 2 s"
+	counted ".* dropped"
+	dropped=$(grep counted: "$log" | tail -n 1 | sed 's/.* \([0-9]*\) dropped.*/\1/')
+	read -r asked handed refused _ <"$dir/jam"
+	[ "$refused" -gt 0 ]
+	[ $((handed + refused + dropped)) = "$asked" ]
+	unlogged disconnected
+}
+
+# "But ejabberd reads nothing either while it waits to write."
+ejabberd_and_we_do_not_wait_for_each_other() {
+	need ejabberdctl ejabberd
+	ejabberd
+	proxy patience=2
+	services a
+	login user x
+	x=$(bytes 100000 x)
+	for i in $(seq 400); do
+		printf %s "<iq type='get' id='f$i' to='proxy.localhost'><q>$x</q></iq>"
+	done >"$dir/user.in"
+	login other y
+	await served other 1 a
+	unlogged disconnected
 }
 
 # Errors that the out buffer has no room for wait their turn.
@@ -5864,6 +5903,9 @@ one_request() {
 #	drip    copy stdin, byte by byte
 #	stall PORT N
 #	        a server that sends N requests and does not read before SIGUSR1
+#	jam PORT N
+#	        one that does not read before it has written all; then more, until one is
+#	        handed out; how many it has sent, have come back, were refused
 #	deaf PORT
 #	        a server that accepts no connection
 #	run COMMAND...
@@ -6009,15 +6051,40 @@ def listen(port):
     return server
 
 
-def stall(port, n):
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+def request(i):
+    return "<iq type='get' from='u@h/r' id='%d' to='proxy.localhost'><q>%s</q></iq>" % (i, "x" * 1400)
+
+
+def component(port):
     peer = Peer(listen(port).accept()[0])
     peer.say(STREAM % "id='1' xmlns='jabber:component:accept'")
     while not any(stanza[0][0] == "handshake" for stanza in peer.read()):
         pass
     peer.say("<handshake/><presence from='service@localhost/a' to='proxy.localhost'/>")
-    waiting = "".join("<iq type='get' from='u@h/r' id='%d' to='proxy.localhost'><q>%s</q></iq>"
-                      % (i, "x" * 1400) for i in range(int(n))).encode()
+    return peer
+
+
+def jam(port, n):
+    peer = component(port)
+    for size in socket.SO_RCVBUF, socket.SO_SNDBUF:
+        peer.sock.setsockopt(socket.SOL_SOCKET, size, 65536)
+    asked, got, last = int(n), collections.Counter(), False
+    peer.say("".join(map(request, range(asked))))
+    while not last:
+        stanzas = peer.read(0.1)
+        got.update(stanza[0][1]["type"] for stanza in stanzas if stanza[0][1].get("id", "").isdigit())
+        last = any(stanza[0][1].get("type") == "get" and stanza[0][1]["id"] == str(asked - 1) for stanza in stanzas)
+        if not stanzas:
+            peer.say(request(asked))
+            asked += 1
+    print(asked, got["get"], got["error"], "handed", flush=True)
+    signal.pause()
+
+
+def stall(port, n):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    peer = component(port)
+    waiting = "".join(map(request, range(int(n)))).encode()
     peer.sock.setblocking(False)
     answered, stuck, how = 0, False, "open"
     while answered < int(n):
@@ -6548,7 +6615,7 @@ int client_proxy(int, char **);
 	X(STRAY, 80) X(USR1, 80) X(LOGBLOCK, 40) X(LOGFULL, 20) X(LOGCLOSED, 20) \
 	X(ALLOC, 30) X(ASKED, 80) X(MANY, 20) X(SIGNALS, 80) X(TRICKLE, 30) X(KICK, 40) \
 	X(TLSBAD, 20) X(DENY, 40) X(FOREIGN, 80) X(OVERFLOW, 60) X(BOUNCE, 80) \
-	X(BIGPRES, 40) X(FAR, 40) X(DEAF, 40) X(PINGLOST, 40)
+	X(BIGPRES, 40) X(FAR, 40) X(DEAF, 40) X(PINGLOST, 40) X(COUPLED, 100)
 #define NAME(name, weight) name,
 #define ENTRY(name, weight) { #name, weight },
 enum { EACHBEHAVIOUR(NAME) BEHAVIOURS };
@@ -7722,6 +7789,9 @@ struct expect {
 	int fits;               /* a get that may be handed on */
 };
 
+static int jammed;              /* it reads and refuses, as the server reads nothing */
+static size_t nout;             /* bytes in its buffer, of which some may be written */
+
 /* Why requests are refused, and how it is said. */
 static const struct {
 	const char *cond, *type;
@@ -7789,12 +7859,13 @@ static void
 passes(struct expect *e, const struct stanza *s, const char *from, const char *to)
 {
 	int large = toolarge(s, from, to);
+	const char *cond = jammed ? "resource-constraint" : "policy-violation";
 
-	if (large && isanswer(s))
-		may(e, AERR, s, "error", from, to, "policy-violation");
-	else if (large)
-		mayerr(e, s, "policy-violation");
-	if (large < 2)
+	if ((jammed || large) && isanswer(s))
+		may(e, AERR, s, "error", from, to, cond);
+	else if (jammed || large)
+		mayerr(e, s, cond);
+	if (!jammed && large < 2)
 		may(e, AFWD, s, s->type, from, to, NULL);
 }
 
@@ -7816,6 +7887,10 @@ handing(struct expect *e, const struct stanza *s, const char *id, const char *se
 	    (nmistaken || nopenhi > nopenlo ? nmistaken + 1 : 0) >= MAXREQUESTS) {
 		mayerr(e, s, "resource-constraint");
 		busy = shareof(NULL, 1) + shareof(user, 1) >= MAXREQUESTS;
+	}
+	if (jammed && src) {
+		mayerr(e, s, "resource-constraint");
+		return;
 	}
 	if (!r) {
 		k = toolarge(&out, src ? src : self, dst ? dst : target);
@@ -8010,7 +8085,7 @@ predict(struct input *i, struct expect *e)
 	} else {
 		mayerr(e, s, "service-unavailable");
 	}
-	if (e->n == 0)
+	if (e->n == 0 || (jammed && nout + 6 * headbytes(s->kind, "error", s->id, s->from, s->to) + 5000 > OUTSIZE))
 		e->must = 0;
 }
 
@@ -8231,6 +8306,7 @@ forgetmodel(void)
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = pingat = -1;
 	resubat = subat = -1;
 	lastread = 0;
+	jammed = 0;
 	lastheld = onlineat = dueback = slowback = slowsure = pinged = -1;
 	countfrom = countasked = countback = judgedby = duejudged = -1;
 	svcat = svcsure = -FOREVER / 4;
@@ -8482,6 +8558,15 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 			bad("retry", "an error for a get of %s passes, and others could be asked", q->key->f);
 		q->lost |= q->islong;   /* another answer may pass */
 		endreq(q, QERRED);
+	} else if (q && jammed && !a && q->st != QERRED && isanswer(s)) {
+		/* there is no room to say that it is over, or it is for another holder */
+		if (!q->res || (q->res == r && q->st == QOPEN && !mayhavemoved(q) && !bounces(s))) {
+			endreq(q, QERRED);
+			return;
+		}
+		if (q->get && bounces(s))
+			bounce(q, r);
+		doubt(q);
 	} else if (q && q->res && q->get && bounces(s)) {
 		bounce(q, r);
 	}
@@ -8859,8 +8944,8 @@ static struct {
 	long long sent, came, took, rcap, rstall;
 	long long badfrom;      /* where what ends the stream begins, or -1 */
 	long long costlyfrom;
-	int ended, saiderror, allocfailed, quiet, scripted, shaken, hsread, blind, deaf;
-	long long endedat, hsreadat, lastwrite, blockedat;
+	int ended, saiderror, allocfailed, quiet, scripted, shaken, hsread, blind, deaf, coupled;
+	long long endedat, hsreadat, lastwrite, blockedat, stuckat;
 	const char *id;         /* of the stream */
 	int depth;              /* of the program's parser */
 } c;
@@ -9013,6 +9098,11 @@ drain(void *p, long arg)
 		return;
 	if (c.wstall > vt) {
 		drains(c.wstall);
+		return;
+	}
+	/* it reads nothing while it waits to write */
+	if (c.coupled && !healed && c.sent - c.came > c.rcap) {
+		drains(vt + 20);
 		return;
 	}
 	c.wgone += n;
@@ -9334,6 +9424,8 @@ peek(void)
 	const char *s = w_made(&before, &len);
 
 	made = before + len;
+	nout = len;
+	jammed = jammed && len > 0;
 	if (!c.open || was >= made)
 		return;         /* it has thrown away what was for another connection */
 	n = (size_t)(made - was);
@@ -9551,7 +9643,7 @@ w_socket(int family, int type, int protocol)
 	generation++;
 	c.open = 1;
 	c.fd = FIRSTFD + (int)(generation % 3);
-	c.badfrom = c.costlyfrom = c.blockedat = -1;
+	c.badfrom = c.costlyfrom = c.blockedat = c.stuckat = -1;
 	c.since = vt;
 	forgetmodel();
 	progress++;
@@ -9579,6 +9671,9 @@ w_connect(int fd, const struct sockaddr *sa, socklen_t n)
 		c.rcap = c.wcap = 4 << 20;
 		c.latency = 0;
 	}
+	c.coupled = fault(COUPLED, 700);
+	if (c.coupled)
+		c.rcap = c.wcap = spread(100, 20000);
 	c.wlow = rnd(2) ? 1 : c.wcap / 3 + 1;
 	if (fault(SLOWLINK, 700)) {
 		c.rrate = spread(500, 2000000);
@@ -9719,16 +9814,23 @@ static size_t logused;
 static int logtorn;             /* it ends in a part of a line */
 static const char *saying = "";
 
-void
-w_says(const char *format)
-{
-	saying = format;
-}
-
 static int
 starts(const char *s, const char *with)
 {
 	return !strncmp(s, with, strlen(with));
+}
+
+void
+w_says(const char *format)
+{
+	saying = format;
+	if (!starts(format, "jammed: "))
+		return;
+	peek();
+	if (jammed || nout == 0 || vt < c.lastwrite + patience * 1000LL - slack(0))
+		bad("jam", "refuses all, %lld ms after the server has taken something", vt - c.lastwrite);
+	jammed = 1;
+	count("jams");
 }
 
 /* The log does not take a line. */
@@ -10056,7 +10158,7 @@ logged(const char *s)
 		"joined: ", "left: ", "failed: ", "resource: ", "counted: ", "online: ", "connect: ",
 		"resolve: ", "disconnected: ", "subscribing: ", "subscribed: ", "not subscribed: ", "waiting: ",
 		"stopping: ", "lost: ", "log: ", "stalled: ", "recovered: ", "draining: ",
-		"back: ", "in charge: "
+		"back: ", "in charge: ", "jammed: "
 	};
 	const char *what = s + strlen("client_proxy: ");
 	long most = naddrs + 3, n;
@@ -10228,6 +10330,10 @@ judge(short events, long long end)
 		return;
 	}
 	c.blockedat = blocked ? c.blockedat < 0 ? vt : c.blockedat : -1;
+	if (events & POLLIN)
+		c.stuckat = -1;
+	else if (c.stuckat < 0 || c.lastwrite > c.stuckat)
+		c.stuckat = vt;
 	if (readable() && !(events & POLLIN) && !(blocked && (events & POLLOUT)))
 		bad("hang", "%lld bytes wait to be read, and it waits for %s", c.came - c.took,
 		    events & POLLOUT ? "the socket, which is writable" : "nothing");
@@ -10249,6 +10355,8 @@ judge(short events, long long end)
 		bad("patience", "waits for the handshake for %lld ms", vt - c.connectedat);
 	if (c.ended || onlineat < 0)
 		return;
+	if (c.stuckat >= 0 && vt > c.stuckat + patience * 1000LL + 1000 + slack(0) && readable())
+		bad("jam", "neither reads nor is read from for %lld ms", vt - c.stuckat);
 	/* while it does not read for want of room, what it writes is the sign of life */
 	life = MAX(lastread, MIN(paused, c.lastwrite));
 	/* the ping of who was asleep when it was due is late */
@@ -10346,7 +10454,7 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 		judgeasks();
 	if (held)
 		lastheld = vt;
-	if (!(p[1].events & POLLIN) || on[SLOWCALL])
+	if (!(p[1].events & POLLIN) || jammed || on[SLOWCALL])
 		paused = vt;
 	turnedat = vt;
 	return ready;
@@ -11146,7 +11254,7 @@ sendmore(void *p, long every)
 
 	if (vt >= finaltime)
 		return;
-	if (fault(FLOOD, 10))
+	if (fault(FLOOD, c.coupled ? 200 : 10))
 		n = (int)spread(10, BUILD == 1 ? 6000 : 300);
 	for (; n > 0; n--)
 		send1(n > 1 ? people[0] : somebody());
