@@ -126,6 +126,27 @@ the_exchange() {
 
 attributes() { sed 's/[ /]/\n/g' | sort; }
 
+# "Each copy is called a worker and has a resource of the target to itself."
+without_a_resource_it_is_no_worker() {
+	scripted
+	online ""
+	deliver presence "" service@localhost proxy.localhost /
+	works a 1
+	logged "ignored: service@localhost/: invalid resource"
+	logged_times 1 "joined:"
+}
+
+# Without an id it is the same as with an empty one, since a server may make one of the
+# other.
+# "An answer needs nothing but this address to find its way, so ..."
+an_empty_id_is_none() {
+	scripted
+	goes_to a ""
+	deliver iq result service@localhost/a proxy.localhost/u@h/r /
+	hear srv "^<iq type='result' from='proxy.localhost' to='u@h/r'/>"
+	fares a "0 open"
+}
+
 # "client_proxy learns from the target's presence which workers are online."
 # "For that it sends a subscription request, which the target has to accept, see The
 # subscription."
@@ -297,6 +318,16 @@ prefixes_of_the_stream_are_declared_again() {
 	kept "" " $own" " xmlns:t='urn:t' $own"
 }
 
+# A result is one whatever is in it.
+# "Everything else in requests and answers passes unchanged."
+a_result_may_hold_an_error() {
+	scripted
+	goes_to a 1
+	joins b
+	tell srv "$(bounced a 1 | sed "s/type='error'/type='result'/")"
+	hear srv "^<iq type='result' id='1' from='proxy.localhost' to='u@h/r'><error "
+}
+
 # "Everything else in requests and answers passes unchanged."
 byte_by_byte() {
 	scripted
@@ -321,6 +352,18 @@ white_space_follows_large_tags() {
 	await sh -c "tail -c 5100 '$dir/srv.out' | grep '</iq> \{5000,\}$'"
 	grep -q "</iq> \{2000,\}<iq " "$dir/srv.out"
 	! grep "x </iq> \|</iq> <" "$dir/srv.out"
+}
+
+# "A stanza with a tag of more than 2048 bytes, or of nearly as many, is followed by ..."
+white_space_follows_what_is_handed_on() {
+	scripted REQUESTSIZE=6000
+	tell srv "<iq type='get' id='1' from='u@h/r' to='proxy.localhost'><q a='$(bytes 3000 x)'/></iq>"
+	written "id='1'"
+	joins b
+	leaves a
+	written "id='1' .*service@localhost/b"
+	goes_to b 2
+	[ "$(grep -o "</iq> \{3000,\}" "$dir/srv.out" | wc -l)" = 2 ]
 }
 
 # "A stanza with a tag of more than 2048 bytes, or of nearly as many, is followed by ..."
@@ -645,6 +688,14 @@ messages_and_the_targets_requests_are_refused() {
 		error cancel feature-not-implemented 3 proxy.localhost/u@h/r service@localhost/a)"
 }
 
+# Its id does not make it an answer to a ping of ours.
+# "A message, or a request from the target; ..."
+the_targets_request_may_have_any_id() {
+	scripted
+	own stall a proxy.localhost
+	hear srv "^$(error cancel feature-not-implemented stall proxy.localhost service@localhost/a)"
+}
+
 # "A message, or a request from the target; with relay only those from the target to an
 # address without a resource."
 the_targets_client_reaches_neither_itself_nor_us() {
@@ -926,10 +977,26 @@ answers_from_or_to_nobody_are_dropped() {
 	comes ""
 }
 
+# It is no worker's answer to a ping of ours.
+# "Except as described below, an answer that is not from a resource of the target, ..."
+a_strangers_answer_may_have_any_id() {
+	scripted
+	own_reply stall
+	logged "dropped: iq result from u@h/r to proxy.localhost: nobody asked for it"
+}
+
 # "With the setting relay, a bot that chats, offers commands and queries its users'
 # clients can stand behind the address."
 users_chat_on_prosody() { talk chat prosody; }
 users_chat_on_ejabberd() { need ejabberdctl ejabberd; talk chat ejabberd; }
+
+# Its id looks like that of an answer.
+# "All messages and requests from one bare JID go to one worker, see sticktime; ..."
+a_message_may_have_any_id() {
+	scripted relay=1
+	message a/1 u@h/r
+	hear srv "^<message type='chat' id='a/1' from='proxy.localhost/u@h/r' to='service@localhost/a'"
+}
 
 # "With the setting relay, a bot that chats, offers commands and queries its ..."
 workers_ask_questions() { talk questions prosody; }
@@ -2481,8 +2548,7 @@ a_get_that_is_taken_back_bounces() {
 	goes_to a 1
 	goes_to a 2
 	joins b
-	is_pinged a
-	hear srv "^<iq type='get' id='due"
+	is_to_be_set_aside a
 	tell srv "$heard$(bounced a 1)$(bounced a 2)"
 	is_handed_to b 1
 	is_handed_to b 2
@@ -2878,6 +2944,8 @@ asking_again() {
 		echo "asked again after $took ms"
 		[ $took -ge $at ]
 		[ $took -lt $((at + 2500)) ]
+		# to refuse it once more changes nothing
+		deliver presence unsubscribed service@localhost proxy.localhost /
 	done
 	deliver presence subscribed service@localhost proxy.localhost /
 	hear srv "type='probe'"
@@ -2885,6 +2953,21 @@ asking_again() {
 	deliver presence unsubscribed service@localhost proxy.localhost /
 	hear srv "type='subscribe'"
 	[ $(($(milliseconds) - begun)) -lt 5500 ]
+}
+
+# Nor does anything else ask for it before its time.
+# "The subscription request is repeated until the target accepts it: first after askmin, ..."
+only_time_has_it_asked_again() {
+	scripted b
+	leaves b
+	goes_to a 1
+	bounce 1 a service-unavailable
+	hear srv "^<iq type='error' id='1'"
+	deliver presence probe service@localhost/a proxy.localhost /
+	hear srv "<presence from='proxy.localhost' to='service@localhost/a'/>"
+	sleep 1
+	works a 2
+	[ "$(grep -o "<presence type='subscribe' " "$dir/srv.out" | wc -l)" = 1 ]
 }
 
 # "Time from the end of one presence probe to the next."
@@ -4411,6 +4494,21 @@ nobody_accepts_the_subscription() {
 	done
 }
 
+# Only an error, for the account itself, says so.
+# "The target refuses or has withdrawn the subscription, or its server says why there is ..."
+what_is_no_denial() {
+	scripted
+	probed
+	id="id='$(last_ask)'"
+	tell srv "<presence $id from='service@localhost' to='proxy.localhost'/>"
+	tell srv "<presence type='error' $id from='service@localhost/a' to='proxy.localhost'>
+		<error type='cancel'><gone xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></presence>"
+	works a 1
+	unlogged "not subscribed"
+	tell srv "<presence type='error' $id from='service@localhost' to='proxy.localhost'/>"
+	logged "not subscribed: service@localhost: no condition given"
+}
+
 # "The target has accepted the subscription."
 # "The target refuses or has withdrawn the subscription, or its server says why there is
 # none."
@@ -4581,6 +4679,14 @@ handshake_with_any_id() {
 }
 
 # "..., RFC 6120 (XMPP Core), ..."
+nothing_is_done_behind_the_end() {
+	scripted
+	tell srv "<!-- no --><iq type='get' id='behind' from='u@h/r' to='proxy.localhost'/>"
+	hear srv "</stream:stream>"
+	unsent "id='behind'"
+}
+
+# "..., RFC 6120 (XMPP Core), ..."
 forbidden_xml() {
 	scripted backoffmax=1
 	for bad in '<!-- no -->' '<?no no?>' '<a><!--x--></a>' '<a><?x y?></a>' '<?a?>' '<!DOCTYPE a>' \
@@ -4744,7 +4850,6 @@ For services that keep state between requests: commands and forms of several ste
 It may be on another server.
 So a service can be written as an ordinary client, run in several copies on several
 	machines, and be reached at one address.
-Each copy is called a worker and has a resource of the target to itself.
 Its settings are compiled in, see CONFIGURATION.
 There are exceptions:
 stanza comes in goes out
