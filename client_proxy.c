@@ -1355,7 +1355,7 @@ targetpresence(void)
 		if (!ask.granted)
 			say("subscribed: %s", target);
 		ask.granted = 1;
-		ask.next = now;
+		ask.next = now; /* as soon as there is room */
 		if (hasroom())
 			askpresence(1);
 	} else if (same(st.type, "unsubscribed")) {
@@ -1556,9 +1556,7 @@ passanswer(const char *src, const char *requester, Resource *w)
 
 	if (st.bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
 		r->bounced = 1;
-		/* it may have been taken back in this turn */
-		if (r->list == OPEN)
-			move(r, FAILED);
+		fail(r);
 		return;
 	}
 	if (r ? st.error && st.fromtarget && !holds : *findanswered(key) == key) {
@@ -1862,8 +1860,8 @@ endelement(void *data, const char *name)
 		XML_StopParser(parser, XML_TRUE);
 }
 
-/* That between stanzas, white space that keeps the connection alive, is gone once the
- * next one begins. */
+/* Text. That between stanzas, white space to keep the connection alive, is gone when
+ * the next one begins. */
 static void XMLCALL
 characters(void *data, const char *s, int n)
 {

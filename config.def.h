@@ -14,7 +14,7 @@ static const int  relay    = 0;                    /* 1: also messages and reque
 /* times, in seconds */
 static const unsigned int keepalive  = 60;        /* silence before the route is checked; 0: never */
 static const unsigned int backoffmax = 60;        /* longest pause before a server that refuses is tried again */
-static const unsigned int patience   = 10;        /* to accept a connection, to complete the handshake, to answer a probe, to read */
+static const unsigned int patience   = 10;        /* to accept a connection, to complete the handshake, to answer a probe, to read what we write */
 static const unsigned int askmin     = 60;        /* first pause before the subscription is requested again; also the least between probes for service-unavailable */
 static const unsigned int askmax     = 3600;      /* longest pause between requests for the subscription: it doubles each time */
 static const unsigned int refresh    = 300;       /* from the end of a probe for missed presence to the next; more than patience */

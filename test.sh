@@ -3583,8 +3583,8 @@ back_pressure() {
 # same, and requests, answers and messages are refused with resource-constraint, until all
 # that waits is written."
 # "While the server reads nothing, errors may find no room, see OUTSIZE."
-# "While the server reads nothing also any other request or message, and in place of an
-# answer, see OUTSIZE."
+# "Any request or message that comes while the server reads nothing, see OUTSIZE."
+# "The requester also gets it in place of an answer that comes then."
 # "It hangs, or more and larger stanzas come than it reads, see OUTSIZE."
 # "The server may read nothing for as long, see OUTSIZE."
 a_server_that_waits_for_us_to_read() {
@@ -12809,6 +12809,7 @@ hostile="nothing_else_is_rewritten resources_of_any_spelling own_ids_of_every_sh
 
 # Large amounts.
 large="tls_under_load many_fail_at_once escapes_are_few back_pressure
+	a_server_that_waits_for_us_to_read
 	a_fresh_parser_loses_nothing a_stanza_that_is_too_costly_ends_the_stream
 	memory_stays_bounded"
 
