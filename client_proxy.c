@@ -177,7 +177,7 @@ static struct request {
 	size_t largest;             /* bytes of the largest tag in its content */
 	long long handed;           /* ms, to its resource */
 	long long due;              /* its answer, in ms; UNWRITTEN: still in out; 0: it
-	                             * has not come in time */
+	                             * has not come in time; -1: it came in a jam */
 } lists[LISTS], requests[MAXREQUESTS], *buckets[MAXREQUESTS];
 /* of each: requester, address, id, and content if it fits; or "" */
 static char texts[MAXREQUESTS][REQUESTSIZE];
@@ -1183,7 +1183,7 @@ settle(Request *r)
 			return;
 		}
 	}
-	puterror("iq", id, address, requester, r->due > 0 ? GONE : LATE);
+	puterror("iq", id, address, requester, r->due > 0 ? GONE : r->due ? BUSY : LATE);
 	finish(r);
 }
 
@@ -1544,7 +1544,7 @@ findasker(void)
 
 /* Pass an answer from src, one of our addresses, to the requester. Resource w
  * has sent it; NULL: none that we know. One that is too large still ends its
- * request. Of the target's resources only the one that holds a request can say
+ * request; in a jam we answer that once there is room. Of the target's resources only the one that holds a request can say
  * that it has failed: an error from an earlier holder was expected. If it is its
  * server that says so (bounced), others are asked. */
 static void
@@ -1566,6 +1566,11 @@ passanswer(const char *src, const char *requester, Resource *w)
 	if (holds) {
 		w->nanswered++;
 		w->waited += (unsigned long long)(now - r->handed);
+	}
+	if (r && jammed) {
+		r->due = -1;
+		fail(r);
+		return;
 	}
 	if (r)
 		finish(r);
@@ -2287,9 +2292,17 @@ flush(void)
 			br_ssl_client_zero(&tls.client);
 	}
 	/* what waits for an engine that is closed goes nowhere */
-	if (outpos < out.len && !tlshas(BR_SSL_CLOSED))
+	if (outpos < out.len && !tlshas(BR_SSL_CLOSED)) {
+		/* a server that reads nothing while its own writing waits, as ejabberd, waits
+		 * for us to read: from now on we do, and refuse, until all is written */
+		if (!mayread() && now >= jamtime) {
+			jammed = 1;
+			say("jammed: the server has read nothing for %u s", patience);
+		}
 		return;
+	}
 	outpos = out.len = 0;
+	jammed = 0;
 	if (tlshas(BR_SSL_SENDREC))
 		return;
 	/* only now what was in it begins to wait for its answer */
@@ -2297,20 +2310,6 @@ flush(void)
 		r->due = answertime ? AFTER(answertime) : NEVER;
 	if (state == CLOSING)
 		shutdown(fd, SHUT_WR);
-}
-
-/* While there is no room we do not read. A server that does not read either while its
- * own writing waits, as ejabberd, would then wait for us for ever. If it has read
- * nothing for `patience' seconds the connection is jammed: what it says is read and
- * refused until all that waits is written. */
-static void
-checkroom(void)
-{
-	int was = jammed;
-
-	jammed = !hasroom() && (jammed || now >= jamtime);
-	if (jammed && !was)
-		say("jammed: the server has read nothing for %u s", patience);
 }
 
 /* Read once. In TLS the bytes of the socket are for the engine, which takes
@@ -2333,7 +2332,9 @@ receive(void)
 		disconnect(n < 0 ? strerror(errno) : tlserror());
 		return;
 	}
-	alive();
+	/* else what it reads is the sign of life */
+	if (hasroom())
+		alive();
 	len = (size_t)n;
 	if (*tlspin && s)
 		br_ssl_engine_recvrec_ack(eng, len);
@@ -2481,7 +2482,6 @@ run(void)
 		if (state == ONLINE)
 			chores();
 		flush();
-		checkroom();
 	}
 }
 

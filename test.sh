@@ -3584,7 +3584,6 @@ back_pressure() {
 # that waits is written."
 # "While the server reads nothing, errors may find no room, see OUTSIZE."
 # "Any request or message that comes while the server reads nothing, see OUTSIZE."
-# "The requester also gets it in place of an answer that comes then."
 # "It hangs, or more and larger stanzas come than it reads, see OUTSIZE."
 # "The server may read nothing for as long, see OUTSIZE."
 a_server_that_waits_for_us_to_read() {
@@ -3598,6 +3597,18 @@ a_server_that_waits_for_us_to_read() {
 	read -r asked handed refused _ <"$dir/jam"
 	[ "$refused" -gt 0 ]
 	[ $((handed + refused + dropped)) = "$asked" ]
+	unlogged disconnected
+}
+
+# Of requests that are open none is lost.
+# "The requester also gets it in place of an answer that comes then."
+answers_that_come_in_a_jam() {
+	peer jam "$cport" 1 400 >"$dir/jam"
+	await listening_only "$cport"
+	proxy patience=2 MAXSTANZA=65536 OUTSIZE=81920
+	await grep handed "$dir/jam"
+	logged "jammed: the server has read nothing for 2 s"
+	counted ".* 0 dropped, .* 1 open"
 	unlogged disconnected
 }
 
@@ -6008,9 +6019,10 @@ one_request() {
 #	drip    copy stdin, byte by byte
 #	stall PORT N
 #	        a server that sends N requests and does not read before SIGUSR1
-#	jam PORT N
-#	        one that does not read before it has written all; then more, until one is
-#	        handed out; how many it has sent, have come back, were refused
+#	jam PORT N [ANSWERS]
+#	        one that does not read before it has written all: so many large answers,
+#	        then, once each has passed or failed, N requests; then more, until one is
+#	        handed out; how many these were, were handed out, were refused
 #	deaf PORT
 #	        a server that accepts no connection
 #	run COMMAND...
@@ -6169,11 +6181,19 @@ def component(port):
     return peer
 
 
-def jam(port, n):
+def jam(port, n, answers=0):
     peer = component(port)
     for size in socket.SO_RCVBUF, socket.SO_SNDBUF:
         peer.sock.setsockopt(socket.SOL_SOCKET, size, 65536)
     asked, got, last = int(n), collections.Counter(), False
+    peer.say("".join("<iq type='get' from='v@h/r' id='a%d' to='proxy.localhost'/>" % i for i in range(int(answers))))
+    while got["get"] < int(answers):
+        got.update(stanza[0][1].get("type") for stanza in peer.read())
+    peer.say("".join("<iq type='result' from='service@localhost/a' id='a%d' to='proxy.localhost/v@h/r'>%s</iq>"
+                     % (i, "x" * 60000) for i in range(int(answers))))
+    while got["result"] + got["error"] < int(answers):
+        got.update(stanza[0][1].get("type") for stanza in peer.read())
+    got.clear()
     peer.say("".join(map(request, range(asked))))
     while not last:
         stanzas = peer.read(0.1)
@@ -7595,6 +7615,7 @@ struct req {
 	int lost;               /* who has asked has left: it may have been forgotten */
 	int bounced;            /* an error has come that says that its resource is not there; 2: it
 	                         * counts though its key is vague */
+	int jam;                /* its answer has come in a jam, maybe or 2: surely */
 	uint64_t pay;
 	long long given;        /* last */
 	long long outend;       /* byte of what the program makes that it ends with */
@@ -8190,7 +8211,7 @@ predict(struct input *i, struct expect *e)
 	} else {
 		mayerr(e, s, "service-unavailable");
 	}
-	if (e->n == 0 || (jammed && nout + 6 * headbytes(s->kind, "error", s->id, s->from, s->to) + 5000 > OUTSIZE))
+	if (e->n == 0 || (jammed && e->q) || (jammed && nout + 6 * headbytes(s->kind, "error", s->id, s->from, s->to) + 5000 > OUTSIZE))
 		e->must = 0;
 }
 
@@ -8614,7 +8635,7 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 	struct ping *p;
 	struct req *q = e->q;
 	struct res *r;
-	int ours;
+	int ours, sure;
 
 	ihead++;
 	if (i->what == IHANDSHAKE) {
@@ -8656,6 +8677,14 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		count("requests");
 	} else if (a && a->w == ARES) {
 		checkchoice(e->stays, -1, resource(resof(o->to)));
+	} else if (q && jammed && !a && q->st != QERRED && isanswer(s)) {
+		/* it is told so once there is room, if this was for it */
+		sure = eq(s->type, "result") || !q->res ? q->st != QDUE :
+		       q->st == QOPEN && q->res == r && !mayhavemoved(q) && !bounces(s);
+		q->jam = MAX(q->jam, 1 + sure);
+		if (q->get && bounces(s))
+			bounce(q, r);
+		doubt(q);
 	} else if (q && q->st != QERRED && (a || (q->res && (!eq(s->type, "error") ||
 	           (!q->get && q->res == r))))) {
 		if (a && q->res && q->res == r && plain(q) && q->get && q->times <= (int)retry && bounces(s) &&
@@ -8663,15 +8692,6 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 			bad("retry", "an error for a get of %s passes, and others could be asked", q->key->f);
 		q->lost |= q->islong;   /* another answer may pass */
 		endreq(q, QERRED);
-	} else if (q && jammed && !a && q->st != QERRED && isanswer(s)) {
-		/* there is no room to say that it is over, or it is for another holder */
-		if (!q->res || (q->res == r && q->st == QOPEN && !mayhavemoved(q) && !bounces(s))) {
-			endreq(q, QERRED);
-			return;
-		}
-		if (q->get && bounces(s))
-			bounce(q, r);
-		doubt(q);
 	} else if (q && q->res && q->get && bounces(s)) {
 		bounce(q, r);
 	}
@@ -8712,24 +8732,25 @@ skip(void)
 static int
 isfailure(struct stanza *o)
 {
-	int gone = eq(o->cond, "recipient-unavailable"), late = eq(o->cond, "remote-server-timeout"), n = 0;
+	int gone = eq(o->cond, "recipient-unavailable"), late = eq(o->cond, "remote-server-timeout");
+	int busy = eq(o->cond, "resource-constraint"), n = 0;
 	struct key *k = findkey(o->to, o->from, o->id);
 	struct req *q, *best = NULL, *oldest = NULL;
 
-	if (!eq(o->kind, "iq") || !eq(o->type, "error") || (!gone && !late) || o->elements != 2)
+	if (!eq(o->kind, "iq") || !eq(o->type, "error") || (!gone && !late && !busy) || o->elements != 2)
 		return 0;       /* those that others made have a text */
 	for (q = k->reqs; q; q = q->alike) {
 		if (q->st >= QERRED || !eq(q->id, o->id))
 			continue;
 		n++;
 		oldest = q;
-		if (late ? vt + slack(100) >= deadline(q) : q->st == QFAILING || q->bounced ||
+		if (busy ? q->jam : late ? vt + slack(100) >= deadline(q) : q->st == QFAILING || q->bounced ||
 		    (q->res && (known(q->res) != 1 || q->res->left >= q->given)))
 			best = q;
 	}
-	if (!oldest && !k->vague)
+	if ((busy ? !best : !oldest) && !k->vague)
 		return 0;
-	count(late ? "remote-server-timeout" : "recipient-unavailable");
+	count(busy ? "resource-constraint" : late ? "remote-server-timeout" : "recipient-unavailable");
 	if (!oldest)
 		return 1;
 	k->vague |= n > 1;
@@ -9896,7 +9917,7 @@ w_read(int fd, void *dst, size_t n)
 	memcpy(dst, c.raw + c.took, n);
 	c.took += (long long)n;
 	countall("bytes in", n);
-	lastread = vt;
+	lastread = jammed ? lastread : vt;
 	progress++;
 	for (; inread < niq && iq[inread].end >= 0 && iq[inread].end <= c.took; inread++) {
 		if (iq[inread].what == IHANDSHAKE) {
@@ -10322,6 +10343,8 @@ judgerequests(void)
 
 	for (q = nopenhi > nopenlo ? openlist.next : &openlist; q != &openlist; q = next) {
 		next = q->next;
+		if (q->jam == 2 && q->st != QFAILING && plain(q))
+			bad("jam", "a request of %s whose answer came in a jam has no error yet", q->key->f);
 		if (q->st != QFAILING)
 			continue;
 		if (plain(q))
@@ -10460,8 +10483,6 @@ judge(short events, long long end)
 		bad("patience", "waits for the handshake for %lld ms", vt - c.connectedat);
 	if (c.ended || onlineat < 0)
 		return;
-	if (c.stuckat >= 0 && vt > c.stuckat + patience * 1000LL + 1000 + slack(0) && readable())
-		bad("jam", "neither reads nor is read from for %lld ms", vt - c.stuckat);
 	/* while it does not read for want of room, what it writes is the sign of life */
 	life = MAX(lastread, MIN(paused, c.lastwrite));
 	/* the ping of who was asleep when it was due is late */
@@ -10557,6 +10578,10 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 	}
 	if (judged && !held && c.open && !c.ended && !c.blind && onlineat >= 0 && nasks > 0 && !on[SLOWCALL])
 		judgeasks();
+	if (judged && c.open && !c.error && !c.ended && !c.blind && onlineat >= 0 && !(wanted & POLLIN) &&
+	    vt > slept + 1000 && c.stuckat >= 0 && c.lastwrite <= c.stuckat &&
+	    vt > c.stuckat + patience * 1000LL + 1000 + slack(0) && readable())
+		bad("jam", "neither reads nor is read from for %lld ms", vt - c.stuckat);
 	if (held)
 		lastheld = vt;
 	if (!(p[1].events & POLLIN) || jammed || on[SLOWCALL])
