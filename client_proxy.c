@@ -901,13 +901,14 @@ haserror(const char *why)
 static void
 move(Request *r, int list)
 {
-	Request *prev = lists[list].prev;
+	Request *prev;
 	int n = (list != FREE) - (r->list != FREE);
 
 	if (r->holder)
 		r->holder->open += (list == OPEN) - (r->list == OPEN);
 	r->prev->next = r->next;
 	r->next->prev = r->prev;
+	prev = lists[list].prev;
 	while (list == OPEN && prev != lists + OPEN && prev->due > r->due)
 		prev = prev->prev;
 	r->list = list;
@@ -1675,7 +1676,7 @@ handlestanza(void)
 	/* what its server may have sent is no sign that it does not hang */
 	if (st.sender && !ispresence && !st.bounced)
 		recover(st.sender);
-	if (isours(st.from))
+	if (!st.fromtarget && isours(st.from))
 		handleping(st.id ? st.id : "");
 	else if (ispresence)
 		handlepresence();

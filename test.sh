@@ -3600,7 +3600,7 @@ a_server_that_waits_for_us_to_read() {
 	unlogged disconnected
 }
 
-# Of requests that are open none is lost.
+# Of requests that are open none is lost, though each answer comes twice.
 # "The requester also gets it in place of an answer that comes then."
 answers_that_come_in_a_jam() {
 	peer jam "$cport" 1 400 >"$dir/jam"
@@ -6021,7 +6021,7 @@ one_request() {
 #	        a server that sends N requests and does not read before SIGUSR1
 #	jam PORT N [ANSWERS]
 #	        one that does not read before it has written all: so many large answers,
-#	        then, once each has passed or failed, N requests; then more, until one is
+#	        twice each, then, once each has passed or failed, N requests; then more, until one is
 #	        handed out; how many these were, were handed out, were refused
 #	deaf PORT
 #	        a server that accepts no connection
@@ -6190,7 +6190,7 @@ def jam(port, n, answers=0):
     while got["get"] < int(answers):
         got.update(stanza[0][1].get("type") for stanza in peer.read())
     peer.say("".join("<iq type='result' from='service@localhost/a' id='a%d' to='proxy.localhost/v@h/r'>%s</iq>"
-                     % (i, "x" * 60000) for i in range(int(answers))))
+                     % (i // 2, "x" * 60000) for i in range(2 * int(answers))))
     while got["result"] + got["error"] < int(answers):
         got.update(stanza[0][1].get("type") for stanza in peer.read())
     got.clear()
