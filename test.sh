@@ -3600,6 +3600,17 @@ a_server_that_waits_for_us_to_read() {
 	unlogged disconnected
 }
 
+# What it says is no sign of life then.
+# "Silence of the server after which client_proxy sends a ping through it to itself; after
+# as much again it reconnects."
+a_server_that_never_reads_is_left() {
+	peer chatter "$cport"
+	await listening_only "$cport"
+	proxy patience=1 keepalive=3
+	logged "jammed: the server has read nothing for 1 s"
+	logged "disconnected: the server is silent"
+}
+
 # Of requests that are open none is lost, though each answer comes twice.
 # "The requester also gets it in place of an answer that comes then."
 answers_that_come_in_a_jam() {
@@ -6019,6 +6030,8 @@ one_request() {
 #	drip    copy stdin, byte by byte
 #	stall PORT N
 #	        a server that sends N requests and does not read before SIGUSR1
+#	chatter PORT
+#	        one that sends requests as long as it can, and reads nothing
 #	jam PORT N [ANSWERS]
 #	        one that does not read before it has written all: so many large answers,
 #	        twice each, then, once each has passed or failed, N requests; then more, until one is
@@ -6204,6 +6217,15 @@ def jam(port, n, answers=0):
             asked += 1
     print(asked, got["get"], got["error"], "handed", flush=True)
     signal.pause()
+
+
+def chatter(port):
+    peer = component(port)
+    try:
+        while True:
+            peer.say(request(1))
+    except OSError:
+        pass
 
 
 def stall(port, n):
