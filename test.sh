@@ -12856,7 +12856,7 @@ hostile="nothing_else_is_rewritten resources_of_any_spelling own_ids_of_every_sh
 
 # Large amounts.
 large="tls_under_load many_fail_at_once escapes_are_few back_pressure
-	a_server_that_waits_for_us_to_read
+	a_server_that_waits_for_us_to_read answers_that_come_in_a_jam a_server_that_never_reads_is_left
 	a_fresh_parser_loses_nothing a_stanza_that_is_too_costly_ends_the_stream
 	memory_stays_bounded"
 
