@@ -672,8 +672,8 @@ hasroom(void)
 	return OUTSIZE - out.len >= MAXSTANZA + OWNROOM;
 }
 
-/* 1 if we may read: there is room for what that causes, or has been none for so long
- * that it is refused. */
+/* 1 if we may read: there is room for what that causes, or the connection is jammed
+ * and we refuse it. */
 static int
 mayread(void)
 {
@@ -684,8 +684,8 @@ mayread(void)
  * rest of it, in which the largest tag has `tag' bytes. White space follows a
  * large tag: a server whose expat defers parsing (see newparser) looks at it
  * again when twice as much has come, and all that follows waits with it. Stanza
- * and space go out whole or not at all: 0 if there is no room, but for the end of the
- * stream, or they are larger than servers take. */
+ * and space go out whole or not at all: 0 if they are larger than servers take, or
+ * there is no room; some is kept for the end of the stream. */
 static int
 putstanza(const char *name, const char *type, const char *id, const char *from,
           const char *to, const char *rest, size_t tag)
@@ -908,7 +908,7 @@ move(Request *r, int list)
 		r->holder->open += (list == OPEN) - (r->list == OPEN);
 	r->prev->next = r->next;
 	r->next->prev = r->prev;
-	prev = lists[list].prev;
+	prev = lists[list].prev; /* only now: r may have been the last of it */
 	while (list == OPEN && prev != lists + OPEN && prev->due > r->due)
 		prev = prev->prev;
 	r->list = list;
@@ -1153,8 +1153,8 @@ expire(long long t)
 }
 
 /* Request r has failed. A get goes, as it came, to another resource than the
- * one that had it, or stays there, unless it has bounced, if there is no other or it
- * does not fit with the other's name; its answer is due when it was. Otherwise we
+ * one that had it. If there is no other, or it does not fit with the other's name,
+ * it stays, unless it has bounced. Its answer is due when it was. Otherwise we
  * answer. */
 static void
 settle(Request *r)
@@ -1545,9 +1545,9 @@ findasker(void)
 
 /* Pass an answer from src, one of our addresses, to the requester. Resource w
  * has sent it; NULL: none that we know. One that is too large still ends its
- * request; in a jam we answer that once there is room. Of the target's resources only the one that holds a request can say
- * that it has failed: an error from an earlier holder was expected. If it is its
- * server that says so (bounced), others are asked. */
+ * request; one that comes in a jam fails it. Of the target's resources only the one
+ * that holds a request can say that it has failed: an error from an earlier holder was
+ * expected. If it is its server that says so (bounced), others are asked. */
 static void
 passanswer(const char *src, const char *requester, Resource *w)
 {
@@ -2333,7 +2333,7 @@ receive(void)
 		disconnect(n < 0 ? strerror(errno) : tlserror());
 		return;
 	}
-	/* else what it reads is the sign of life */
+	/* while there is no room only what it reads is a sign of life */
 	if (hasroom())
 		alive();
 	len = (size_t)n;

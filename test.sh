@@ -2596,6 +2596,18 @@ a_bounce_is_an_error_if_all_others_leave() {
 	has_failed recipient-unavailable 1
 }
 
+# "That happens when its worker leaves or is stalled or, except with STANDBY, when the
+# error recipient-unavailable comes for it, ..."
+a_get_may_bounce_twice() {
+	scripted
+	goes_to a 1
+	joins b
+	tell srv "$(bounced a 1)$(bounced a 1)"
+	is_handed_to b 1
+	passes b 1
+	counted ".* 0 open"
+}
+
 # It has come back before the get was handed on, in the read in which it was set aside.
 # "If it sends nothing for as many seconds more after the server has read that, it is
 # stalled: while some other worker is not, its gets are handed on, see retry."
@@ -3582,10 +3594,11 @@ back_pressure() {
 # "So once the server has read nothing for patience seconds, what it says is read all the
 # same, and requests, answers and messages are refused with resource-constraint, until all
 # that waits is written."
-# "While the server reads nothing, errors may find no room, see OUTSIZE."
+# "While the server reads nothing, errors and replies to presence may find no room, see
+# OUTSIZE."
 # "Any request or message that comes while the server reads nothing, see OUTSIZE."
-# "It hangs, or more and larger stanzas come than it reads, see OUTSIZE."
-# "The server may read nothing for as long, see OUTSIZE."
+# "It hangs, or more is sent than it reads, see OUTSIZE."
+# "A server that has read nothing for as long no longer holds us up, see OUTSIZE."
 a_server_that_waits_for_us_to_read() {
 	peer jam "$cport" 20000 >"$dir/jam"
 	await listening_only "$cport"
@@ -3601,8 +3614,7 @@ a_server_that_waits_for_us_to_read() {
 }
 
 # What it says is no sign of life then.
-# "Silence of the server after which client_proxy sends a ping through it to itself; after
-# as much again it reconnects."
+# "A server that reads nothing for longer is left, see keepalive."
 a_server_that_never_reads_is_left() {
 	peer chatter "$cport"
 	await listening_only "$cport"
