@@ -9482,7 +9482,8 @@ reason(void)
 	if (c.badpin || c.quiet || (c.blind && (c.took == c.sent || !c.hsread)))
 		return "TLS";
 	if (keepalive && vt - lastread >= 2000LL * keepalive - slack(2)) {
-		if (c.came > c.took && vt > slept && c.rpending == 0 && c.blockedat < 0 && !on[SLOWCALL])
+		if (c.came > c.took && vt > slept && c.rpending == 0 && c.blockedat < 0 && !on[SLOWCALL] &&
+		    refusedat < turnedat)
 			bad("silence", "gives up a silent server with %lld bytes unread", c.came - c.took);
 		if (c.came > c.took && vt > slept && vt < c.lastwrite + keepalive * 1000LL && !c.tls &&
 		    refusedat < turnedat)
@@ -10436,6 +10437,7 @@ quiesce(void)
 		 * and that may be lost */
 		t = MAX(t, r->pings > 0 ? slept : -1);
 		if (stall && known(r) == 1 && r->open > 0 && nmistaken == 0 && isidle() &&
+		    (!pings || judgedby > t + stall * 1000LL) &&
 		    vt > t + stall * 1000LL + 1000 + slack(0) && !(r->pings > 0 && on[PINGLOST]))
 			bad("stall", "%s has a request, has been silent for %lld ms and is not pinged", r->name, vt - t);
 		if (known(r) == 1 && r->left < r->toldgone && r->joinedat < r->toldgone)
@@ -10463,7 +10465,7 @@ judgeasks(void)
 	else if (probeend == OPEN)
 		due = MIN(due, MAX(MAX(lastask, pingat), back2) + refresh * 1000LL);
 	due = MAX(due, held);
-	if (due < FOREVER && vt > due + 3000 && !on[SMALLBUF] && !on[SLOWLINK])
+	if (due < FOREVER && vt > due + 3000 && !on[SMALLBUF] && !on[SLOWLINK] && !on[COUPLED])
 		bad("asklate", "has to ask for presence, or ping, since %lld ms, and does not", vt - due);
 }
 
