@@ -10436,8 +10436,9 @@ quiesce(void)
 		/* if it was tried before the server surely had its ping, our next one counts,
 		 * and that may be lost */
 		t = MAX(t, r->pings > 0 ? slept : -1);
-		if (stall && known(r) == 1 && r->open > 0 && nmistaken == 0 && isidle() &&
-		    (!pings || judgedby > t + stall * 1000LL) &&
+		if (stall && known(r) == 1 && r->open > 0 && nmistaken == 0 &&
+		    (isidle() ? !pings || judgedby > t + stall * 1000LL
+		              : judgedby > MAX(t, lastheld) + stall * 1000LL + 1000) &&
 		    vt > t + stall * 1000LL + 1000 + slack(0) && !(r->pings > 0 && on[PINGLOST]))
 			bad("stall", "%s has a request, has been silent for %lld ms and is not pinged", r->name, vt - t);
 		if (known(r) == 1 && r->left < r->toldgone && r->joinedat < r->toldgone)
