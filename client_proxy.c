@@ -1568,7 +1568,7 @@ passanswer(const char *src, const char *requester, Resource *w)
 		w->nanswered++;
 		w->waited += (unsigned long long)(now - r->handed);
 	}
-	if (r && jammed) {
+	if (r && jammed && *texts[r - requests]) {
 		r->due = -1;
 		fail(r);
 		return;
