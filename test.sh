@@ -5923,8 +5923,8 @@ is_to_be_set_aside() {
 # Requests from $1 requesters, $2 from each, with ids that begin with $3.
 flood() {
 	awk -v users="$1" -v n="$2" -v id="$3" 'BEGIN {
-		for (i = 1; i <= n; i++)
-			for (u = 1; u <= users; u++)
+		for (u = 1; u <= users; u++)
+			for (i = 1; i <= n; i++)
 				printf "<iq type=\"set\" id=\"%s%d-%d\" from=\"%s%d@h/r%d\" to=\"proxy.localhost\"/>", id, u, i, id, u, i
 	}' >"$dir/srv.in"
 	written "id='$3$1-$2'"
