@@ -8521,6 +8521,10 @@ sends(struct res *r, const struct stanza *s)
 	/* its server may say so */
 	if (bounces(s))
 		return;
+	if (headbytes(s->kind, s->type, s->id, s->from, s->to) + 300 > MAXSTANZA) {
+		r->doubtful |= r->pings > 0;    /* it may be dropped unread */
+		return;
+	}
 	if (r->pings >= 2) {
 		r->wellat = vt;
 		nleft++;        /* who is to be tried may be found anew */
@@ -10438,7 +10442,8 @@ quiesce(void)
 		t = MAX(t, r->pings > 0 ? slept : -1);
 		if (stall && known(r) == 1 && r->open > 0 && nmistaken == 0 &&
 		    (isidle() ? !pings || judgedby > t + stall * 1000LL
-		              : judgedby > MAX(t, lastheld) + stall * 1000LL + 1000) &&
+		              : judgedby > MAX(t, lastheld) + stall * 1000LL + 1000 && refusedat < turnedat &&
+		                c.blockedat < 0 && !on[SMALLBUF] && !on[SLOWLINK] && !on[COUPLED]) &&
 		    vt > t + stall * 1000LL + 1000 + slack(0) && !(r->pings > 0 && on[PINGLOST]))
 			bad("stall", "%s has a request, has been silent for %lld ms and is not pinged", r->name, vt - t);
 		if (known(r) == 1 && r->left < r->toldgone && r->joinedat < r->toldgone)
