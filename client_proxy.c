@@ -207,8 +207,8 @@ static struct { char id[16]; long long next, check, sent, back; } due;
 /* the out buffer: what is behind outpos waits to be written */
 static Buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
 static size_t outpos;
-static long long jamtime;       /* ms: when the server will have read nothing for too long */
-static int jammed;              /* so it had, and there has been no room since */
+static long long jamtime;       /* ms: from then on the server is too slow */
+static int jammed;              /* it was: refuse until all of out is written */
 
 /* the stanza that is being read: attrs holds what has a name in st, body all
  * else, as it goes out; and the elements in it, two levels deep: the first is
@@ -685,7 +685,7 @@ mayread(void)
  * large tag: a server whose expat defers parsing (see newparser) looks at it
  * again when twice as much has come, and all that follows waits with it. Stanza
  * and space go out whole or not at all: 0 if they are larger than servers take, or
- * there is no room; some is kept for the end of the stream. */
+ * there is no room but what is kept for the end of the stream. */
 static int
 putstanza(const char *name, const char *type, const char *id, const char *from,
           const char *to, const char *rest, size_t tag)
@@ -1154,8 +1154,8 @@ expire(long long t)
 
 /* Request r has failed. A get goes, as it came, to another resource than the
  * one that had it. If there is no other, or it does not fit with the other's name,
- * it stays, unless it has bounced. Its answer is due when it was. Otherwise we
- * answer. */
+ * it stays with its holder, unless that has left or it has bounced: its answer is
+ * due when it was. Otherwise we answer. */
 static void
 settle(Request *r)
 {
@@ -1318,9 +1318,9 @@ presenceerror(void)
 {
 	Node *error = child(nodes, "error", NULL);
 	const char *why = condition(error);
+	const char *wait = error ? strstr(error->name, " type='wait'") : NULL;
 
-	if (strncmp(why, "remote-server-", 14) &&
-	    !(error && strstr(error->name, " type='wait'"))) {
+	if (strncmp(why, "remote-server-", 14) && !(wait && wait < error->end)) {
 		losetarget(why);
 		return;
 	}
@@ -1652,7 +1652,7 @@ handlestanza(void)
 	int ispresence = same(st.kind, "presence");
 
 	if (attrs.full || !st.from || !*st.from || !st.to || !isours(st.to)) {
-		drop(attrs.full ? "its addresses and id are too large" :
+		drop(attrs.full ? "its attributes are too large" :
 		     "no sender, or not addressed to us");
 		return;
 	}

@@ -36,7 +36,7 @@ enum {
 	MAXSTANZA    = 524288,  /* bytes of a stanza as written: a larger one is
 	                         * refused, since Prosody would disconnect us */
 	OUTSIZE      = 1048576, /* bytes waiting to be written: while another stanza
-	                         * might not fit, we do not read */
+	                         * might not fit, we do not read, for `patience' */
 	INSIZE       = 131072,  /* bytes read at once */
 	PARSERSOFT   = 1048576, /* bytes expat may keep: above, the next stanza
 	                         * gets a fresh parser */

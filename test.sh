@@ -566,7 +566,7 @@ what_does_not_fit_is_not_half_read() {
 	tell srv "<iq id='$(bytes 4985 i)' type='get' from='u@h/r' $to/>"
 	tell srv "<iq type='result' from='service@localhost/a' $to id='$(bytes 5000 i)'/>"
 	tell srv "<presence from='service@localhost/b' $to id='$(bytes 4950 i)' type='unavailable'/>"
-	logged_times 3 "dropped: .*: its addresses and id are too large"
+	logged_times 3 "dropped: .*: its attributes are too large"
 	unlogged "joined: service@localhost/b"
 	comes ""
 	passes a ''
@@ -3574,8 +3574,7 @@ what_is_too_large_is_not_handed_on() {
 	unsent "id='2'.*localhost/b'"
 }
 
-# "While another stanza might not fit, nothing is read: the server waits, and nothing is
-# lost."
+# "While another stanza might not fit, nothing is read: the server waits."
 back_pressure() {
 	peer stall "$cport" 20000 >"$dir/stall"
 	stall=$pid
@@ -3591,12 +3590,12 @@ back_pressure() {
 }
 
 # Each is handed out, refused or counted as dropped, and then all is well.
-# "So once the server has read nothing for patience seconds, what it says is read all the
-# same, and requests, answers and messages are refused with resource-constraint, until all
-# that waits is written."
+# "So once the server has read nothing for patience seconds, there is a jam: what it says
+# is read all the same, and requests, answers and messages are refused with
+# resource-constraint, until all that waits is written."
 # "While the server reads nothing, errors and replies to presence may find no room, see
 # OUTSIZE."
-# "Any request or message that comes while the server reads nothing, see OUTSIZE."
+# "Any request or message that would be handed out in a jam, see OUTSIZE."
 # "It hangs, or more is sent than it reads, see OUTSIZE."
 # "A server that has read nothing for as long no longer holds us up, see OUTSIZE."
 a_server_that_waits_for_us_to_read() {
@@ -3614,7 +3613,7 @@ a_server_that_waits_for_us_to_read() {
 }
 
 # What it says is no sign of life then.
-# "A server that reads nothing for longer is left, see keepalive."
+# "A server that reads nothing for twice keepalive is left."
 a_server_that_never_reads_is_left() {
 	peer chatter "$cport"
 	await listening_only "$cport"
@@ -3653,7 +3652,7 @@ ejabberd_and_we_do_not_wait_for_each_other() {
 }
 
 # Errors that the out buffer has no room for wait their turn.
-# "While another stanza might not fit, nothing is read: the server waits, and ..."
+# "While another stanza might not fit, nothing is read: the server waits."
 many_fail_at_once() {
 	scripted OUTSIZE=550000
 	awk -v x="$(bytes 400 x)" 'BEGIN {
@@ -7509,6 +7508,7 @@ static long long pingat;        /* it pinged for the probe */
 static long long wantask;       /* at the latest */
 static long long sawtype, prestook; /* presence of the target with a type was read, without
                                      * one taken */
+static long long usrat;         /* the last signal to report that came in a call */
 static long long lastheld;      /* it had to wait before it could write or read, or slept */
 static long long onlineat, turnedat; /* this turn of the loop began */
 static long long lastread;      /* something of the server's */
@@ -8468,7 +8468,7 @@ forgetmodel(void)
 	resubat = subat = -1;
 	lastread = 0;
 	jammed = 0;
-	lastheld = onlineat = dueback = slowback = slowsure = pinged = -1;
+	lastheld = usrat = onlineat = dueback = slowback = slowsure = pinged = -1;
 	countfrom = countasked = countback = judgedby = duejudged = -1;
 	svcat = svcsure = -FOREVER / 4;
 	wantask = FOREVER;
@@ -9744,8 +9744,10 @@ entered(void)
 		vt += 1 + rnd(often(50) ? 400 : 8);
 		stoppedms += 400;
 	}
-	if (fault(SIGNALS, 2))
+	if (fault(SIGNALS, 2) && vt > usrat) {
+		usrat = vt;     /* else the lines about one could bring the next, for ever */
 		handle(SIGUSR1);
+	}
 }
 
 int
