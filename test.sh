@@ -4543,6 +4543,21 @@ what_is_no_denial() {
 	logged "not subscribed: service@localhost: no condition given"
 }
 
+# What follows the error is not of it.
+# "The target's server cannot be reached, or cannot answer now; why is what the error
+# says."
+a_wait_beside_the_error() {
+	scripted
+	probed
+	tell srv "<presence type='error' id='$(last_ask)' from='service@localhost' to='proxy.localhost'>
+		<error type='cancel'/><x xmlns='x' type='wait'/></presence>"
+	logged "not subscribed: service@localhost: no condition given"
+	probed
+	tell srv "<presence type='error' id='$(last_ask)' from='service@localhost' to='proxy.localhost'>
+		<error type='wait'/></presence>"
+	logged "unreachable: service@localhost: no condition given"
+}
+
 # "The target has accepted the subscription."
 # "The target refuses or has withdrawn the subscription, or its server says why there is
 # none."
