@@ -8740,7 +8740,7 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 			bounce(q, r);
 		doubt(q);
 	} else if (q && q->st != QERRED && (a || (q->res && (!eq(s->type, "error") ||
-	           (!q->get && q->res == r))))) {
+	           (!q->get && q->res == r && q->st == QOPEN && known(r) == 1))))) {
 		if (a && q->res && q->res == r && plain(q) && q->get && q->times <= (int)retry && bounces(s) &&
 		    choice != STANDBY && nin > 1 && s->elements <= 200)
 			bad("retry", "an error for a get of %s passes, and others could be asked", q->key->f);
@@ -8748,6 +8748,8 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		endreq(q, QERRED);
 	} else if (q && q->res && q->get && bounces(s)) {
 		bounce(q, r);
+	} else if (q && q->st != QERRED && q->res == r && !q->get) {
+		doubt(q);       /* if r had left before, it fails by itself */
 	}
 }
 
