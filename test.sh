@@ -9485,6 +9485,7 @@ static const char *
 reason(void)
 {
 	long long patient = c.connectedat + patience * 1000LL - 1;
+	int unread = c.came > c.took && vt > slept && refusedat < turnedat;
 
 	if (termat >= 0)
 		return "a signal";
@@ -9503,11 +9504,9 @@ reason(void)
 	if (c.badpin || c.quiet || (c.blind && (c.took == c.sent || !c.hsread)))
 		return "TLS";
 	if (keepalive && vt - lastread >= 2000LL * keepalive - slack(2)) {
-		if (c.came > c.took && vt > slept && c.rpending == 0 && c.blockedat < 0 && !on[SLOWCALL] &&
-		    refusedat < turnedat)
+		if (unread && c.rpending == 0 && c.blockedat < 0 && !on[SLOWCALL])
 			bad("silence", "gives up a silent server with %lld bytes unread", c.came - c.took);
-		if (c.came > c.took && vt > slept && vt < c.lastwrite + keepalive * 1000LL && !c.tls &&
-		    refusedat < turnedat)
+		if (unread && vt < c.lastwrite + keepalive * 1000LL && !c.tls)
 			bad("silence", "gives up a server that has just taken something, with %lld bytes unread",
 			    c.came - c.took);
 		return "silence";
@@ -10392,6 +10391,17 @@ isidle(void)
 	return (!pings || vt > lastping + patience * 1000LL + 1000) && vt > dueback + 1000;
 }
 
+/* 1 if it must have seen that one was silent for `stall' seconds since t, and have said
+ * so: by itself, or while it looks after others, when it could write at once. */
+static int
+hasjudged(long long t)
+{
+	if (isidle())
+		return !pings || judgedby > t + stall * 1000LL;
+	return judgedby > MAX(t, lastheld) + stall * 1000LL + 1000 && refusedat < turnedat &&
+	       c.blockedat < 0 && !on[SMALLBUF] && !on[SLOWLINK] && !on[COUPLED];
+}
+
 /* All that was read has had its effect on requests. */
 static void
 judgerequests(void)
@@ -10459,10 +10469,7 @@ quiesce(void)
 		/* if it was tried before the server surely had its ping, our next one counts,
 		 * and that may be lost */
 		t = MAX(t, r->pings > 0 ? slept : -1);
-		if (stall && known(r) == 1 && r->open > 0 && nmistaken == 0 &&
-		    (isidle() ? !pings || judgedby > t + stall * 1000LL
-		              : judgedby > MAX(t, lastheld) + stall * 1000LL + 1000 && refusedat < turnedat &&
-		                c.blockedat < 0 && !on[SMALLBUF] && !on[SLOWLINK] && !on[COUPLED]) &&
+		if (stall && known(r) == 1 && r->open > 0 && nmistaken == 0 && hasjudged(t) &&
 		    vt > t + stall * 1000LL + 1000 + slack(0) && !(r->pings > 0 && on[PINGLOST]))
 			bad("stall", "%s has a request, has been silent for %lld ms and is not pinged", r->name, vt - t);
 		if (known(r) == 1 && r->left < r->toldgone && r->joinedat < r->toldgone)
