@@ -84,11 +84,10 @@ typedef char maxstanza_is_too_small[MAXSTANZA >= 4096 &&
 typedef char insize_is_too_small[INSIZE > 0 ? 1 : -1];
 typedef char parserhard_is_too_small[PARSERHARD >= MAX(PARSERSOFT, 65536) ? 1 : -1];
 
-/* Bytes in a fixed place, with one more for a NUL; full: some did not fit. */
+/* Bytes in a fixed place, with one more for a NUL; lost: those that did not fit. */
 typedef struct {
 	char *s;
-	size_t size, len;
-	int full;
+	size_t size, len, lost;
 } Buffer;
 
 /* An element, and where in the stanza's body its name and namespace lie and its
@@ -595,7 +594,7 @@ static void
 put(Buffer *b, const char *s, size_t n)
 {
 	if (n > b->size - b->len) {
-		b->full = 1;
+		b->lost += n;
 		return;
 	}
 	memcpy(b->s + b->len, s, n);
@@ -629,7 +628,7 @@ putescaped(Buffer *b, const char *s, size_t n, const char *special)
 	i = strcspn(b->s + start, special);
 	b->len = start + i;
 	/* a text may have any > but that of ]]> */
-	for (; i < n && !b->full; i++)
+	for (; i < n && !b->lost; i++)
 		if (!strchr(special, s[i]) ||
 		    (s[i] == '>' && (b->len < 2 || memcmp(b->s + b->len - 2, "]]", 2))))
 			put(b, s + i, 1);
@@ -692,7 +691,7 @@ putstanza(const char *name, const char *type, const char *id, const char *from,
 {
 	size_t start = out.len, space = 0;
 
-	out.full = 0;
+	out.lost = 0;
 	put(&out, "<", 1);
 	put(&out, name, strlen(name));
 	putattr(&out, "type", type);
@@ -701,9 +700,9 @@ putstanza(const char *name, const char *type, const char *id, const char *from,
 	putattr(&out, "to", to);
 	tag += out.len - start;
 	put(&out, rest, strlen(rest));
-	for (; tag > PADABOVE && space < tag && !out.full; space++)
+	for (; tag > PADABOVE && space < tag && !out.lost; space++)
 		put(&out, " ", 1);
-	if (out.full || out.len - start > MAXSTANZA || OUTSIZE - out.len < OWNROOM / 2) {
+	if (out.lost || out.len - start > MAXSTANZA || OUTSIZE - out.len < OWNROOM / 2) {
 		out.len = start;
 		return 0;
 	}
@@ -809,8 +808,7 @@ keep(const char **where, const char *s)
 static void
 startstanza(const char *name, const char **atts)
 {
-	attrs.len = body.len = 0;
-	attrs.full = body.full = 0;
+	attrs.len = attrs.lost = body.len = body.lost = 0;
 	st.nnodes = 1;
 	nodes[0].depth = depth;
 	st.kind = st.type = "";
@@ -848,11 +846,11 @@ addelement(const char *name, const char **atts)
 	n->ns = "";
 	for (; *atts; atts += 2) {
 		putattr(&body, atts[0], atts[1]);
-		if (!body.full && same(*atts, "xmlns"))
+		if (!body.lost && same(*atts, "xmlns"))
 			n->ns = body.s + body.len - 1 - strlen(atts[1]);
 	}
 	n->end = body.s + body.len;
-	if (depth <= 4 && st.nnodes < (int)LEN(nodes) - 1 && !body.full)
+	if (depth <= 4 && st.nnodes < (int)LEN(nodes) - 1 && !body.lost)
 		st.nnodes++;
 	st.largest = MAX(st.largest, body.len - start);
 }
@@ -1031,7 +1029,7 @@ track(const char *address, uint64_t who, Resource *holder)
 	put(&text, address, strlen(address) + 1);
 	putall(&text, st.id ? st.id : "");
 	put(&text, "", 1);
-	if (text.full) {
+	if (text.lost) {
 		memset(text.s, 0, text.len = 2);
 		if (count.untracked++ == 0)
 			say("untracked: request from %.99s: addresses and id exceed %d "
@@ -1469,7 +1467,7 @@ drop(const char *why)
 static int
 forward(const char *id, const char *from, const char *to)
 {
-	return !attrs.full && !body.full && !jammed &&
+	return !attrs.lost && !body.lost && !jammed &&
 	       putstanza(st.kind, *st.type ? st.type : NULL, id, from, to, body.s, st.largest);
 }
 
@@ -1651,8 +1649,8 @@ handlestanza(void)
 {
 	int ispresence = same(st.kind, "presence");
 
-	if (attrs.full || !st.from || !*st.from || !st.to || !isours(st.to)) {
-		drop(attrs.full ? "its attributes are too large" :
+	if (attrs.lost || !st.from || !*st.from || !st.to || !isours(st.to)) {
+		drop(attrs.lost ? "its attributes are too large" :
 		     "no sender, or not addressed to us");
 		return;
 	}
@@ -1723,8 +1721,7 @@ startstream(const char **atts)
 	static const char why[] = "not a component port: unexpected stream header";
 	int isstream = 0;
 
-	decls.len = 0;
-	decls.full = 0;
+	decls.len = decls.lost = 0;
 	for (; *atts; atts += 2)
 		if (same(atts[0], "xmlns:stream")) {
 			isstream = same(atts[1], NS_STREAM);
@@ -1733,7 +1730,7 @@ startstream(const char **atts)
 			put(&decls, atts[1], strlen(atts[1]) + 1);
 		}
 	/* what is missing may not have fitted */
-	if (attrs.full || body.full || decls.full)
+	if (attrs.lost || body.lost || decls.lost)
 		end("the stream header is too large", "policy-violation");
 	else if (!same(st.kind, "stream:stream") || !st.id)
 		end(why, "bad-format");
@@ -1750,7 +1747,7 @@ streamerror(void)
 	static char why[LINEMAX];
 	Node *text = child(nodes, "text", NULL);
 
-	if (!text || body.full || *text->end == '/')
+	if (!text || body.lost || *text->end == '/')
 		return condition(nodes);
 	snprintf(why, sizeof(why), "%s: %.*s", condition(nodes),
 	         (int)strcspn(text->end + 1, "<"), text->end + 1);
