@@ -1046,15 +1046,15 @@ track(const char *address, uint64_t who, Resource *holder)
 }
 
 /* The request with this key that has no answer yet, preferably one that resource w
- * holds, and rather one that has not bounced: of those that are alike several may
- * be sent back in one read. NULL: there is none. */
+ * holds, and rather one that has not failed: of those that are alike several may
+ * be sent back, or answered in a jam, in one read. NULL: there is none. */
 static Request *
 findrequest(uint64_t key, const Resource *w)
 {
 	Request *r, *found = NULL;
 
 	for (r = buckets[key % MAXREQUESTS];
-	     r && !(found && found->holder == w && !found->bounced); r = r->chain)
+	     r && !(found && found->holder == w && found->list == OPEN); r = r->chain)
 		if (r->key == key && r->list != FREE && (!found || r->holder == w))
 			found = r;
 	return found;
@@ -1558,7 +1558,8 @@ passanswer(const char *src, const char *requester, Resource *w)
 		fail(r);
 		return;
 	}
-	if (r ? st.error && st.fromtarget && !holds : *findanswered(key) == key) {
+	if (r ? r->due < 0 || (st.error && st.fromtarget && !holds) :
+	    *findanswered(key) == key) {
 		count.late++;
 		return;
 	}
