@@ -671,12 +671,12 @@ hasroom(void)
 	return OUTSIZE - out.len >= MAXSTANZA + OWNROOM;
 }
 
-/* 1 if we may read: there is room for what that causes, or the connection is jammed
- * and we refuse it. */
+/* 1 if we may read: there is room for what that causes, or it causes nothing but
+ * errors, as the connection is jammed, or nothing at all. */
 static int
 mayread(void)
 {
-	return hasroom() || jammed;
+	return hasroom() || jammed || state == CLOSING;
 }
 
 /* Put a stanza: its name, its attributes, omitting those that are NULL, and the

@@ -9130,6 +9130,7 @@ static struct {
 	long long badfrom;      /* where what ends the stream begins, or -1 */
 	long long costlyfrom;
 	int ended, saiderror, allocfailed, quiet, scripted, shaken, hsread, blind, deaf, coupled;
+	int closing;            /* the program has said why it ends the stream */
 	long long endedat, hsreadat, lastwrite, blockedat, stuckat;
 	const char *id;         /* of the stream */
 	int depth;              /* of the program's parser */
@@ -10011,10 +10012,11 @@ void
 w_says(const char *format)
 {
 	saying = format;
+	c.closing |= eq(format, "%s: %s");
 	if (!starts(format, "jammed: "))
 		return;
 	peek();
-	if (jammed || nout == 0 || vt < c.lastwrite + patience * 1000LL - slack(0))
+	if (c.closing || jammed || nout == 0 || vt < c.lastwrite + patience * 1000LL - slack(0))
 		bad("jam", "refuses all, %lld ms after the server has taken something", vt - c.lastwrite);
 	jammed = 1;
 	count("jams");
@@ -10622,6 +10624,9 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 		checkfd(p[1].fd, "poll");
 	wanted = p[1].fd < 0 ? 0 : p[1].events;
 	held = c.open && wanted != POLLIN;
+	/* what still comes is gone, so that a server may read our last words */
+	if (c.open && c.closing && !*tlspin && !(wanted & POLLIN))
+		bad("term", "does not read while it closes the stream");
 	peek();
 	entered();
 	if (fault(ASLEEP, 3)) {
