@@ -3597,7 +3597,7 @@ back_pressure() {
 # OUTSIZE."
 # "Any request or message that would be handed out in a jam, see OUTSIZE."
 # "It hangs, or more is sent than it reads, see OUTSIZE."
-# "A server that has read nothing for as long no longer holds us up, see OUTSIZE."
+# "Once the server has read nothing for as long it is read from all the same, see OUTSIZE."
 a_server_that_waits_for_us_to_read() {
 	peer jam "$cport" 20000 >"$dir/jam"
 	await listening_only "$cport"
