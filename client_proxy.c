@@ -65,6 +65,7 @@ enum {
 	PADABOVE = 2048,            /* bytes of a tag: white space follows a larger one */
 	FIRSTPAUSE = 1000,          /* ms before the first reconnect, at most */
 	CLOSETIME  = 500,           /* ms for the last bytes, then the socket is closed */
+	WRITETIME  = 200,           /* ms between attempts to write while we may not read */
 	TIMEMAX    = 30 * 86400,    /* s, of any setting */
 	LINEMAX    = 512,           /* bytes of a log line: a pipe takes all or none */
 	SHOWN      = sizeof(target) + 99, /* bytes of a resource's JID in the log */
@@ -2448,8 +2449,10 @@ run(void)
 		if (state == CONNECTING || (!*tlspin && out.len > 0) || tlshas(BR_SSL_SENDREC))
 			p[1].events |= POLLOUT;
 		next = nunsaid > 0 ? MIN(deadline, linetime) : deadline;
+		/* poll() calls a socket full whose buffer is two thirds full, but it may
+		 * take what keeps us from reading, for which the server may wait */
 		if (!mayread())
-			next = MIN(next, jamtime);
+			next = MIN(next, now + WRITETIME);
 		if (state == ONLINE && isreading() && hasroom())
 			next = MIN(MIN(next, sweeptime < NEVER ? NEVER : ask.next), pingtime());
 		/* nothing else will wake us for these */

@@ -9132,6 +9132,7 @@ static struct {
 	int ended, saiderror, allocfailed, quiet, scripted, shaken, hsread, blind, deaf, coupled;
 	int closing;            /* the program has said why it ends the stream */
 	long long endedat, hsreadat, lastwrite, blockedat, stuckat;
+	long long takesat;      /* since when it takes something more; -1: nothing is known */
 	const char *id;         /* of the stream */
 	int depth;              /* of the program's parser */
 } c;
@@ -9286,12 +9287,19 @@ drain(void *p, long arg)
 		drains(c.wstall);
 		return;
 	}
-	/* it reads nothing while it waits to write */
+	/* it reads nothing while it waits to write, but a socket's buffer may grow, of
+	 * which poll() says nothing */
 	if (c.coupled && !healed && c.sent - c.came > c.rcap) {
+		if (c.coupled == 1 && rnd(4) == 0) {
+			c.coupled = 2;
+			c.wcap += c.wcap / 4;
+			c.takesat = vt;
+		}
 		drains(vt + 20);
 		return;
 	}
 	c.wgone += n;
+	c.takesat = c.takesat < 0 ? vt : c.takesat;
 	for (; c.ohead < c.noq && c.oq[c.ohead].wend <= c.wgone && !c.fin; c.ohead++)
 		serve(c.oq + c.ohead);
 	if (inflight() > 0)
@@ -9831,7 +9839,7 @@ w_socket(int family, int type, int protocol)
 	generation++;
 	c.open = 1;
 	c.fd = FIRSTFD + (int)(generation % 3);
-	c.badfrom = c.costlyfrom = c.blockedat = c.stuckat = -1;
+	c.badfrom = c.costlyfrom = c.blockedat = c.stuckat = c.takesat = -1;
 	c.since = vt;
 	forgetmodel();
 	progress++;
@@ -10099,6 +10107,7 @@ w_write(int fd, const void *src, size_t n)
 		c.wfail = 1;
 		return fails(EPIPE);
 	}
+	c.takesat = -1;
 	if (c.wcap - inflight() <= 0)
 		return fails(EAGAIN);
 	n = some(c.wcap - inflight(), n);
@@ -10662,6 +10671,10 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 	    vt > slept + 1000 && c.stuckat >= 0 && c.lastwrite <= c.stuckat &&
 	    vt > c.stuckat + patience * 1000LL + 1000 + slack(0) && readable())
 		bad("jam", "neither reads nor is read from for %lld ms", vt - c.stuckat);
+	/* poll() need not say that there is room as long as there is little */
+	if (judged && linked() && !(wanted & POLLIN) && readable() && c.takesat >= 0 &&
+	    vt > MAX(c.takesat, slept) + 1000 + slack(0))
+		bad("jam", "does not write what could go out since %lld ms", vt - c.takesat);
 	if (held)
 		lastheld = vt;
 	if (!(p[1].events & POLLIN) || jammed || on[SLOWCALL])
