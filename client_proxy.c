@@ -227,7 +227,6 @@ static struct {
 	char other[PARTMAX + 1];    /* the JID that the resource encodes, or "" */
 	int iq;                     /* that is its kind */
 	int error;                  /* that is its type */
-	int bounced;                /* it says that a client is not there any more */
 	int fromtarget;             /* it is from the target, */
 	const char *name;           /* from this resource of it, from the slash on; or NULL */
 	Resource *sender;           /* that resource, if it is online */
@@ -1546,7 +1545,7 @@ findasker(void)
  * has sent it; NULL: none that we know. One that is too large still ends its
  * request; one that comes in a jam fails it. Of the target's resources only the one
  * that holds a request can say that it has failed: an error from an earlier holder was
- * expected. If it is its server that says so (bounced), others are asked. */
+ * expected. If it is its server that says so, others are asked. */
 static void
 passanswer(const char *src, const char *requester, Resource *w)
 {
@@ -1554,7 +1553,8 @@ passanswer(const char *src, const char *requester, Resource *w)
 	Request *r = findrequest(key, w);
 	int holds = r && w && r->holder == w;
 
-	if (st.bounced && holds && r->tries > 0 && nresources > 1 && choice != STANDBY) {
+	if (haserror("recipient-unavailable") && holds && r->tries > 0 && nresources > 1 &&
+	    choice != STANDBY) {
 		r->bounced = 1;
 		fail(r);
 		return;
@@ -1649,7 +1649,7 @@ route(void)
 static void
 handlestanza(void)
 {
-	int ispresence = same(st.kind, "presence");
+	int unreachable;
 
 	if (attrs.lost || !st.from || !*st.from || !st.to || !isours(st.to)) {
 		drop(attrs.lost ? "its attributes are too large" :
@@ -1665,23 +1665,24 @@ handlestanza(void)
 	st.sender = st.name ? findresource(st.name + 1) : NULL;
 	st.iq = same(st.kind, "iq");
 	st.error = same(st.type, "error");
-	st.bounced = haserror("recipient-unavailable");
-	if (st.sender && haserror("service-unavailable") && ask.granted &&
+	unreachable = haserror("remote-server-not-found") || haserror("remote-server-timeout");
+	if (st.sender && (unreachable || haserror("service-unavailable")) && ask.granted &&
 	    now >= ask.extra) {
-		/* does its client say so, or its server, as it has left? a probe tells,
-		 * but everybody answers it, so not each time */
+		/* does its client say so, or a server, as it has left or cannot be reached? a
+		 * probe tells, but everybody answers it, so not each time */
 		ask.extra = AFTER(askmin);
 		ask.next = now;
 	}
-	/* what its server may have sent is no sign that it does not hang */
-	if (st.sender && !ispresence && !st.bounced)
-		recover(st.sender);
-	if (!st.fromtarget && isours(st.from))
+	if (!st.fromtarget && isours(st.from)) {
 		handleping(st.id ? st.id : "");
-	else if (ispresence)
+	} else if (same(st.kind, "presence")) {
 		handlepresence();
-	else
+	} else {
+		/* what a server may have sent is no sign that it does not hang */
+		if (st.sender && !unreachable && !haserror("recipient-unavailable"))
+			recover(st.sender);
 		route();
+	}
 }
 
 /* ---- stream ---- */

@@ -1854,8 +1854,8 @@ who_begins_to_drain_is_not_tried() {
 }
 
 # "Anything it sends ends this."
-# "Presence and the error recipient-unavailable do not count as sent by it, since they may
-# be its server's."
+# "Presence and the errors recipient-unavailable, remote-server-not-found and
+# remote-server-timeout do not count as sent by it, since they may be a server's."
 # "It is no longer stalled, see stall."
 # "A server that sends back, with service-unavailable, what it held for a dead worker brings
 # this about, too: left follows soon."
@@ -1863,7 +1863,9 @@ what_its_server_cannot_have_sent_brings_back() {
 	scripted stall=1
 	goes_to a 1 set
 	is_pinged a
-	bounce other a recipient-unavailable
+	for c in recipient-unavailable remote-server-not-found remote-server-timeout; do
+		bounce other a $c
+	done
 	shows a away
 	is_pinged a
 	grep "stalled: service@localhost/a" "$log"
@@ -1881,7 +1883,9 @@ what_its_server_cannot_have_sent_brings_back() {
 		logged_times $n "recovered: service@localhost/a$"
 	done
 	is_set_aside a
-	bounce other a recipient-unavailable
+	for c in recipient-unavailable remote-server-not-found remote-server-timeout; do
+		bounce other a $c
+	done
 	shows a away
 	probed
 	shows a away
@@ -3142,8 +3146,8 @@ nobody_is_there_leads_to_one_probe() {
 }
 
 # "When a worker's answer is the error service-unavailable, which servers also send for one
-# that has gone, a probe is sent in the same way, but not again for this reason within
-# askmin."
+# that has gone, or remote-server-not-found or remote-server-timeout, a probe is sent in the
+# same way, but not again for this reason within askmin."
 service_unavailable_leads_to_one_probe() {
 	scripted patience=3 b
 	probed
@@ -3169,8 +3173,8 @@ service_unavailable_leads_to_another_probe_later() {
 	probed
 	only_answer a
 	# each takes longer than askmin
-	for i in 1 2; do
-		bounce $i a service-unavailable
+	for why in service-unavailable remote-server-not-found remote-server-timeout; do
+		bounce 1 a $why
 		probe_is_read
 		only_answer a
 	done
@@ -7892,6 +7896,13 @@ bounces(const struct stanza *s)
 	return eq(s->type, "error") && eq(s->cond, "recipient-unavailable");
 }
 
+/* 1 if s is an error of a server that says of another that it is out of reach. */
+static int
+isunreachable(const struct stanza *s)
+{
+	return eq(s->type, "error") && s->cond && !strncmp(s->cond, "remote-server-", 14);
+}
+
 /* The request that an answer from resource r, or NULL, belongs to. *alike: how
  * many open ones of the key. */
 static struct req *
@@ -8536,8 +8547,8 @@ static void
 sends(struct res *r, const struct stanza *s)
 {
 	r->lifehi = vt;
-	/* its server may say so */
-	if (bounces(s))
+	/* a server may say so */
+	if (bounces(s) || isunreachable(s))
 		return;
 	if (headbytes(s->kind, s->type, s->id, s->from, s->to) + 300 > MAXSTANZA) {
 		r->doubtful |= r->pings > 0;    /* it may be dropped unread */
@@ -8644,7 +8655,7 @@ dueisback(const struct ping *p)
 		doubt(q);
 }
 
-/* Service-unavailable has come from r: that is a reason to probe, at times. */
+/* An error has come from r that may be a server's: that is a reason to probe, at times. */
 static void
 serviceless(struct res *r, const struct stanza *s, const struct expect *e)
 {
@@ -8708,7 +8719,7 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 	ours = !s->nons && isours(s->to);
 	if (r && ours && !eq(s->kind, "presence"))
 		sends(r, s);
-	if (r && eq(s->cond, "service-unavailable"))
+	if (r && (isunreachable(s) || eq(s->cond, "service-unavailable")))
 		serviceless(r, s, e);
 	if (oftarget(s->from) && ours && eq(s->kind, "presence"))
 		heardof(s, r);
@@ -11045,7 +11056,8 @@ work(struct worker *w, const struct stanza *s)
 	}
 	if (!healed && (often((unsigned)w->errs) || (vt < givesup && often(300)))) {
 		r.type = "error";
-		r.body = errorbody("cancel", rnd(2) ? "service-unavailable" : "item-not-found");
+		r.body = errorbody("cancel", rnd(2) ? "service-unavailable" :
+		                   rnd(4) ? "item-not-found" : "remote-server-not-found");
 	}
 	if (w->wrong && !healed && often(100)) {
 		r.to = wrongaddress();
