@@ -782,23 +782,24 @@ what_is_too_large_is_refused() {
 
 # "Where the server's limit for components is lower, so must this be: it is
 # component_stanza_size_limit in Prosody, or else s2s_stanza_size_limit, and
-# max_stanza_size of the listener in ejabberd."
+# max_stanza_size of the listener in ejabberd, less 20000, since that counts whatever is
+# read together with the end of a stanza."
 # "Prosody's not-well-formed and ejabberd's policy-violation mean that a stanza was above
 # the server's limit, see MAXSTANZA."
 below_the_limit_of_prosody() {
 	global="s2s_stanza_size_limit = 100000"
 	prosody
-	below_the_limit not-well-formed
+	below_the_limit not-well-formed 100000
 }
 below_the_limit_of_ejabberd() {
 	need ejabberdctl ejabberd
 	more="  max_stanza_size: 100000"
 	ejabberd
-	below_the_limit policy-violation
+	below_the_limit policy-violation 80000
 }
 
-# A request of 150000 bytes makes the server end the stream for this reason, but not if
-# MAXSTANZA says so, too.
+# A request of 150000 bytes makes the server end the stream for this reason, but not with
+# this MAXSTANZA, nor do those that it lets pass, with others behind them.
 below_the_limit() {
 	large="<iq type='get' id='1' to='proxy.localhost'><q xmlns='t'>$(bytes 150000 x)</q></iq>"
 	proxy
@@ -807,8 +808,13 @@ below_the_limit() {
 	tell user "$large"
 	logged "disconnected: .*$1"
 	stop
-	proxy MAXSTANZA=100000
+	proxy MAXSTANZA="$2"
 	logged "joined: service@localhost/a: 1 online"
+	for i in $(seq 20); do
+		printf %s "<iq type='get' id='l$i' to='proxy.localhost'><q xmlns='t'>$(bytes $(($2 - 400)) x)</q></iq>"
+		printf %s "$(for j in $(seq 20); do echo "<iq type='get' id='s$i.$j' to='proxy.localhost'><q xmlns='t'/></iq>"; done)"
+	done >"$dir/user.in"
+	hear a "<iq" "id='s20.20'"
 	tell user "$large"
 	hear user "<iq" "type='error'" "id='1'" "<policy-violation"
 	served user 2 a
@@ -2077,7 +2083,7 @@ sizes_that_cannot_work() {
 
 # "The secret that component and server share."
 # "Prosody's not-authorized means a wrong secret, its host-unknown a domain that it has no
-# component for, and conflict that another copy is connected."
+# component for, and conflict that another copy is connected, see A second copy."
 # "ejabberd says not-authorized for the first two."
 wrong_secret() { refuses prosody host-unknown; }
 wrong_secret_on_ejabberd() { need ejabberdctl ejabberd; refuses ejabberd not-authorized; }
@@ -4311,6 +4317,21 @@ ejabberd_accepts_both_copies() {
 	unlogged disconnected
 	log=$first
 	unlogged disconnected
+}
+
+# "A connection that was cut, as by a firewall, counts as another copy until the server
+# notices."
+a_cut_connection_counts_as_a_copy() {
+	prosody
+	front_of "TCP:127.0.0.1:$cport"
+	proxy keepalive=1 backoffmax=1 "port=\"$tport\""
+	logged online
+	link=$(pgrep -P "$frontpid")
+	kill -STOP "$link"
+	logged "disconnected: the server is silent"
+	logged "disconnected: conflict"
+	kill -9 "$link"
+	logged_times 2 online
 }
 
 # The component on one node of a cluster, resources and requesters on both; then
