@@ -2056,7 +2056,10 @@ configurations_that_cannot_work() {
 	    keepalive=2592001 host='""' port='""' backoffmax=0 choice=4 refresh=10 \
 	    choice=-1 stall=2592001 retry=10 sticktime=2592001 answertime=2592001 patience=0 \
 	    askmin=0 askmax=59 askmax=2592001 prefix="\"$(printf '\377')\"" \
-	    domain="\"proxy$(printf '\177')\"" tlspin='" "' tlspin='"12:34"' \
+	    domain="\"proxy$(printf '\177')\"" target="\"service@$(printf '\377')\"" \
+	    domain="\"$(bytes 1024 d)\"" target="\"$(bytes 1024 a)@b\"" target="\"a@$(bytes 1024 b)\"" \
+	    prefix="\"$(bytes 1024 p)\"" backoffmax=2592001 patience=2592001 askmin=2592001 \
+	    refresh=2592001 tlspin='" "' tlspin='"12:34"' tlspin="\"$(bytes 32 a)\"" \
 	    tlspin="\"$(bytes 63 a)\"" tlspin="\"$(bytes 65 a)\"" tlspin="\"$(bytes 64 g)\"" \
 	    tlspin="\"$(bytes 576 a)\"" tlspin="\"sha256 Fingerprint=$(bytes 64 a)\""; do
 		configure "$c"
