@@ -2071,6 +2071,15 @@ configurations_that_cannot_work() {
 	done
 }
 
+# "Times are in seconds, 30 days at most, and defaults are in parentheses."
+# "...; 9 at most."
+the_longest_times_work() {
+	days=$((30 * 86400))
+	scripted keepalive=$days backoffmax=$days patience=$((days - 1)) askmin=$days askmax=$days \
+	    refresh=$days answertime=$days stall=$days sticktime=$days retry=9
+	works a 1
+}
+
 # "This is what happens at each limit; those in capitals can be changed in config.h, and a
 # size that cannot work does not compile."
 sizes_that_cannot_work() {
