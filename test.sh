@@ -2134,6 +2134,7 @@ all_addresses_of_a_host() {
 	for a in 127.0.0.9 ::1 127.0.0.1; do
 		logged "connect: $a port $cport: "
 	done
+	unlogged "resolve: "
 	serve
 	welcome
 	# nor does one that has served before keep the others from being tried
