@@ -2810,6 +2810,16 @@ liveness() {
 	logged waiting
 }
 
+# Nor is one sent when nothing is due.
+# "Silence of the server after which client_proxy sends a ping through it to itself; ..."
+a_server_that_talks_is_not_pinged() {
+	scripted
+	reconnects
+	joins a
+	news
+	unsent "urn:xmpp:ping"
+}
+
 # The first is lost, and the next overtaken.
 # "It is also the pause between pings of the component to itself that do not come back."
 # "The requester gets the error after two pings from the component to itself have come ..."
