@@ -2820,6 +2820,16 @@ a_server_that_talks_is_not_pinged() {
 	unsent "urn:xmpp:ping"
 }
 
+# What was lost with a connection holds nothing up on the next.
+# "It is also the pause between pings of the component to itself that do not come back."
+a_new_connection_waits_for_no_ping_of_the_old() {
+	scripted patience=60
+	deliver presence subscribed service@localhost proxy.localhost /
+	hear srv "^<iq type='get' id='due"
+	reconnects
+	probed
+}
+
 # The first is lost, and the next overtaken.
 # "It is also the pause between pings of the component to itself that do not come back."
 # "The requester gets the error after two pings from the component to itself have come ..."
