@@ -3617,6 +3617,16 @@ what_is_too_large_is_not_handed_on() {
 	unsent "id='2'.*localhost/b'"
 }
 
+# What was read at once may come to more than there is room for.
+# "While another stanza might not fit, nothing is read: the server waits."
+what_has_been_read_waits_for_room() {
+	decl="xmlns:a='$(bytes 900 u)'"
+	scripted MAXSTANZA=4096 OUTSIZE=20480
+	flood 10 100 f
+	written_times 1000 "<iq type='set' id='f"
+	unlogged disconnected
+}
+
 # "While another stanza might not fit, nothing is read: the server waits."
 back_pressure() {
 	peer stall "$cport" 20000 >"$dir/stall"
