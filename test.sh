@@ -3665,6 +3665,28 @@ a_server_that_waits_for_us_to_read() {
 	unlogged disconnected
 }
 
+# One that reads, however slowly, is not.
+# "A server that reads nothing for twice keepalive is left."
+a_server_that_reads_slowly_stays() {
+	{
+		printf %s "<stream:stream id='1' xmlns='jabber:component:accept' xmlns:stream='http://etherx.jabber.org/streams'>" \
+		    "<handshake/><presence from='service@localhost/a' to='proxy.localhost'/>"
+		large 15900000 "iq type='set' id='1' from='u@h/r' to='proxy.localhost'" "<q>" "</q>"
+	} >"$dir/all"
+	cat >"$dir/slow" <<-\E
+	cat all &
+	while head -c 150000 >part && [ -s part ]; do
+		cat part >>srv.out
+		sleep 0.1
+	done
+	E
+	background sh -c "cd '$dir' && exec socat TCP-LISTEN:$cport,bind=127.0.0.1,reuseaddr,rcvbuf=65536 'SYSTEM:sh slow'"
+	await listening_only "$cport"
+	proxy keepalive=2 MAXSTANZA=16000000 OUTSIZE=16016384
+	# what it is owed is not cut off
+	written "</iq>"
+}
+
 # What it says is no sign of life then.
 # "A server that reads nothing for twice keepalive is left."
 a_server_that_never_reads_is_left() {
