@@ -3894,6 +3894,18 @@ strangers_do_not_fill_the_log() {
 	logged "ignored: presence (no type) from u@h/x\{95\}: the target is service@localhost"
 }
 
+# "20 lines a second that anybody can cause, such as those about dropped stanzas."
+twenty_lines_a_second_are_logged() {
+	scripted
+	tell srv "$(for i in $(seq 20); do
+		printf %s "<iq type='result' id='$i' from='u@h/r' to='proxy.localhost'/>"
+	done)"
+	logged_times 20 "dropped: "
+	works a 1
+	stop
+	unlogged "lines lost"
+}
+
 # There is no later second in which to do so.
 # "The number of lines missing or cut is logged once there is room."
 what_is_missing_is_told_at_the_end() {
