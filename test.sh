@@ -4200,15 +4200,16 @@ tls_1_2_and_its_ciphers() {
 # "If host is a name, it is sent to the server (SNI)."
 tls_name() {
 	TLS=front
-	for host in localhost 127.0.0.1; do
-		front_of "OPEN:$dir/hello.$host,creat,append" -u
+	for host in localhost 127.0.0.1 ::ffff:127.0.0.1; do
+		front_of "OPEN:$dir/hello,creat,trunc" -u
 		proxy host="\"$host\"" patience=1
-		await test -s "$dir/hello.$host"
+		await test -s "$dir/hello"
 		stop
 		end "$frontpid"
+		mv "$dir/hello" "$dir/hello.$host"
 	done
 	grep -c localhost "$dir/hello.localhost"
-	! grep -c 127.0.0.1 "$dir/hello.127.0.0.1"
+	! grep -c 127.0.0.1 "$dir/hello.127.0.0.1" "$dir/hello.::ffff:127.0.0.1"
 }
 
 # "Prosody speaks TLS to components on a port that services share."
