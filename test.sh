@@ -4468,7 +4468,7 @@ signals() {
 		scripted
 		stops_soon $sig
 		hear srv "</stream:stream>"
-		logged "stopping: "
+		logged_times 1 "stopping: "
 	done
 	# a server that takes nothing
 	scripted
