@@ -4542,6 +4542,16 @@ counters() {
 	counted "3 requests, .* 1 online, 2 open"
 }
 
+# "Log one line of totals since the start, then one line for each worker that is online, ..."
+a_signal_has_one_report() {
+	scripted
+	kill -USR1 "$proxypid"
+	logged "counted: "
+	works a 1
+	works a 2
+	logged_times 1 "counted: "
+}
+
 # "Once it has begun to connect, client_proxy never exits by itself."
 cut_connections() {
 	scripted backoffmax=1
