@@ -4571,6 +4571,7 @@ cut_connections() {
 	done
 	serve
 	welcome
+	unlogged TLS
 }
 
 # "Once it has begun to connect, client_proxy never exits by itself."
