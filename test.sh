@@ -4630,6 +4630,13 @@ refusals_are_logged() {
 		today€</text></stream:error></stream:stream>"
 	logged "^client_proxy: disconnected: not-authorized: >Not%0A.*today%E2%82%AC$"
 	unlogged "$(sha1 xsecret)"
+	serve
+	hear srv "<stream:stream"
+	tell srv "<stream:stream id='x' xmlns='jabber:component:accept'
+		xmlns:stream='http://etherx.jabber.org/streams'><stream:error>
+		<conflict xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>
+		<text xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>"
+	logged "^client_proxy: disconnected: conflict$"
 }
 
 # "The target is asked to accept the subscription."
