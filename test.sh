@@ -4848,6 +4848,8 @@ handshake_with_any_id() {
 	hear srv "<handshake>$(sha1 'a&b<"é🙂 secret')</handshake>"
 	tell srv "<handshake/>"
 	logged online
+	joins a
+	unlogged dropped
 }
 
 # "..., RFC 6120 (XMPP Core), ..."
