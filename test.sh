@@ -4860,6 +4860,16 @@ nothing_is_done_behind_the_end() {
 	unsent "id='behind'"
 }
 
+# Its last stanza has been handled, once.
+# "..., RFC 6120 (XMPP Core), ..."
+the_end_of_the_stream_is_no_stanza() {
+	scripted
+	goes_to a 1
+	tell srv "</stream:stream>"
+	hear srv "</stream:stream>"
+	[ "$(grep -o "id='1'" "$dir/srv.out" | wc -l)" = 1 ]
+}
+
 # "..., RFC 6120 (XMPP Core), ..."
 forbidden_xml() {
 	scripted backoffmax=1
