@@ -4899,6 +4899,7 @@ wrong_streams() {
 	    "bad-format <stream:stream $ns id='1'><presence from='a@b/c' to='proxy.localhost'/>" \
 	    "restricted-xml <!DOCTYPE stream:stream><stream:stream $ns>" \
 	    "restricted-xml <?xml-stylesheet href='x'?><stream:stream $ns>" \
+	    "restricted-xml <?abc d?><stream:stream $ns>" \
 	    "not-well-formed HTTP/1.1 400 Bad Request <>"; do
 		hear srv "<stream:stream"
 		tell srv "${c#* }"
