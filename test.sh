@@ -367,6 +367,15 @@ white_space_follows_what_is_handed_on() {
 }
 
 # "A stanza with a tag of more than 2048 bytes, or of nearly as many, is followed by ..."
+no_white_space_follows_small_tags() {
+	scripted
+	tell srv "<iq type='get' id='1' from='u@h/r' to='proxy.localhost'><q a='$(bytes 1500 x)'/></iq>"
+	written "id='1'"
+	news
+	! grep "</iq> " "$dir/srv.out"
+}
+
+# "A stanza with a tag of more than 2048 bytes, or of nearly as many, is followed by ..."
 no_white_space_follows_long_texts() {
 	scripted REQUESTSIZE=8192
 	tell srv "<iq type='get' id='1' from='u@h/r' to='proxy.localhost'><q>$(bytes 5000 x)</q></iq>"
