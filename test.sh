@@ -2284,6 +2284,17 @@ an_answer_that_waits_in_the_server_is_in_time() {
 	unlogged "timed out"
 }
 
+# Chance is another in each run, and so are the ids of what is asked.
+# "Each request goes to a random worker, or as ..."
+no_run_repeats_the_last() {
+	for run in 1 2; do
+		scripted
+		last_ask >"$dir/id.$run"
+		stop
+	done
+	! cmp "$dir/id.1" "$dir/id.2"
+}
+
 # What comes from our own address others may have made up, as servers fold the case of
 # domains: it is a ping of ours only by its id.
 # "The requester gets the error after two pings from the component to itself have come ..."
