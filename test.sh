@@ -4562,6 +4562,26 @@ counters() {
 	counted "3 requests, .* 1 online, 2 open"
 }
 
+# "Once it has begun to connect, client_proxy never exits by itself."
+a_report_while_the_host_is_looked_up() {
+	plainly
+	cc -shared -fPIC -o "$dir/signalled.so" -x c - -ldl <<-\E
+	#define _GNU_SOURCE
+	#include <dlfcn.h>
+	#include <netdb.h>
+	#include <signal.h>
+	int
+	getaddrinfo(const char *host, const char *port, const struct addrinfo *hints, struct addrinfo **found)
+	{
+		raise(SIGUSR1);
+		return ((__typeof__(getaddrinfo) *)dlsym(RTLD_NEXT, "getaddrinfo"))(host, port, hints, found);
+	}
+	E
+	LD_PRELOAD=$dir/signalled.so proxy
+	logged waiting
+	logged "counted: "
+}
+
 # "Log one line of totals since the start, then one line for each worker that is online, ..."
 a_signal_has_one_report() {
 	scripted
