@@ -3637,6 +3637,19 @@ what_is_too_large_is_not_handed_on() {
 	unsent "id='2'.*localhost/b'"
 }
 
+# Though nothing more is read while there is no room, the end of the connection is seen.
+# "client_proxy runs in the foreground, ... reconnects by itself when the connection is lost."
+a_server_that_dies_before_it_reads() {
+	peer stall "$cport" 20000 >"$dir/stall"
+	stall=$pid
+	await listening_only "$cport"
+	proxy MAXREQUESTS=50000 keepalive=0 patience=60
+	await grep stuck "$dir/stall"
+	end "$stall" 9
+	logged "disconnected: "
+	logged waiting
+}
+
 # What was read at once may come to more than there is room for.
 # "While another stanza might not fit, nothing is read: the server waits."
 what_has_been_read_waits_for_room() {
