@@ -4964,6 +4964,8 @@ wrong_streams() {
 
 # "No core is dumped, and neither secret nor handshake is logged."
 no_core_is_dumped() {
+	# shellcheck disable=SC3045 # shells have -c and -H
+	ulimit -c "$(ulimit -H -c)"
 	scripted
 	grep "^Max core file size *0 " "/proc/$proxypid/limits"
 	unlogged "$(sha1 s1secret)"
