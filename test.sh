@@ -3715,7 +3715,7 @@ a_server_that_reads_slowly_stays() {
 	E
 	background sh -c "cd '$dir' && exec socat TCP-LISTEN:$cport,bind=127.0.0.1,reuseaddr,rcvbuf=65536 'SYSTEM:sh slow'"
 	await listening_only "$cport"
-	proxy keepalive=2 MAXSTANZA=16000000 OUTSIZE=16016384
+	proxy keepalive=4 MAXSTANZA=16000000 OUTSIZE=16016384
 	# what it is owed is not cut off
 	written "</iq>"
 }
