@@ -1733,7 +1733,7 @@ startstream(const char **atts)
 			put(&decls, atts[1], strlen(atts[1]) + 1);
 		}
 	/* what is missing may not have fitted */
-	if (attrs.lost || body.lost || decls.lost)
+	if (attrs.lost || decls.lost)
 		end("the stream header is too large", "policy-violation");
 	else if (!same(st.kind, "stream:stream") || !st.id)
 		end(why, "bad-format");
@@ -1881,8 +1881,7 @@ static void XMLCALL
 otherwise(void *data, const char *s, int n)
 {
 	(void)data;
-	if (n < 3 || *s != '<' || (s[1] == '!' && s[2] == '[') ||
-	    (depth == 0 && n > 6 && !memcmp(s, "<?xml", 5) && s[5] <= ' '))
+	if (n < 3 || *s != '<' || s[2] == '[' || (!strncmp(s, "<?xml", 5) && s[5] <= ' '))
 		return;
 	end("the server sent XML that XMPP forbids", "restricted-xml");
 }
@@ -2432,7 +2431,7 @@ report(void)
 static int
 isreading(void)
 {
-	return state >= OPENING && !ending && !suspended && mayread() &&
+	return state >= OPENING && !ending && mayread() &&
 	       (!*tlspin || tlshas(TLSUNREAD | BR_SSL_RECVREC));
 }
 
@@ -2454,7 +2453,7 @@ run(void)
 		 * take what keeps us from reading, for which the server may wait */
 		if (!mayread())
 			next = MIN(next, now + WRITETIME);
-		if (state == ONLINE && isreading() && hasroom())
+		if (state == ONLINE && hasroom())
 			next = MIN(MIN(next, sweeptime < NEVER ? NEVER : ask.next), pingtime());
 		/* nothing else will wake us for these */
 		if (state >= OPENING && mayread() && (suspended || tlshas(TLSUNREAD) ||
@@ -2600,7 +2599,6 @@ main(int argc, char *argv[])
 	if (terminal && (n = open(terminal, O_WRONLY | O_NOCTTY | O_NONBLOCK)) >= 0)
 		check(dup2(n, 2) < 0 || close(n) < 0, "terminal", NULL);
 	setsignals();
-	now = milliseconds();
 	reset();
 	run();
 }
