@@ -2736,6 +2736,20 @@ a_set_is_never_repeated() {
 	unsent "id='1'.*service@localhost/b"
 }
 
+# "A worker that is back before anybody has said that it left, as when its server crashes,
+# has not left: what was lost there waits for answertime."
+who_is_back_unnoticed_has_not_left() {
+	scripted answertime=2
+	goes_to a 1
+	online a
+	works a 2
+	joins b
+	is_due
+	is_due
+	has_failed remote-server-timeout 1
+	unsent "id='1'.*service@localhost/b"
+}
+
 # "The first result counts; an error counts only from the worker that was given the
 # request last."
 # "If it sends nothing for as many seconds more after ..."
