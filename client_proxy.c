@@ -85,7 +85,7 @@ typedef char maxstanza_is_too_small[MAXSTANZA >= 4096 &&
 typedef char insize_is_too_small[INSIZE > 0 ? 1 : -1];
 typedef char parserhard_is_too_small[PARSERHARD >= MAX(PARSERSOFT, 65536) ? 1 : -1];
 
-/* Bytes in a fixed place, with one more for a NUL; lost: those that did not fit. */
+/* Bytes in a fixed place, with one more for a NUL; lost: 1 once some did not fit. */
 typedef struct {
 	char *s;
 	size_t size, len, lost;
@@ -190,8 +190,8 @@ static int shares[2][SHARES];   /* of nopen, each requester's: the less of two p
 static uint64_t answered[MAXREQUESTS][16];
 
 /* the target's presence: the id of what we have asked last, and when; when to ask next
- * if no probe is out, the pause after that; when service-unavailable may start a probe
- * again; whether the subscription is granted */
+ * if no probe is out, the pause after that; when an error of a worker may start a
+ * probe again; whether the subscription is granted */
 static struct { char id[16]; long long time, next, pause, extra; int granted; } ask;
 static long long sweeptime;     /* when the probe that is out is over; 0: the server has
                                  * not read it yet; NEVER: none is out; UNWRITTEN: nor
@@ -594,7 +594,7 @@ static void
 put(Buffer *b, const char *s, size_t n)
 {
 	if (n > b->size - b->len) {
-		b->lost += n;
+		b->lost = 1;
 		return;
 	}
 	memcpy(b->s + b->len, s, n);
@@ -671,8 +671,8 @@ hasroom(void)
 	return OUTSIZE - out.len >= MAXSTANZA + OWNROOM;
 }
 
-/* 1 if we may read: there is room for what that causes, or it causes nothing but
- * errors, as the connection is jammed, or nothing at all. */
+/* 1 if we may read: there is room for what that causes; or the connection is jammed
+ * and we refuse it; or it is being closed, and what comes is thrown away. */
 static int
 mayread(void)
 {
@@ -1046,8 +1046,8 @@ track(const char *address, uint64_t who, Resource *holder)
 }
 
 /* The request with this key that has no answer yet, preferably one that resource w
- * holds, and rather one that has not failed: of those that are alike several may
- * be sent back, or answered in a jam, in one read. NULL: there is none. */
+ * holds, and of these rather one that has not failed: of those that are alike
+ * several may be sent back, or answered in a jam, in one read. NULL: none has it. */
 static Request *
 findrequest(uint64_t key, const Resource *w)
 {
@@ -1881,7 +1881,8 @@ static void XMLCALL
 otherwise(void *data, const char *s, int n)
 {
 	(void)data;
-	if (n < 3 || *s != '<' || s[2] == '[' || (!strncmp(s, "<?xml", 5) && s[5] <= ' '))
+	if (n < 3 || *s != '<' || s[2] == '[' ||
+	    (!strncmp(s, "<?xml", 5) && isspace((unsigned char)s[5])))
 		return;
 	end("the server sent XML that XMPP forbids", "restricted-xml");
 }
@@ -2449,8 +2450,8 @@ run(void)
 		if (state == CONNECTING || (!*tlspin && out.len > 0) || tlshas(BR_SSL_SENDREC))
 			p[1].events |= POLLOUT;
 		next = nunsaid > 0 ? MIN(deadline, linetime) : deadline;
-		/* poll() calls a socket full whose buffer is two thirds full, but it may
-		 * take what keeps us from reading, for which the server may wait */
+		/* to poll() on Linux a socket is full when two thirds of its buffer are,
+		 * but it takes more; and a server may read nothing until we do */
 		if (!mayread())
 			next = MIN(next, now + WRITETIME);
 		if (state == ONLINE && hasroom())
