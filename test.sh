@@ -4454,11 +4454,16 @@ ejabberd_accepts_both_copies() {
 a_cut_connection_counts_as_a_copy() {
 	TLS=
 	prosody
-	front_of "TCP:127.0.0.1:$cport"
+	cat >"$dir/link" <<-E
+	#!/bin/sh
+	echo \$\$ >>"$dir/pids"
+	exec socat - TCP:127.0.0.1:$cport
+	E
+	chmod +x "$dir/link"
+	front_of "EXEC:$dir/link"
 	proxy keepalive=3 backoffmax=1 "port=\"$tport\""
 	logged online
-	link=$(pgrep -P "$frontpid")
-	echo "$link" >>"$dir/pids"
+	link=$(tail -n 1 "$dir/pids")
 	kill -STOP "$link"
 	logged "disconnected: the server is silent"
 	logged "disconnected: conflict"
