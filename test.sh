@@ -10794,8 +10794,9 @@ judge(short events, long long end)
 		return;
 	/* while it does not read for want of room, what it writes is the sign of life */
 	life = MAX(lastread, MIN(paused, c.lastwrite));
-	/* the ping of who was asleep when it was due is late */
-	life = MAX(life, slept - keepalive * 1000LL);
+	/* the ping of who was asleep when it was due is late, and with TLS what was read
+	 * before may count only then */
+	life = MAX(life, c.tls ? slept : slept - keepalive * 1000LL);
 	most = keepalive * 2000LL + 1000;
 	if (keepalive && vt > life + most && ((events & POLLIN && c.came == c.took) || vt > c.lastwrite + most))
 		bad("keepalive", "keeps a connection that has been silent for %lld ms", vt - lastread);
