@@ -6917,6 +6917,7 @@ void w_says(const char *);
 void w_exit(int, int);
 void w_elements(XML_Parser, XML_StartElementHandler, XML_EndElementHandler);
 const char *w_made(unsigned long long *, size_t *);
+uint64_t w_places(const char *);
 enum { WAKER = 3, WAKEW = 4, FIRSTFD = 5 };
 
 #ifdef PROGRAM
@@ -6966,6 +6967,16 @@ w_made(unsigned long long *before, size_t *len)
 	*before = bytesout - outpos;
 	*len = out.len;
 	return out.s;
+}
+
+/* The two places in which it counts the requests of a user: once in millions, two
+ * users share both. */
+uint64_t
+w_places(const char *user)
+{
+	uint64_t share = hash(salt, user, strcspn(user, "/"));
+
+	return share % SHARES << 32 | (share >> 32) % SHARES;
 }
 #else /* what follows is the world */
 
@@ -7877,7 +7888,7 @@ struct req {
 	struct req *alike, *prev, *next;
 	struct key *key;
 	const char *id;
-	const char *user;       /* whose share it counts in */
+	uint64_t places;        /* of the user in whose share it counts */
 	struct res *res;        /* NULL: a user has it */
 	int st, islong;         /* islong: there is no error for it */
 	int get, times;         /* it may be handed on; given so often */
@@ -7976,7 +7987,7 @@ addreq(struct key *k, const char *id, struct res *r)
 	q->key = k;
 	q->id = id;
 	q->res = r;
-	q->user = r || !decode(resof(k->p)) ? k->f : decode(resof(k->p));
+	q->places = w_places(r || !decode(resof(k->p)) ? k->f : decode(resof(k->p)));
 	q->given = vt;
 	q->times = 1;
 	q->written = UNWRITTEN;
@@ -8140,16 +8151,17 @@ findreq(struct key *k, struct res *r, int *alike)
 	return best;
 }
 
-/* How many of the open requests are a requester's, by its bare JID, or with NULL
+/* How many of the open requests count as a requester's, by its bare JID, or with NULL
  * anybody's: surely, or maybe. */
 static long
 shareof(const char *f, int surely)
 {
+	uint64_t places = f ? w_places(f) : 0;
 	struct req *q;
 	long n = 0;
 
 	for EACHOPEN(q)
-		n += (!f || samebare(q->user, f)) && (!surely || (q->st == QOPEN && !q->key->vague &&
+		n += (!f || q->places == places) && (!surely || (q->st == QOPEN && !q->key->vague &&
 		     (!q->res || known(q->res) == 1)));
 	return n;
 }
