@@ -8205,6 +8205,7 @@ struct expect {
 
 static int jammed;              /* it reads and refuses, as the server reads nothing */
 static size_t nout;             /* bytes in its buffer, of which some may be written */
+static long long jammedat;      /* when it was last seen so */
 
 /* Why requests are refused, and how it is said. */
 static const struct {
@@ -8721,6 +8722,7 @@ forgetmodel(void)
 	resubat = subat = -1;
 	lastread = 0;
 	jammed = 0;
+	jammedat = -1;
 	lastheld = usrat = onlineat = dueback = slowback = slowsure = pinged = -1;
 	countfrom = countasked = countback = judgedby = duejudged = -1;
 	svcat = svcsure = -FOREVER / 4;
@@ -10746,6 +10748,9 @@ judgeasks(void)
 	else if (probeend == OPEN)
 		due = MIN(due, MAX(MAX(lastask, pingat), back2) + refresh * 1000LL);
 	due = MAX(due, held);
+	/* a probe that waited in a jam begins only then */
+	if (jammedat > onlineat)
+		due = MAX(due, jammedat + patience * 1000LL);
 	if (due < FOREVER && vt > due + 3000 && !on[SMALLBUF] && !on[SLOWLINK] && !on[COUPLED])
 		bad("asklate", "has to ask for presence, or ping, since %lld ms, and does not", vt - due);
 }
@@ -10915,6 +10920,7 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 		lastheld = vt;
 	if (!(p[1].events & POLLIN) || jammed || on[SLOWCALL])
 		paused = vt;
+	jammedat = jammed ? vt : jammedat;
 	turnedat = vt;
 	return ready;
 }
