@@ -1047,7 +1047,7 @@ track(const char *address, uint64_t who, Resource *holder)
 
 /* The request with this key that has no answer yet, preferably one that resource w
  * holds, and of these rather one that has not failed: of those that are alike
- * several may be sent back, or answered in a jam, in one read. NULL: none has it. */
+ * several may be sent back, or answered in a jam, in one read. NULL: there is none. */
 static Request *
 findrequest(uint64_t key, const Resource *w)
 {

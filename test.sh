@@ -1879,11 +1879,12 @@ who_begins_to_drain_is_not_tried() {
 # this about, too: left follows soon."
 what_its_server_cannot_have_sent_brings_back() {
 	scripted stall=1
+	servers=$(for c in recipient-unavailable remote-server-not-found remote-server-timeout; do
+		bounced a other $c
+	done)
 	goes_to a 1 set
 	is_pinged a
-	for c in recipient-unavailable remote-server-not-found remote-server-timeout; do
-		bounce other a $c
-	done
+	tell srv "$servers"
 	shows a away
 	is_pinged a
 	grep "stalled: service@localhost/a" "$log"
@@ -1901,9 +1902,7 @@ what_its_server_cannot_have_sent_brings_back() {
 		logged_times $n "recovered: service@localhost/a$"
 	done
 	is_set_aside a
-	for c in recipient-unavailable remote-server-not-found remote-server-timeout; do
-		bounce other a $c
-	done
+	tell srv "$servers"
 	shows a away
 	probed
 	shows a away
@@ -3658,11 +3657,7 @@ what_is_too_large_is_not_handed_on() {
 # Though nothing more is read while there is no room, the end of the connection is seen.
 # "client_proxy runs in the foreground, ... reconnects by itself when the connection is lost."
 a_server_that_dies_before_it_reads() {
-	peer stall "$cport" 20000 >"$dir/stall"
-	stall=$pid
-	await listening_only "$cport"
-	proxy MAXREQUESTS=50000 keepalive=0 patience=60
-	await grep stuck "$dir/stall"
+	gets_stuck
 	end "$stall" 9
 	logged "disconnected: "
 	logged waiting
@@ -3680,11 +3675,7 @@ what_has_been_read_waits_for_room() {
 
 # "While another stanza might not fit, nothing is read: the server waits."
 back_pressure() {
-	peer stall "$cport" 20000 >"$dir/stall"
-	stall=$pid
-	await listening_only "$cport"
-	proxy MAXREQUESTS=50000 keepalive=0 patience=60
-	await grep stuck "$dir/stall"
+	gets_stuck
 	before=$(switches)
 	sleep 1
 	[ $(($(switches) - before)) -lt 20 ]
@@ -4557,11 +4548,7 @@ stops_soon() {
 
 # "Write what waits to be written, ..."
 what_waits_is_written_on_sigterm() {
-	peer stall "$cport" 20000 >"$dir/stall"
-	stall=$pid
-	await listening_only "$cport"
-	proxy MAXREQUESTS=50000
-	await grep stuck "$dir/stall"
+	gets_stuck
 	kill "$proxypid"
 	kill -USR1 "$stall"
 	await grep "in order, closed" "$dir/stall"
@@ -6152,6 +6139,15 @@ is_to_be_set_aside() {
 	hear srv "^<iq type='get' id='due"
 }
 
+# A server that says all at once and reads nothing, $stall, until it can say no more.
+gets_stuck() {
+	peer stall "$cport" 20000 >"$dir/stall"
+	stall=$pid
+	await listening_only "$cport"
+	proxy MAXREQUESTS=50000 keepalive=0 patience=60
+	await grep stuck "$dir/stall"
+}
+
 # Requests from $1 requesters, $2 from each, with ids that begin with $3.
 flood() {
 	awk -v users="$1" -v n="$2" -v id="$3" 'BEGIN {
@@ -7632,19 +7628,12 @@ isours(const char *jid)
 	       eq(atsign ? atsign + 1 : bare, domain);
 }
 
-/* 1 if two JIDs have the same bare one. */
-static int
-samebare(const char *a, const char *b)
-{
-	size_t n = strcspn(a, "/");
-
-	return n == strcspn(b, "/") && !memcmp(a, b, n);
-}
-
 static int
 oftarget(const char *jid)
 {
-	return samebare(jid, target);
+	size_t n = strcspn(jid, "/");
+
+	return n == strlen(target) && !memcmp(jid, target, n);
 }
 
 /* The JID that resource x of ours encodes, or NULL. */
@@ -8722,10 +8711,9 @@ forgetmodel(void)
 	resubat = subat = -1;
 	lastread = 0;
 	jammed = 0;
-	jammedat = -1;
 	lastheld = usrat = onlineat = dueback = slowback = slowsure = pinged = -1;
 	countfrom = countasked = countback = judgedby = duejudged = -1;
-	svcat = svcsure = -FOREVER / 4;
+	svcat = svcsure = jammedat = -FOREVER / 4;
 	wantask = FOREVER;
 }
 
@@ -8831,7 +8819,7 @@ heardof(const struct stanza *s, struct res *r)
 	} else if (eq(s->type, "error")) {
 		if (r || !s->id || !eq(s->id, lastid()))
 			return;
-		if (!eq(s->etype, "wait") && strncmp(s->cond, "remote-server", 13)) {
+		if (!eq(s->etype, "wait") && !isunreachable(s)) {
 			denied();
 		} else if (probeend == OPEN) {
 			want(doubted && back2 < 0 ? vt : vt + refresh * 1000LL);
@@ -10749,8 +10737,7 @@ judgeasks(void)
 		due = MIN(due, MAX(MAX(lastask, pingat), back2) + refresh * 1000LL);
 	due = MAX(due, held);
 	/* a probe that waited in a jam begins only then */
-	if (jammedat > onlineat)
-		due = MAX(due, jammedat + patience * 1000LL);
+	due = MAX(due, jammedat + patience * 1000LL);
 	if (due < FOREVER && vt > due + 3000 && !on[SMALLBUF] && !on[SLOWLINK] && !on[COUPLED])
 		bad("asklate", "has to ask for presence, or ping, since %lld ms, and does not", vt - due);
 }
