@@ -201,8 +201,13 @@ static int second;              /* the probe, or the next, is for who missed the
 static int unanswered;          /* nobody has answered the last probe that counts */
 /* how the ids of our pings to ourselves begin on this connection; when the next may go
  * out for what is due; when somebody may have been silent for too long; when the last
- * of them that counts was sent, and when it was back */
-static struct { char id[16]; long long next, check, sent, back; } due;
+ * of them that counts was sent, and when it was back; when the very last was sent, and
+ * how many are out; whether it was said that some went elsewhere */
+static struct {
+	char id[16];
+	long long next, check, sent, back, last;
+	int nout, shared;
+} due;
 
 /* the out buffer: what is behind outpos waits to be written */
 static Buffer out = { (char [OUTSIZE + 1]){ "" }, OUTSIZE, 0, 0 };
@@ -741,11 +746,12 @@ makeid(char *id, const char *what)
 	snprintf(id, 16, "%s%08lx", what, uniform(1ULL << 32));
 }
 
-/* Put a ping (XEP-0199). */
-static void
+/* Put a ping (XEP-0199). 0 if there is no room. */
+static int
 putping(const char *id, const char *to)
 {
-	putstanza("iq", "get", id, domain, to, "><ping xmlns='urn:xmpp:ping'/></iq>", 0);
+	return putstanza("iq", "get", id, domain, to,
+	                 "><ping xmlns='urn:xmpp:ping'/></iq>", 0);
 }
 
 /* Ping ourselves: it comes back from the server behind all that this has read and
@@ -756,7 +762,9 @@ pingself(void)
 	char id[40];
 
 	snprintf(id, sizeof(id), "%s%lld", due.id, now);
-	putping(id, domain);
+	due.nout += putping(id, domain);
+	due.last = now;
+	due.next = AFTER(patience); /* if it is lost, or slow */
 }
 
 /* The stream has to end: for which reason, and with which stream error (RFC
@@ -1409,10 +1417,8 @@ chores(void)
 {
 	if (now >= ask.next && sweeptime >= NEVER && hasroom())
 		askpresence(ask.granted && (!unanswered || seen));
-	if (now >= pingtime() && hasroom()) {
+	if (now >= pingtime() && hasroom())
 		pingself();
-		due.next = AFTER(patience); /* if it is lost, or slow */
-	}
 	/* with STANDBY another takes over at once */
 	if (choice == STANDBY && nresources > 0)
 		choose("", 0, NULL);
@@ -1437,6 +1443,13 @@ handleping(const char *id)
 	}
 	sent = strtoll(id + strlen(due.id), NULL, 10);
 	due.next = now + 100; /* so that this is not all we do */
+	/* they come back in the order in which they went out */
+	if (--due.nout > 0 && sent == due.last) {
+		if (!due.shared)
+			say("shared: %s: another connection gets some of what is for it", domain);
+		due.shared = 1;
+		due.nout = 0;
+	}
 	/* a server that stood still may answer before it reads what others have sent:
 	 * what counts is the ping before, which was back when this was sent */
 	if (sent > due.back) {
@@ -1921,6 +1934,7 @@ reset(void)
 	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
 	memset(shares, 0, sizeof(shares));
 	ask.extra = due.next = 0;
+	due.nout = due.shared = 0;
 	makeid(due.id, "due");
 	nused = nopen = shedding = depth = ask.granted = unanswered = second = 0;
 	due.check = NEVER;

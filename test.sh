@@ -3068,7 +3068,7 @@ probes_have_pauses() {
 	deliver presence subscribed service@localhost proxy.localhost /
 	hear srv "<presence type='probe'"
 	for _ in 1 2; do
-		hear srv "<iq type='get' id='due[0-9a-f]*' from='proxy.localhost' to='proxy.localhost'>"
+		hear srv "$ping"
 		at=$(milliseconds)
 		tell srv "$heard"
 		only_answer a
@@ -4427,17 +4427,44 @@ with_kick_old_copies_take_the_address_from_each_other() {
 
 # "ejabberd and jabberd2 accept both and spread stanzas over them, so that answers may
 # come to the wrong one: run only one copy there."
+# "A ping of the component to itself has gone elsewhere: another copy is connected, or a
+# connection that was cut counts as one, see A second copy."
 ejabberd_accepts_both_copies() {
 	need ejabberdctl ejabberd
 	ejabberd
-	proxy
-	logged online
+	proxy patience=1 refresh=2
+	workers a
 	first=$log
 	proxy
 	logged online
 	unlogged disconnected
 	log=$first
+	logged "shared: proxy.localhost: another connection gets some of what is for it"
 	unlogged disconnected
+}
+
+# "A ping of the component to itself has gone elsewhere: ..."
+# "Logged once, until the connection is lost."
+a_ping_that_goes_elsewhere_is_logged_once() {
+	scripted patience=1 stall=1
+	goes_to a hung set
+	hear srv "$ping"
+	slow=$heard
+	hear srv "$ping"
+	tell srv "$slow$heard"
+	works a 1
+	unlogged shared
+	for n in 1 2; do
+		for _ in 1 2; do
+			hear srv "$ping"
+			is_due
+			works a "$n"
+		done
+		logged_times "$n" "shared: proxy.localhost: another connection gets some of what is for it"
+		reconnects
+		joins a
+		goes_to a hung set
+	done
 }
 
 # "A connection that was cut unnoticed, as by a firewall, counts as another copy until the
@@ -6082,8 +6109,9 @@ last_ask() {
 
 # When something is due, as that a probe is read or has had its time, a ping goes out,
 # which is back after all that has come.
+ping="<iq type='get' id='due[0-9a-f]*' from='proxy.localhost' to='proxy.localhost'>"
 is_due() {
-	hear srv "<iq type='get' id='due[0-9a-f]*' from='proxy.localhost' to='proxy.localhost'>"
+	hear srv "$ping"
 	tell srv "$heard"
 }
 
@@ -7904,6 +7932,9 @@ static struct ping {            /* to itself, whether what is due has come */
 } *pings;                       /* that are not back, the oldest first, or that are lost */
 static long long lastping, pinged; /* the last, and the last not for silence, were written */
 static int unrouted;            /* a ping to itself has come back as an error; 2: a current one */
+static int astray;              /* one is lost, or has come back as no ping: */
+static int astraydue;           /* that is due to be said, as one that was sent later is back; */
+static int astraysaid;          /* it was said */
 static long long duejudged, dueback, duepause; /* of the last that was back */
 static long long slowback, slowsure; /* one was back, maybe and surely, that took longer than
                                      * stall: it says nothing of silence */
@@ -8704,7 +8735,7 @@ forgetmodel(void)
 	nasks = nsince = nmoved = 0;
 	nin = nmaybe = nopenlo = nopenhi = nmistaken = 0;
 	shares = hashandicaps = 0;
-	second = nextsecond = answered = unrouted = 0;
+	second = nextsecond = answered = unrouted = astray = astraydue = astraysaid = 0;
 	msub = sawpres = mayask = lastprobe = followed = crowded = npings = doubted = unans = counts = clean1 = 0;
 	probeend = OPEN;
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = pingat = -1;
@@ -9905,6 +9936,10 @@ taken(void)
 	if (i->s.from && eq(i->s.kind, "presence") && i->s.type && oftarget(i->s.from))
 		sawtype = vt;
 	p = findping(&i->s);
+	if (p && i->s.nons)
+		astray = 1;
+	else if (p && !p->next)
+		astraydue = astray;
 	if (lastprobe && !i->s.nons && p && (back1 < 0 ? p->from >= askturn :
 	    back2 < 0 && p->from >= turned1 + patience * 1000LL)) {
 		*(back1 < 0 ? &back1 : &back2) = vt;
@@ -10246,6 +10281,11 @@ w_says(const char *format)
 {
 	saying = format;
 	c.closing |= eq(format, "%s: %s");
+	if (starts(format, "shared: ")) {
+		if (!astraydue || astraysaid)
+			bad("shared", "says that pings to itself went elsewhere");
+		astraysaid = 1;
+	}
 	if (!starts(format, "jammed: "))
 		return;
 	peek();
@@ -10581,7 +10621,7 @@ logged(const char *s)
 		"joined: ", "left: ", "failed: ", "resource: ", "counted: ", "online: ", "connect: ",
 		"resolve: ", "disconnected: ", "subscribing: ", "subscribed: ", "not subscribed: ", "waiting: ",
 		"stopping: ", "lost: ", "log: ", "stalled: ", "recovered: ", "draining: ",
-		"back: ", "in charge: ", "jammed: "
+		"back: ", "in charge: ", "jammed: ", "shared: "
 	};
 	const char *what = s + strlen("client_proxy: ");
 	long most = naddrs + 3, n;
@@ -10709,7 +10749,7 @@ quiesce(void)
 		 * and that may be lost */
 		t = MAX(t, r->pings > 0 ? slept : -1);
 		if (stall && known(r) == 1 && r->open > 0 && nmistaken == 0 && hasjudged(t) &&
-		    vt > t + stall * 1000LL + 1000 + slack(0) && !(r->pings > 0 && on[PINGLOST]))
+		    vt > t + stall * 1000LL + 1000 + slack(0) && !(r->pings > 0 && astray))
 			bad("stall", "%s has a request, has been silent for %lld ms and is not pinged", r->name, vt - t);
 		if (known(r) == 1 && r->left < r->toldgone && r->joinedat < r->toldgone)
 			bad("sweep", "says that %s has left, which it has not: %lld ms since its presence, %lld "
@@ -10861,6 +10901,8 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 		checkfd(p[1].fd, "poll");
 	wanted = p[1].fd < 0 ? 0 : p[1].events;
 	held = c.open && wanted != POLLIN;
+	if (astraydue && !astraysaid)
+		bad("shared", "does not say that pings to itself went elsewhere");
 	/* what still comes is gone, so that a server may read our last words */
 	if (c.open && c.closing && !*tlspin && !(wanted & POLLIN))
 		bad("term", "does not read while it closes the stream");
@@ -11482,7 +11524,9 @@ serve(struct written *o)
 		/* what is read together with what is then due */
 		if (!rnd(8))
 			tell("iq", "get", fmt("i%lu", ++token), people[rnd(npeople)], domain, NULL);
-		if (!fault(PINGLOST, 100))
+		if (fault(PINGLOST, 100))
+			astray = 1;
+		else
 			tell(s->kind, s->type, s->id, s->from, s->to,
 			     s->flags & KPING ? "<ping xmlns='urn:xmpp:ping'/>" : NULL);
 	} else if (eq(s->to, finaljid)) {
