@@ -1566,15 +1566,15 @@ passanswer(const char *src, const char *requester, Resource *w)
 	Request *r = findrequest(key, w);
 	int holds = r && w && r->holder == w;
 
+	if (r ? r->due < 0 || (st.error && st.fromtarget && !holds) :
+	    *findanswered(key) == key) {
+		count.late++;
+		return;
+	}
 	if (haserror("recipient-unavailable") && holds && r->tries > 0 && nresources > 1 &&
 	    choice != STANDBY) {
 		r->bounced = 1;
 		fail(r);
-		return;
-	}
-	if (r ? r->due < 0 || (st.error && st.fromtarget && !holds) :
-	    *findanswered(key) == key) {
-		count.late++;
 		return;
 	}
 	if (holds) {

@@ -6472,8 +6472,11 @@ def jam(port, n, answers=0):
                      for i in range(int(answers))))
     while got["get"] < int(answers):
         got.update(stanza[0][1].get("type") for stanza in peer.read())
-    peer.say("".join("<iq type='result' from='service@localhost/a' id='a%d' to='proxy.localhost/v@h/r'>%s</iq>"
-                     % (i // 4, "x" * 60000) for i in range(2 * int(answers))))
+    peer.say("<presence from='service@localhost/b' to='proxy.localhost'/>")
+    peer.say("".join("<iq type='%s' from='service@localhost/a' id='a%d' to='proxy.localhost/v@h/r'>"
+                     "<error>%s<recipient-unavailable xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq>"
+                     % ("result" if i % 4 < 2 else "error", i // 4, "x" * 60000)
+                     for i in range(2 * int(answers))))
     while got["result"] + got["error"] < int(answers):
         got.update(stanza[0][1].get("type") for stanza in peer.read())
     got.clear()
