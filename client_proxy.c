@@ -2456,7 +2456,7 @@ run(void)
 	struct pollfd p[2] = { { .fd = wake[0], .events = POLLIN } };
 	long long next;
 	int n;
-	char c;
+	char c[64];
 
 	for (;;) {
 		p[1].fd = fd;
@@ -2478,10 +2478,10 @@ run(void)
 		now = milliseconds();
 		if (now >= linetime)
 			sayunsaid();
-		if (n < 0)
-			continue; /* a signal, which has also written to the pipe */
-		while (p[0].revents && read(wake[0], &c, 1) == 1)
-			;
+		/* a signal, which has also written to the pipe; what it holds beyond that
+		 * only wakes us once more */
+		if (n < 0 || (p[0].revents && read(wake[0], c, sizeof(c)) < 0))
+			continue;
 		if (reporting)
 			report();
 		if (quitting && state != CLOSING)
@@ -2524,8 +2524,7 @@ setsignals(void)
 	struct sigaction sa = { .sa_handler = onsignal };
 	size_t i;
 
-	check(pipe(wake) < 0 || fcntl(wake[0], F_SETFL, O_NONBLOCK) < 0 ||
-	      fcntl(wake[1], F_SETFL, O_NONBLOCK) < 0, "pipe", NULL);
+	check(pipe(wake) < 0 || fcntl(wake[1], F_SETFL, O_NONBLOCK) < 0, "pipe", NULL);
 	for (i = 0; i < LEN(caught); i++)
 		/* nohup has it ignored */
 		if (caught[i] != SIGHUP || signal(SIGHUP, SIG_IGN) != SIG_IGN)
