@@ -1865,9 +1865,7 @@ endelement(void *data, const char *name)
 		body.s[st.tagend - 1] = '/';
 		put(&body, ">", 1);
 	} else {
-		put(&body, "</", 2);
-		put(&body, name, strlen(name));
-		put(&body, ">", 1);
+		putall(&body, "</", name, ">");
 	}
 	if (depth > 1)
 		return;
