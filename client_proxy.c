@@ -1995,7 +1995,7 @@ parse(void)
 	enum XML_Status status;
 	size_t used;
 
-	while (!ending && mayread()) {
+	while (in.len > 0 && !ending && mayread()) {
 		status = suspended ? XML_ResumeParser(parser) :
 		         XML_Parse(parser, in.s, (int)in.len, 0);
 		suspended = status == XML_STATUS_SUSPENDED;
@@ -2004,7 +2004,6 @@ parse(void)
 		} else if (status == XML_STATUS_OK) {
 			parsed += (XML_Index)in.len;
 			in.len = 0;
-			return;
 		} else if (mayread()) {
 			used = (size_t)(XML_GetCurrentByteIndex(parser) +
 			                XML_GetCurrentByteCount(parser) - parsed);
