@@ -99,7 +99,7 @@ typedef struct {
 	const char *ns;
 } Node;
 
-enum { WAITING, CONNECTING, OPENING, ONLINE, CLOSING }; /* state of the connection */
+enum { WAITING, RESOLVING, CONNECTING, OPENING, ONLINE, CLOSING }; /* the connection */
 
 /* Why requests are refused, how it is said (RFC 6120 8.3.3), how often. */
 enum { NOBODY, UNKNOWN, LONGADDRESS, LARGE, BUSY, GONE, LATE, ILLEGAL };
@@ -262,14 +262,14 @@ static struct {
 static br_ssl_engine_context *const eng = &tls.client.eng;
 
 /* the connection */
-static int fd = -1, state, pinged;
+static int fd = -1, pinged;
 static struct addrinfo *servers, *server; /* its addresses, the one we are at */
 static long long deadline;      /* ms, when `state' or the server's silence ends */
 static long long backoff = FIRSTPAUSE;
 static long long onlinetime = LLONG_MAX; /* when this connection went online */
 static unsigned long nrounds;   /* through all addresses since a server was there */
 static int wake[2];             /* signal handlers write, the loop reads */
-static volatile sig_atomic_t resolving, quitting, reporting;
+static volatile sig_atomic_t state, quitting, reporting; /* they also read the state */
 
 /* ---- log and clock ---- */
 
@@ -2187,7 +2187,7 @@ disconnect(const char *why)
 		say("disconnected: %s", why);
 	else if (state == CLOSING && quitting)
 		exit(0);
-	else if (!server && isnews)
+	else if (state == RESOLVING && isnews)
 		say("resolve: %s port %s: %s", host, port, why);
 	if (state == CONNECTING && isnews) {
 		getnameinfo(server->ai_addr, server->ai_addrlen, address,
@@ -2234,11 +2234,10 @@ attempt(void)
 		if (servers)
 			freeaddrinfo(servers);
 		nrounds++;
-		resolving = 1;
+		state = RESOLVING;
 		if (quitting)
 			exit(0);
 		error = getaddrinfo(host, port, &hints, &servers);
-		resolving = 0;
 		now = milliseconds();
 		server = servers = error ? NULL : servers;
 	}
@@ -2507,7 +2506,7 @@ onsignal(int sig)
 	int saved = errno;
 
 	*(sig == SIGUSR1 ? &reporting : &quitting) = 1;
-	if (quitting && resolving)
+	if (quitting && state == RESOLVING)
 		_exit(0);
 	if (write(wake[1], "", 1) < 0)
 		errno = saved; /* full: the loop will wake up all the same */
