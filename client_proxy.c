@@ -178,7 +178,7 @@ static struct request {
 	long long handed;           /* ms, to its resource */
 	long long due;              /* its answer, in ms; UNWRITTEN: still in out; 0: it
 	                             * has not come in time; -1: it came in a jam */
-} lists[LISTS], requests[MAXREQUESTS], *buckets[MAXREQUESTS];
+} lists[LISTS] = { [OPEN].due = NEVER }, requests[MAXREQUESTS], *buckets[MAXREQUESTS];
 /* of each: requester, address, id, and content if it fits; or "" */
 static char texts[MAXREQUESTS][REQUESTSIZE];
 static int nused;               /* of the table so far */
@@ -1938,7 +1938,6 @@ reset(void)
 	due.check = NEVER;
 	for (r = lists; r < lists + LISTS; r++)
 		r->prev = r->next = r;
-	lists[OPEN].due = NEVER;
 	removeresource(NULL);
 	freeparser();
 	in.len = 0;
