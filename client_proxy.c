@@ -2437,14 +2437,6 @@ report(void)
 		    choice == STANDBY && w == choose("", 0, NULL) ? ", in charge" : "");
 }
 
-/* 1 if we can take what the server sends. TLS may have to write first. */
-static int
-isreading(void)
-{
-	return state >= OPENING && !ending && mayread() &&
-	       (!*tlspin || tlshas(TLSUNREAD | BR_SSL_RECVREC));
-}
-
 static void
 run(void)
 {
@@ -2455,7 +2447,9 @@ run(void)
 
 	for (;;) {
 		p[1].fd = fd;
-		p[1].events = isreading() ? POLLIN : 0;
+		/* TLS may have to write first */
+		p[1].events = state >= OPENING && mayread() &&
+		              (!*tlspin || tlshas(TLSUNREAD | BR_SSL_RECVREC)) ? POLLIN : 0;
 		if (state == CONNECTING || (!*tlspin && out.len > 0) || tlshas(BR_SSL_SENDREC))
 			p[1].events |= POLLOUT;
 		next = nunsaid > 0 ? MIN(deadline, linetime) : deadline;
@@ -2485,7 +2479,8 @@ run(void)
 			finishconnect();
 		if (suspended)
 			parse();
-		if (isreading() && ((p[1].revents & ~POLLOUT) || tlshas(TLSUNREAD)))
+		if ((p[1].events & POLLIN) && !ending && mayread() &&
+		    ((p[1].revents & ~POLLOUT) || tlshas(TLSUNREAD)))
 			receive();
 		if (ending)
 			hangup(ending);
