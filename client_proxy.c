@@ -1496,8 +1496,7 @@ refuse(int why)
 	                  child(nodes, NULL, "urn:xmpp:receipts") ||
 	                  child(nodes, NULL, "urn:xmpp:chat-markers:0"));
 
-	if (st.error || (same(st.kind, "message") &&
-	                 (same(st.type, "headline") || isfleeting)))
+	if (st.error || isfleeting || (!st.iq && same(st.type, "headline")))
 		count.dropped++;
 	else
 		puterror(st.kind, st.id, st.to, st.from, why);
