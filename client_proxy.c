@@ -1593,19 +1593,14 @@ passanswer(const char *src, const char *requester, Resource *w)
 		puterror(st.kind, st.id, src, requester, jammed ? BUSY : LARGE);
 }
 
-/* Hand a request or a message for the target to one of its resources. All of a
- * conversation goes to the same. */
+/* Hand a request or a message for the target to one of its resources; there must
+ * be one. All of a conversation goes to the same. */
 static void
 totarget(void)
 {
 	char src[JIDMAX + 1];
-	Resource *w;
+	Resource *w = choose(st.from, 0, NULL);
 
-	if (nresources == 0) {
-		refuse(st.iq ? NOBODY : GONE);
-		return;
-	}
-	w = choose(st.from, 0, NULL);
 	/* rather with a get that others may have as well, as it is no part of a
 	 * dialog */
 	if (st.iq && trial && trial < resources + nresources && !trial->drains &&
@@ -1646,6 +1641,8 @@ route(void)
 		drop("a carbon copy");
 	else if (relay ? st.fromtarget && !st.resource : st.fromtarget || !st.iq)
 		refuse(UNKNOWN);
+	else if (!st.resource && nresources == 0)
+		refuse(st.iq ? NOBODY : GONE);
 	else if (!st.resource)
 		totarget();
 	else if (st.fromtarget && stranger && !st.iq)
