@@ -1949,15 +1949,14 @@ newparser(void)
 	static const char root[] = "<stream:stream>";
 
 	freeparser();
-	ending = strerror(ENOMEM);
-	if (!(parser = XML_ParserCreate_MM("UTF-8", &memory, NULL)))
+	parser = XML_ParserCreate_MM("UTF-8", &memory, NULL);
+	parsed = depth ? (XML_Index)strlen(root) : 0;
+	if (!parser || (depth && !XML_Parse(parser, root, (int)parsed, 0))) {
+		ending = strerror(ENOMEM);
 		return;
+	}
 	if (XML_SetReparseDeferralEnabled)
 		XML_SetReparseDeferralEnabled(parser, XML_FALSE);
-	parsed = depth ? (XML_Index)strlen(root) : 0;
-	if (depth && XML_Parse(parser, root, (int)parsed, 0) == XML_STATUS_ERROR)
-		return;
-	ending = NULL;
 	XML_SetElementHandler(parser, startelement, endelement);
 	XML_SetCharacterDataHandler(parser, characters);
 	XML_SetDefaultHandler(parser, otherwise);
