@@ -1911,7 +1911,6 @@ freeparser(void)
 {
 	XML_ParserFree(parser);
 	parser = NULL;
-	suspended = 0;
 #ifdef __GLIBC__
 	malloc_trim(0); /* or it keeps what the largest stanza has taken */
 #endif
@@ -1930,7 +1929,7 @@ reset(void)
 	ask.extra = due.next = 0;
 	due.nout = due.shared = 0;
 	makeid(due.id, "due");
-	nused = nopen = shedding = depth = ask.granted = unanswered = second = 0;
+	nused = nopen = shedding = ask.granted = unanswered = second = depth = suspended = 0;
 	due.check = NEVER;
 	for (r = lists; r < lists + LISTS; r++)
 		r->prev = r->next = r;
@@ -1992,13 +1991,13 @@ parse(void)
 	while (in.len > 0 && !ending && mayread()) {
 		status = suspended ? XML_ResumeParser(parser) :
 		         XML_Parse(parser, in.s, (int)in.len, 0);
-		suspended = status == XML_STATUS_SUSPENDED;
+		suspended = status == XML_STATUS_SUSPENDED && !mayread();
 		if (status == XML_STATUS_ERROR) {
 			endbroken();
 		} else if (status == XML_STATUS_OK) {
 			parsed += (XML_Index)in.len;
 			in.len = 0;
-		} else if (mayread()) {
+		} else if (!suspended) {
 			used = (size_t)(XML_GetCurrentByteIndex(parser) +
 			                XML_GetCurrentByteCount(parser) - parsed);
 			in.len -= used;
