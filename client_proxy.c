@@ -1852,10 +1852,8 @@ static void XMLCALL
 endelement(void *data, const char *name)
 {
 	(void)data;
-	if (--depth == 0) {
+	if (--depth == 0)
 		end("the server has closed the stream", NULL);
-		return;
-	}
 	/* nothing has come since its start tag: make that an empty element's */
 	if (body.len == st.tagend) {
 		body.s[st.tagend - 1] = '/';
@@ -1863,7 +1861,7 @@ endelement(void *data, const char *name)
 	} else {
 		putall(&body, "</", name, ">");
 	}
-	if (depth > 1)
+	if (depth != 1)
 		return;
 	body.s[body.len] = '\0';
 	handleelement();
