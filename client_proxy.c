@@ -1886,10 +1886,9 @@ static void XMLCALL
 otherwise(void *data, const char *s, int n)
 {
 	(void)data;
-	if (n < 3 || *s != '<' || s[2] == '[' ||
-	    (!strncmp(s, "<?xml", 5) && isspace((unsigned char)s[5])))
-		return;
-	end("the server sent XML that XMPP forbids", "restricted-xml");
+	if (n >= 3 && *s == '<' && s[2] != '[' &&
+	    (strncmp(s, "<?xml", 5) || !isspace((unsigned char)s[5])))
+		end("the server sent XML that XMPP forbids", "restricted-xml");
 }
 
 /* Some expats have this function and hold the end of a stanza back for more
