@@ -1798,25 +1798,20 @@ handleelement(void)
 
 /* ---- parsing ---- */
 
-/* What expat allocates, with the size in front, is counted: it keeps each name
- * it has seen, and every user can send us new ones. Above the hard limit there
- * is no more. */
-union block {
-	size_t size;
-	long double align;
-};
-
+/* What expat allocates is counted: it keeps each name it has seen, and every user
+ * can send us new ones. Above the hard limit there is no more. The size stands in
+ * front, in the first of two words, which keep what follows aligned. */
 static void *
 resize(void *p, size_t size)
 {
-	union block *b = p ? (union block *)p - 1 : NULL;
-	size_t had = b ? b->size : 0;
+	size_t *b = p ? (size_t *)p - 2 : NULL;
+	size_t had = b ? *b : 0;
 
-	if (size > PARSERHARD - (heap - had) || !(b = realloc(b, sizeof(*b) + size)))
+	if (size > PARSERHARD - (heap - had) || !(b = realloc(b, 2 * sizeof(*b) + size)))
 		return NULL;
 	heap = heap - had + size;
-	b->size = size;
-	return b + 1;
+	*b = size;
+	return b + 2;
 }
 
 static void *
@@ -1829,8 +1824,8 @@ static void
 release(void *p)
 {
 	if (p) {
-		heap -= ((union block *)p - 1)->size;
-		free((union block *)p - 1);
+		heap -= *((size_t *)p - 2);
+		free((size_t *)p - 2);
 	}
 }
 
