@@ -414,13 +414,15 @@ isutf8(const char *str)
 	int more, least, most;
 
 	for (; *s; s++) {
-		if (*s < ' ' || (*s >= 0x80 && *s < 0xc2) || *s > 0xf4)
+		if (*s >= ' ' && *s < 0x80)
+			continue;
+		if (*s < 0xc2 || *s > 0xf4)
 			return 0;
 		/* with a second byte beyond these it is longer than need be, a surrogate,
 		 * or above U+10FFFF */
 		least = *s == 0xe0 ? 0xa0 : *s == 0xf0 ? 0x90 : 0x80;
 		most = *s == 0xed ? 0x9f : *s == 0xf4 ? 0x8f : 0xbf;
-		more = (*s >= 0xc2) + (*s >= 0xe0) + (*s >= 0xf0);
+		more = 1 + (*s >= 0xe0) + (*s >= 0xf0);
 		for (; more > 0; more--, least = 0x80, most = 0xbf)
 			if (*++s < least || *s > most)
 				return 0;
@@ -647,13 +649,11 @@ static void
 putattr(Buffer *b, const char *name, const char *value)
 {
 	const char *s, *special = "&<'\t\n\r", *quote = "='";
-	size_t n;
 	long more = 0;
 
 	if (!value)
 		return;
-	n = strcspn(value, special);
-	for (s = value; value[n] && *s; s++)
+	for (s = strchr(value, '\'') ? value : ""; *s; s++)
 		more += (*s == '\'') - (*s == '"');
 	if (more > 0) {
 		special = "&<\"\t\n\r";
@@ -662,10 +662,7 @@ putattr(Buffer *b, const char *name, const char *value)
 	put(b, " ", 1);
 	put(b, name, strlen(name));
 	put(b, quote, 2);
-	if (value[n])
-		putescaped(b, value, strlen(value), special);
-	else
-		put(b, value, n);
+	putescaped(b, value, strlen(value), special);
 	put(b, quote + 1, 1);
 }
 
