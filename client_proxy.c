@@ -85,7 +85,8 @@ typedef char maxstanza_is_too_small[MAXSTANZA >= 4096 &&
 typedef char insize_is_too_small[INSIZE > 0 ? 1 : -1];
 typedef char parserhard_is_too_small[PARSERHARD >= MAX(PARSERSOFT, 65536) ? 1 : -1];
 
-/* Bytes in a fixed place, with one more for a NUL; lost: 1 once some did not fit. */
+/* Bytes in a fixed place, with one more for the NUL that follows what was put there;
+ * lost: 1 once some did not fit. */
 typedef struct {
 	char *s;
 	size_t size, len, lost;
@@ -246,7 +247,7 @@ static int depth, suspended;    /* of its elements; it has not parsed all of `in
 static const char *ending;      /* why the stream has to end; NULL: it goes on */
 
 /* the stream */
-static Buffer decls = { (char [1024]){ "" }, 1024, 0, 0 }; /* of its header */
+static Buffer decls = { (char [1024 + 1]){ "" }, 1024, 0, 0 }; /* of its header */
 
 /* TLS, if tlspin is not empty */
 static char pins[8 * 96 + 1];   /* as in XX:XX:, up to a NUL */
@@ -606,6 +607,7 @@ put(Buffer *b, const char *s, size_t n)
 	}
 	memcpy(b->s + b->len, s, n);
 	b->len += n;
+	b->s[b->len] = '\0';
 }
 
 /* Put several strings. */
@@ -631,7 +633,6 @@ putescaped(Buffer *b, const char *s, size_t n, const char *special)
 	size_t start = b->len, i;
 
 	put(b, s, n);
-	b->s[b->len] = '\0';
 	i = strcspn(b->s + start, special);
 	b->len = start + i;
 	/* a text may have any > but that of ]]> */
@@ -1029,19 +1030,18 @@ track(const char *address, uint64_t who, Resource *holder)
 	r->share = who;
 	r->asker = holder ? NULL : st.sender;
 	giveto(r, holder);
-	text = (Buffer){ texts[r - requests], REQUESTSIZE, 0, 0 };
+	text = (Buffer){ texts[r - requests], REQUESTSIZE - 1, 0, 0 };
 	put(&text, st.from, strlen(st.from) + 1);
 	put(&text, address, strlen(address) + 1);
 	putall(&text, st.id ? st.id : "");
-	put(&text, "", 1);
 	if (text.lost) {
-		memset(text.s, 0, text.len = 2);
+		*text.s = '\0';
 		if (count.untracked++ == 0)
 			say("untracked: request from %.99s: addresses and id exceed %d "
 			    "bytes; further ones are not logged", st.from, REQUESTSIZE);
 	}
-	put(&text, body.s, body.len);
 	put(&text, "", 1);
+	put(&text, body.s, body.len);
 	r->tries = holder && isrepeatable() ? (int)retry : -1;
 	r->hasid = st.id != NULL;
 	r->largest = st.largest;
@@ -1532,7 +1532,6 @@ leadid(const char *name)
 
 	putescaped(&attrs, name, strlen(name), "%/");
 	putall(&attrs, "/", st.id ? st.id : "");
-	put(&attrs, "", 1);
 	return led;
 }
 
@@ -1855,7 +1854,6 @@ endelement(void *data, const char *name)
 	}
 	if (depth != 1)
 		return;
-	body.s[body.len] = '\0';
 	handleelement();
 	/* a fresh parser has to follow one that remembers too much, or may soon
 	 * have counted more bytes than a long holds on 32-bit machines */
