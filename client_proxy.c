@@ -163,7 +163,7 @@ static Stick sticks[MAXREQUESTS];
 /* Requests that were handed out and have no answer yet. Each slot that was ever
  * used is in the bucket of its key and in one list: that of free ones; of open
  * requests, the oldest first; or of those to be answered with an error. */
-enum { FREE, OPEN, FAILED, LISTS };
+enum { FREE, OPEN, FAILED };
 typedef struct request Request;
 static struct request {
 	int list;
@@ -179,7 +179,12 @@ static struct request {
 	long long handed;           /* ms, to its resource */
 	long long due;              /* its answer, in ms; UNWRITTEN: still in out; 0: it
 	                             * has not come in time; -1: it came in a jam */
-} lists[LISTS] = { [OPEN].due = NEVER }, requests[MAXREQUESTS], *buckets[MAXREQUESTS];
+} requests[MAXREQUESTS], *buckets[MAXREQUESTS];
+static Request lists[] = {
+	[FREE] = { .prev = lists + FREE, .next = lists + FREE },
+	[OPEN] = { .prev = lists + OPEN, .next = lists + OPEN, .due = NEVER },
+	[FAILED] = { .prev = lists + FAILED, .next = lists + FAILED }
+};
 /* of each: requester, address, id, and content if it fits; or "" */
 static char texts[MAXREQUESTS][REQUESTSIZE];
 static int nused;               /* of the table so far */
@@ -1910,16 +1915,13 @@ reset(void)
 {
 	Request *r;
 
-	memset(buckets, 0, sizeof(buckets));
-	memset(requests, 0, (size_t)nused * sizeof(requests[0]));
-	memset(shares, 0, sizeof(shares));
+	for (r = requests; r < requests + nused; r++)
+		move(r, FREE);
 	ask.extra = due.next = 0;
 	due.nout = due.shared = 0;
 	makeid(due.id, "due");
-	nused = nopen = shedding = ask.granted = unanswered = second = depth = suspended = 0;
+	shedding = ask.granted = unanswered = second = depth = suspended = 0;
 	due.check = NEVER;
-	for (r = lists; r < lists + LISTS; r++)
-		r->prev = r->next = r;
 	removeresource(NULL);
 	freeparser();
 	in.len = 0;
