@@ -461,7 +461,7 @@ encode(char *dst, const char *self, const char *jid)
 static const char *
 decode(char *dst, const char *src, char stop)
 {
-	char hex[3] = "", *s = dst;
+	char *s = dst;
 
 	for (; *src && *src != stop && s < dst + PARTMAX; s++) {
 		*s = *src++;
@@ -469,8 +469,7 @@ decode(char *dst, const char *src, char stop)
 			continue;
 		if (strspn(src, "0123456789ABCDEFabcdef") < 2 || !strncmp(src, "00", 2))
 			return NULL;
-		memcpy(hex, src, 2);
-		*s = (char)strtol(hex, NULL, 16);
+		*s = (char)strtol((char []){ src[0], src[1], '\0' }, NULL, 16);
 		src += 2;
 	}
 	*s = '\0';
