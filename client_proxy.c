@@ -154,11 +154,10 @@ static int nresources, toomany;
 static Resource *trial;         /* the stalled one to be tried next, if it still is one */
 
 /* who was served lately, in a place by hash; by whom; how long that counts */
-typedef struct {
+static struct stick {
 	uint64_t who, mark;
 	long long until;
-} Stick;
-static Stick sticks[MAXREQUESTS];
+} sticks[MAXREQUESTS];
 
 /* Requests that were handed out and have no answer yet. Each slot that was ever
  * used is in the bucket of its key and in one list: that of free ones; of open
@@ -564,7 +563,7 @@ choose(const char *jid, int lost, const Resource *loser)
 	int i, ties = 0, enough = how == STICKY && relay ? 4 : 1;
 	uint64_t who = 0, cost, best = UINT64_MAX;
 	Resource *w, *found, *stays = NULL, *end = resources + nresources;
-	Stick *last;
+	struct stick *last;
 
 	lost = lost && how != STANDBY;
 	for (i = 0; how == RANDOM && !lost && i < 16; i++)
@@ -595,7 +594,7 @@ choose(const char *jid, int lost, const Resource *loser)
 		return found;
 	if (how == STANDBY && last->mark != found->mark)
 		say("in charge: %.*s", SHOWN, found->jid);
-	*last = (Stick){ who, found->mark, how == STANDBY ? NEVER : AFTER(sticktime) };
+	*last = (struct stick){ who, found->mark, how == STANDBY ? NEVER : AFTER(sticktime) };
 	return found;
 }
 
