@@ -161,7 +161,8 @@ static struct stick {
 
 /* Requests that were handed out and have no answer yet. Each slot that was ever
  * used is in the bucket of its key and in one list: that of free ones; of open
- * requests, the oldest first; or of those to be answered with an error. */
+ * requests, the oldest first; or of those to be answered with an error. An empty list
+ * is its head alone, which is never due. */
 enum { FREE, OPEN, FAILED };
 typedef struct request Request;
 static struct request {
@@ -1101,7 +1102,6 @@ removeresource(Resource *w)
 {
 	Resource *last = w ? resources + nresources - 1 : NULL;
 	Request *r;
-	uint64_t *k;
 	unsigned n = takeback(w, 1);
 
 	if (n > 0)
@@ -1114,8 +1114,7 @@ removeresource(Resource *w)
 		/* it is not answered, though one with its id may have been: if w is back
 		 * by then its answer passes */
 		if (r->asker && (!w || r->asker == w)) {
-			if (*(k = findanswered(r->key)) == r->key)
-				*k = 0;
+			*findanswered(r->key) = 0;
 			move(r, FREE);
 		}
 		if (!w || r->holder == w)
