@@ -7050,7 +7050,6 @@ static struct total {
 	double hours, tomove;   /* and so many should have */
 	uint64_t hash;
 } *total;
-static const char *without = "", *with = "", *masked = ""; /* for hunting */
 static int verbose;
 static jmp_buf ending;
 static const unsigned char *fuzzbytes;
@@ -7063,7 +7062,7 @@ static char *saved;             /* what the program's data were at first */
 extern char __start_wbss[], __stop_wbss[];
 #endif
 static char on[BEHAVIOURS];
-static int wild, healed;
+static int wild, healed, naddrs;
 static uint64_t chance, theseed, tracehash, entropy;
 static long long counted[COUNT(total->counts)]; /* in this world */
 
@@ -7253,7 +7252,6 @@ static char ring[RING][LINE];
 static unsigned long nring;
 static long long vt, slept;     /* virtual ms; when the program last was asleep */
 static long long paused;        /* when it last did not read, or was asleep */
-static const char *settings;
 
 static void
 note(const char *f, ...)
@@ -7271,6 +7269,29 @@ note(const char *f, ...)
 		fprintf(stderr, "%s\n", line);
 }
 
+static const char *
+env(const char *name)
+{
+	return getenv(name) ? getenv(name) : "";
+}
+
+/* Tell whoever has to replay a failure what world it is. */
+static void
+tellworld(void)
+{
+	int i;
+
+	fprintf(stderr, "seed %llu, build %d, wild %d: choice %d relay %d keepalive %u backoffmax %u "
+	        "patience %u askmin %u askmax %u refresh %u answertime %u stall %u retry %u sticktime %u "
+	        "prefix '%s' addresses %d target %s;", (unsigned long long)theseed, BUILD, wild, choice,
+	        relay, keepalive, backoffmax, patience, askmin, askmax, refresh, answertime, stall, retry,
+	        sticktime, prefix, naddrs, target);
+	for (i = 0; i < BEHAVIOURS; i++)
+		if (on[i])
+			fprintf(stderr, " %s", behaviours[i].name);
+	fputc('\n', stderr);
+}
+
 /* Something does not hold. What is masked is passed over. */
 static void
 bad(const char *what, const char *f, ...)
@@ -7278,7 +7299,7 @@ bad(const char *what, const char *f, ...)
 	unsigned long i;
 	va_list ap;
 
-	if (listed(masked, what))
+	if (listed(env("WORLDMASK"), what))
 		return;
 	for (i = nring > RING ? nring - RING : 0; !verbose && i < nring; i++)
 		fprintf(stderr, "%s\n", ring[i % RING]);
@@ -7286,8 +7307,8 @@ bad(const char *what, const char *f, ...)
 	va_start(ap, f);
 	vfprintf(stderr, f, ap);
 	va_end(ap);
-	fprintf(stderr, "\nseed %llu, build %d, wild %d: %s\n",
-	        (unsigned long long)theseed, BUILD, wild, settings);
+	fputc('\n', stderr);
+	tellworld();
 #ifdef FUZZ
 	abort();
 #endif
@@ -9381,7 +9402,7 @@ static struct {
 	int depth;              /* of the program's parser */
 } c;
 static unsigned long long made; /* bytes that it has made, all in all */
-static int addrs[NADDR], naddrs, nextaddr;
+static int addrs[NADDR], nextaddr;
 static int roundsaid, rounds, saidrounds, mostrounds, unprovedmaybe;
 static enum { UNPROVED, PROVED, MAYBEPROVED } proved; /* the last connection has lasted */
 static long long lastend = -1;
@@ -12146,21 +12167,6 @@ settle(void)
 	naddrs = wild == 0 ? 1 : 1 + (int)rnd(NADDR);
 }
 
-/* Write the settings down for whoever has to replay a failure. */
-static void
-writesettings(void)
-{
-	int i;
-
-	settings = fmt("choice %d relay %d keepalive %u backoffmax %u patience %u askmin %u askmax %u "
-	               "refresh %u answertime %u stall %u retry %u sticktime %u prefix '%s' addresses %d target %s;",
-	               choice, relay, keepalive, backoffmax, patience, askmin, askmax, refresh, answertime,
-	               stall, retry, sticktime, prefix, naddrs, target);
-	for (i = 0; i < BEHAVIOURS; i++)
-		if (on[i])
-			settings = fmt("%s %s", settings, behaviours[i].name);
-}
-
 static const char *
 workername(unsigned i)
 {
@@ -12292,16 +12298,16 @@ world(uint64_t seed)
 	for (i = 0; i < BEHAVIOURS; i++) {
 		p = i == TLS || i == DECLS ? 150 : shares_[wild] * behaviours[i].weight / 100;
 		on[i] = (char)often(p);
-		on[i] &= !listed(without, behaviours[i].name);
-		on[i] |= listed(with, behaviours[i].name);
+		/* for hunting */
+		on[i] &= !listed(env("WORLDWITHOUT"), behaviours[i].name);
+		on[i] |= listed(env("WORLDWITH"), behaviours[i].name);
 	}
 	settle();
 	populate();
 	plan();
-	writesettings();
 	total->worlds++;
 	if (verbose)
-		fprintf(stderr, "seed %llu, build %d, wild %d: %s\n", (unsigned long long)seed, BUILD, wild, settings);
+		tellworld();
 #ifndef FUZZ                            /* libFuzzer has a limit of its own */
 	setitimer(ITIMER_PROF, &(struct itimerval){ .it_value = { 300, 0 } }, NULL);
 #endif
@@ -12321,19 +12327,10 @@ world(uint64_t seed)
 		w_free(blocks.next + 1);
 }
 
-static const char *
-env(const char *name)
-{
-	return getenv(name) ? getenv(name) : "";
-}
-
 static void
 prepare(void)
 {
 	total = mmap(NULL, sizeof(*total), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	masked = env("WORLDMASK");
-	without = env("WORLDWITHOUT");
-	with = env("WORLDWITH");
 	signal(SIGPROF, stuck);
 }
 
