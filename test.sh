@@ -8128,7 +8128,6 @@ joins(struct res *r)
 		r->wellat = vt;
 		r->life = -FOREVER / 4; /* it may have joined before */
 		r->pinged = -1;
-		r->passed = 0;
 	}
 	/* if they are too many one may have left unseen */
 	isin = nin + nmaybe < MAXRESOURCES + (r->st == MAYBE);
@@ -8554,14 +8553,17 @@ isdue(const struct res *r, int since)
 	return r->pings > r->trialat + since;
 }
 
-/* Stalled for long, it is tried with a request; or it was not, and has been chosen. */
+/* Resource r is given a request. If it has been stalled for long that is a trial, whether
+ * meant as one or not. */
 static void
-tried(struct res *r)
+isgiven(struct res *r)
 {
-	r->trialat = 2 * r->pings - 1;
-	r->passed = 0;
-	r->lifehi = vt;
-	r->pingedat = r->readat < 0 ? turnedat : r->pingedat;
+	if (r->open == 0 || r->pings > 1)
+		r->lifehi = vt;
+	if (isdue(r, 0)) {
+		r->trialat = 2 * r->pings - 1;
+		r->pingedat = r->readat < 0 ? turnedat : r->pingedat;
+	}
 }
 
 /* Who is given a request must not be set aside or drain while others do not; but
@@ -8582,10 +8584,8 @@ checkhandicap(struct res *r, int get)
 			n++;
 		}
 	if (isdue(r, get > 0 ? 0 : 3) && get >= 0 && choice != STANDBY && better(r, 0) &&
-	    (get > 0 || (!relay && choice != STICKY))) {
-		tried(r);
+	    (get > 0 || (!relay && choice != STICKY)))
 		return 1;
-	}
 	if (stalled(r) && better(r, 0))
 		bad("stall", "%s is set aside and is given a request", r->name);
 	if (r->drains && known(r) == 1 && better(r, 1) && !relay && get > -2)
@@ -8985,12 +8985,9 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		count("answers");
 	if (a && a->w != AERR && isask(s)) {
 		r = a->w == ARES ? resource(resof(o->to)) : NULL;
-		if (r)
+		if (r) {
 			checkchoice(e->stays, e->fits && retry ? 1 + (s->rest + 20 < REQUESTSIZE / 2) : 0, r);
-		if (r && isdue(r, 0))   /* a trial, whether meant as one or not */
-			tried(r);
-		if (r && (r->open == 0 || r->pings > 1)) {
-			r->lifehi = vt;
+			isgiven(r);
 			r->life = idle(r) ? vt : r->life;
 		}
 		q = addreq(e->key, s->id, r);
@@ -9186,10 +9183,7 @@ isretry(struct stanza *o)
 		checkhandicap(r, -2);   /* and it is not remembered */
 	else if (!q->bounced)
 		checkchoice(NULL, -2, r);
-	if (r->open == 0 || r->pings > 1)
-		r->lifehi = vt;
-	if (isdue(r, 0))                /* so it is tried, too */
-		tried(r);
+	isgiven(r);
 	endreq(q, QENDED);
 	q->res = r;
 	q->times++;
