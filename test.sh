@@ -7817,9 +7817,7 @@ resource(const char *name)
 		if (eq((*r)->name, name))
 			return *r;
 	*r = mem(sizeof(**r));
-	(*r)->name = copy(name);
-	(*r)->heard = (*r)->left = -1;
-	(*r)->next = resources;
+	**r = (struct res){ .next = resources, .name = copy(name), .heard = -1, .left = -1 };
 	return resources = *r;
 }
 
@@ -7908,7 +7906,8 @@ struct key {
 	int mistaken;           /* one of several has ended: which are open is unknown, too */
 };
 
-/* QDUE: it may have failed by now, for which there may be no error. */
+/* QDUE: it may have failed by now, for which there may be no error. QENDED: in nobody's
+ * hands, while it is handed on. */
 enum { QOPEN, QFAILING, QDUE, QERRED, QENDED };
 struct req {
 	struct req *alike, *prev, *next;
@@ -8072,13 +8071,6 @@ abandon(const struct res *r, int st)
 		}
 }
 
-static void
-unsure(struct res *r)
-{
-	r->left = vt;
-	abandon(r, QDUE);
-}
-
 /* Who has been silent in two probes may have been taken out. */
 static void
 doubtsilent(void)
@@ -8087,7 +8079,7 @@ doubtsilent(void)
 
 	for (r = resources; r; r = r->next)
 		if (r->st != OUT && silentone(r)) {
-			unsure(r);
+			abandon(r, QDUE);
 			setres(r, MAYBE);
 		}
 }
@@ -8151,7 +8143,7 @@ bounces(const struct stanza *s)
 static int
 isunreachable(const struct stanza *s)
 {
-	return eq(s->type, "error") && s->cond && !strncmp(s->cond, "remote-server-", 14);
+	return eq(s->type, "error") && !strncmp(s->cond, "remote-server-", 14);
 }
 
 /* The request that an answer from resource r, or NULL, belongs to. *alike: how
@@ -8164,8 +8156,6 @@ findreq(struct key *k, struct res *r, int *alike)
 
 	*alike = 0;
 	for (q = k->reqs; q; q = q->alike) {
-		if (q->st == QENDED)
-			continue;
 		all++;
 		*alike += q->st != QERRED;
 		s = q->st == QERRED ? 1 : q->st != QOPEN ? 2 : 3;
@@ -8387,7 +8377,7 @@ holdsnone(const struct key *k, const struct res *r)
 
 	for (q = k->reqs; q; q = q->alike) {
 		open |= (q->st == QOPEN || q->st == QFAILING) && !q->islong;
-		held |= q->st == QFAILING || q->st >= QERRED ? 0 : q->res == r;
+		held |= q->st == QFAILING || q->st == QERRED ? 0 : q->res == r;
 	}
 	return open && !held;
 }
@@ -8645,7 +8635,7 @@ unseenchoice(const char *who)
 
 /* Who was served lately, or never by who has joined since, stays. */
 static void
-checkstick(const char *who, int get, struct res *r, int fair, int sure)
+checkstick(const char *who, struct res *r, int fair, int sure)
 {
 	struct stick *l = stickof(who);
 	struct res *x;
@@ -8697,7 +8687,7 @@ checkchoice(const char *stays, int get, struct res *r)
 		charge = handicapped(r) ? NULL : r;
 		chargejoined = r->joined;
 	} else if (stays) {
-		checkstick(stays, get, r, fair, sure);
+		checkstick(stays, r, fair, sure);
 	} else if (choice == LEASTBUSY && nmaybe == 0 && nmistaken == 0 && fair && get > -2) {
 		for (x = resources; x; x = x->next)
 			if (known(x) == 1 && x->risky < r->open)
@@ -8834,8 +8824,10 @@ heardof(const struct stanza *s, struct res *r)
 	if (!s->type || eq(s->type, "unavailable"))
 		prestook = vt;
 	if (!s->type && r) {
-		if (silentone(r))
-			unsure(r);
+		if (silentone(r)) {
+			abandon(r, QDUE);
+			r->left = vt;
+		}
 		r->heard = anyheard = vt;
 		joins(r);
 		if (r->drains && !eq(s->show, "dnd"))
@@ -8942,8 +8934,8 @@ bounce(struct req *q, struct res *r)
 	struct req *x;
 
 	for (x = q->key->reqs; x; x = x->alike)
-		same &= x->st == QENDED || ((x->st == QOPEN || x->st == QERRED) && x->get &&
-		        x->res == q->res && x->times == q->times && x->pay == q->pay && eq(x->id, q->id));
+		same &= (x->st == QOPEN || x->st == QERRED) && x->get && x->res == q->res &&
+		        x->times == q->times && x->pay == q->pay && eq(x->id, q->id);
 	for (x = q->key->reqs; x && q->bounced && same; x = x->alike)
 		q = x->st == QOPEN && !x->bounced ? x : q;
 	q->bounced = 1 + same;
@@ -8996,7 +8988,7 @@ took(struct input *i, struct expect *e, const struct alt *a, const struct stanza
 		count("requests");
 	} else if (a && a->w == ARES) {
 		checkchoice(e->stays, -1, resource(resof(o->to)));
-	} else if (q && jammed && !a && q->st != QERRED && isanswer(s)) {
+	} else if (q && jammed && !a && q->st != QERRED) {
 		/* it is told so once there is room, if this was for it */
 		sure = eq(s->type, "result") || !q->res ? q->st != QDUE :
 		       q->st == QOPEN && q->res == r && !mayhavemoved(q) && !bounces(s);
@@ -9038,7 +9030,7 @@ skip(void)
 	struct input *i = iq + ihead;
 	struct expect e;
 
-	if (ihead >= iread || (i->what == IHEADER && !i->step) || i->what == IEND)
+	if (ihead >= iread || i->what == IHEADER || i->what == IEND)
 		return 0;
 	predict(i, &e);
 	if (e.must)
@@ -9061,7 +9053,7 @@ isfailure(struct stanza *o)
 	if (!eq(o->kind, "iq") || !eq(o->type, "error") || (!gone && !late && !busy) || o->elements != 2)
 		return 0;       /* those that others made have a text */
 	for (q = k->reqs; q; q = q->alike) {
-		if (q->st >= QERRED || !eq(q->id, o->id))
+		if (q->st == QERRED || !eq(q->id, o->id))
 			continue;
 		n++;
 		oldest = q;
@@ -9816,7 +9808,7 @@ checkhandshake(const struct stanza *s)
 		bad("handshake", "the handshake is wrong");
 	if (ihead >= iread || iq[ihead].what != IHEADER)
 		bad("handshake", "a handshake comes before a header");
-	iq[ihead++].step = 1;
+	ihead++;
 }
 
 static void
