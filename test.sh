@@ -7763,7 +7763,7 @@ static long long probe0, probe1, probe2, anyheard, lastask, deniedat;
 static int lastprobe, npings;   /* the last ask was a probe; 1: a ping has followed it, 2: and
                                  * one when it was over */
 static int followed;            /* and surely followed one that somebody had missed */
-static int second, nextsecond;  /* it is for who missed the last; so is the next; -1: maybe */
+static int second;              /* it is for who missed the last, once over: the next is; -1: maybe */
 static int answered;            /* it is over, and surely one who was there before has answered */
 static int crowded;             /* somebody may have been ignored: who leaves starts a probe */
 static enum { OPEN, DENIED, UNREACHED } probeend; /* how it is over */
@@ -8734,7 +8734,7 @@ forgetmodel(void)
 	nasks = nsince = nmoved = 0;
 	nin = nmaybe = nopenlo = nopenhi = nmistaken = 0;
 	shares = hashandicaps = 0;
-	second = nextsecond = answered = unrouted = astray = astraydue = astraysaid = 0;
+	second = answered = unrouted = astray = astraydue = astraysaid = 0;
 	msub = sawpres = mayask = lastprobe = followed = crowded = npings = doubted = unans = counts = clean1 = 0;
 	probeend = OPEN;
 	probe0 = probe1 = probe2 = anyheard = lastask = deniedat = back1 = back2 = sawtype = prestook = pingat = -1;
@@ -8782,7 +8782,7 @@ denied(void)
 		nsince = sawpres = 0;
 	}
 	probeend = DENIED;
-	msub = doubted = unans = second = nextsecond = 0;
+	msub = doubted = unans = second = 0;
 	resubat = -1;
 }
 
@@ -8856,7 +8856,7 @@ heardof(const struct stanza *s, struct res *r)
 		} else if (probeend == OPEN) {
 			want(doubted && back2 < 0 ? vt : vt + refresh * 1000LL);
 			probeend = UNREACHED;
-			nextsecond = 0;
+			second = 0;
 		}
 	}
 }
@@ -9286,8 +9286,7 @@ ispresenceask(struct stanza *o)
 		probe2 = vt;
 	else /* all begin anew */
 		probe0 = probe1 = probe2 = -1;
-	second = probe ? nextsecond : 0;
-	nextsecond = second;
+	second = probe ? second : 0;
 	if (!probe && resubat >= 0 && vt < resubat + refresh * 1000LL - 100 && !crowded && !on[SLOWCALL] &&
 	    MAX(MAX(subat, svcat), lastheld) < resubat)
 		bad("askrate", "subscribes anew %lld ms after the last time, and nobody has answered", vt - resubat);
@@ -9887,7 +9886,7 @@ peek(void)
 static void
 probeisover(void)
 {
-	int late = 0, maybe = 0;
+	int late = 0, maybe = 0, was = second;
 	struct res *r;
 
 	for (r = resources; r; r = r->next) {
@@ -9897,15 +9896,15 @@ probeisover(void)
 			answered |= r->heard > lastask;
 		}
 	}
-	if (second == 0 && late && prestook > lastask)
-		nextsecond = 1;
-	else if (second == 1 || (!late && !maybe))
-		nextsecond = 0;
+	if (was == 0 && late && prestook > lastask)
+		second = 1;
+	else if (was == 1 || (!late && !maybe))
+		second = 0;
 	else
-		nextsecond = -1;
-	if (nextsecond == 1 || (prestook < lastask && second == 0 && !unans))
+		second = -1;
+	if (second == 1 || (prestook < lastask && was == 0 && !unans))
 		want(vt);
-	unans = prestook <= lastask && (unans || second != 1);
+	unans = prestook <= lastask && (unans || was != 1);
 	if (prestook >= lastask)
 		resubat = -1;
 }
