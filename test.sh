@@ -9359,7 +9359,7 @@ struct written {
 	long long end, wend;    /* its last byte, as it was made, and on the wire */
 };
 static struct {
-	int open, fd, connecting, connected, error, addr, dead, tls, badpin;
+	int open, fd, connecting, connected, error, addr, dead, tls, badpin, blocked;
 	long long since, connectedat;
 	/* towards the server: bytes taken from the program, of these gone */
 	long long wtotal, wgone, wcap, wlow, wstall;
@@ -9381,7 +9381,7 @@ static struct {
 	long long costlyfrom;
 	int ended, saiderror, allocfailed, quiet, scripted, shaken, hsread, blind, deaf, coupled;
 	int closing;            /* the program has said why it ends the stream */
-	long long endedat, hsreadat, lastwrite, blockedat, stuckat;
+	long long endedat, hsreadat, lastwrite, stuckat;
 	long long takesat;      /* since when it takes something more; -1: nothing is known */
 	const char *id;         /* of the stream */
 	int depth;              /* of the program's parser */
@@ -9766,7 +9766,7 @@ reason(void)
 	if (c.badpin || c.quiet || (c.blind && (c.took == c.sent || !c.hsread)))
 		return "TLS";
 	if (keepalive && vt - lastread >= 2000LL * keepalive - slack(2)) {
-		if (unread && c.rpending == 0 && c.blockedat < 0 && !on[SLOWCALL])
+		if (unread && c.rpending == 0 && !c.blocked && !on[SLOWCALL])
 			bad("silence", "gives up a silent server with %lld bytes unread", c.came - c.took);
 		if (unread && vt < c.lastwrite + keepalive * 1000LL && !c.tls)
 			bad("silence", "gives up a server that has just taken something, with %lld bytes unread",
@@ -10091,7 +10091,7 @@ w_socket(int family, int type, int protocol)
 	generation++;
 	c.open = 1;
 	c.fd = FIRSTFD + (int)(generation % 3);
-	c.badfrom = c.costlyfrom = c.blockedat = c.stuckat = c.takesat = -1;
+	c.badfrom = c.costlyfrom = c.stuckat = c.takesat = -1;
 	c.since = vt;
 	forgetmodel();
 	progress++;
@@ -10549,7 +10549,7 @@ w_exit(int status, int abrupt)
 	if (vt - termat > 1000 + stoppedms)
 		bad("term", "takes %lld ms to leave", vt - termat);
 	/* who was asleep past the end has one more try, as long as the socket takes it */
-	if (termonline && !goodbye && !c.blind && !c.rst && !c.fin && c.blockedat < 0 &&
+	if (termonline && !goodbye && !c.blind && !c.rst && !c.fin && !c.blocked &&
 	    (slept < termat || (refusedat < slept && c.wcap - inflight() > 0)))
 		bad("term", "leaves without closing the stream");
 	longjmp(ending, 1);
@@ -10670,7 +10670,7 @@ hasjudged(long long t)
 	if (isidle())
 		return !pings || judgedby > t + stall * 1000LL;
 	return judgedby > MAX(t, lastheld) + stall * 1000LL + 1000 && refusedat < turnedat &&
-	       c.blockedat < 0 && !on[SMALLBUF] && !on[SLOWLINK] && !on[COUPLED];
+	       !c.blocked && !on[SMALLBUF] && !on[SLOWLINK] && !on[COUPLED];
 }
 
 /* All that was read has had its effect on requests. */
@@ -10795,19 +10795,18 @@ judgepause(short events, long long end)
 static void
 judge(short events, long long end)
 {
-	int blocked = !writable();
 	long long life, most;
 
 	if (!c.open || c.connecting || c.error) {
 		judgepause(events, end);
 		return;
 	}
-	c.blockedat = blocked ? c.blockedat < 0 ? vt : c.blockedat : -1;
+	c.blocked = !writable();
 	if (events & POLLIN)
 		c.stuckat = -1;
 	else if (c.stuckat < 0 || c.lastwrite > c.stuckat)
 		c.stuckat = vt;
-	if (readable() && !(events & POLLIN) && !(blocked && (events & POLLOUT)))
+	if (readable() && !(events & POLLIN) && !(c.blocked && (events & POLLOUT)))
 		bad("hang", "%lld bytes wait to be read, and it waits for %s", c.came - c.took,
 		    events & POLLOUT ? "the socket, which is writable" : "nothing");
 	if (!(events & (POLLIN | POLLOUT)))
@@ -10930,8 +10929,7 @@ w_poll(struct pollfd *p, nfds_t n, int timeout)
 	if (judged && !held && c.open && !c.ended && !c.blind && onlineat >= 0 && nasks > 0 && !on[SLOWCALL])
 		judgeasks();
 	if (judged && c.open && !c.error && !c.ended && !c.blind && onlineat >= 0 && !(wanted & POLLIN) &&
-	    vt > slept + 1000 && c.stuckat >= 0 && c.lastwrite <= c.stuckat &&
-	    vt > c.stuckat + patience * 1000LL + 1000 + slack(0) && readable())
+	    vt > MAX(c.stuckat + patience * 1000LL + slack(0), slept) + 1000 && readable())
 		bad("jam", "neither reads nor is read from for %lld ms", vt - c.stuckat);
 	/* poll() need not say that there is room as long as there is little */
 	if (judged && linked() && !(wanted & POLLIN) && readable() && c.takesat >= 0 &&
