@@ -9550,7 +9550,7 @@ drain(void *p, long arg)
 	}
 	c.wgone += n;
 	c.takesat = c.takesat < 0 ? vt : c.takesat;
-	for (; c.ohead < c.noq && c.oq[c.ohead].wend <= c.wgone && !c.fin; c.ohead++)
+	for (; c.ohead < c.noq && c.oq[c.ohead].wend <= c.wgone && linked(); c.ohead++)
 		serve(c.oq + c.ohead);
 	if (inflight() > 0)
 		drains(vt + (c.wrate ? n * 1000 / c.wrate : 0));
@@ -10001,7 +10001,7 @@ checkfd(int fd, const char *call)
 static void
 handle(int sig)
 {
-	if (sig > 64 || handlers[sig] == SIG_IGN)
+	if (handlers[sig] == SIG_IGN)
 		return;
 	note("signal %d", sig);
 	progress++;
@@ -10141,8 +10141,6 @@ int
 w_shutdown(int fd, int how)
 {
 	checkfd(fd, "shutdown");
-	if (how == SHUT_RD)
-		return 0;
 	peek();
 	if (c.wshut || !c.connected || c.rst)
 		return 0;
@@ -10346,8 +10344,6 @@ w_write(int fd, const void *src, size_t n)
 	size_t len, done;
 
 	if (fd == WAKEW) {
-		if (wakebytes == 65536)
-			return fails(EAGAIN);
 		wakebytes += (int)n;
 		return (ssize_t)n;
 	}
@@ -11309,16 +11305,14 @@ work(struct worker *w, const struct stanza *s)
 		r.body = errorbody("cancel", rnd(2) ? "service-unavailable" :
 		                   rnd(4) ? "item-not-found" : "remote-server-not-found");
 	}
-	if (w->wrong && !healed && often(100)) {
+	if (w->wrong && fault(WRONG, 100))
 		r.to = wrongaddress();
-		count(behaviours[WRONG].name);
-	}
 	if (w->punctual && answertime && !healed)
 		later(vt + answertime * 1000LL - rnd(r.body ? 20 : 500), r);
 	else
 		later(vt + (w->delay ? rnd(w->delay) : 0), r);
 	r.body = NULL;
-	if (w->twice && !healed && often(200)) {
+	if (w->twice && fault(TWICE, 200)) {
 		if (rnd(2))
 			r.w = workers + rnd(nworkers);
 		if (rnd(2)) {
@@ -11490,8 +11484,6 @@ serve(struct written *o)
 	const struct stanza *s = &o->s;
 	struct reply r = { NULL, NULL, NULL, s->id, s->to, s->from, NULL };
 
-	if (!c.open || c.fin || c.rst)
-		return;
 	if (o->what == IEND) {
 		if (!sin_.stopping)
 			says("</stream:stream>");
