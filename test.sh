@@ -6966,7 +6966,7 @@ enum { WAKER = 3, WAKEW = 4, FIRSTFD = 5 };
 #pragma GCC poison recv send sendmsg recvmsg readv writev select malloc calloc
 #pragma GCC poison nanosleep usleep sleep
 
-#ifdef INPROCESS
+#ifdef FUZZ
 #pragma clang section bss = "cpbss" data = "cpdata"
 #endif
 #include "client_proxy.c"
@@ -7055,7 +7055,7 @@ static jmp_buf ending;
 static const unsigned char *fuzzbytes;
 static size_t nfuzzbytes;
 
-#ifdef INPROCESS
+#ifdef FUZZ
 static char *saved;             /* what the program's data were at first */
 /* Everything that follows begins anew with each world. */
 #pragma clang section bss = "wbss"
@@ -12223,34 +12223,6 @@ plan(void)
 	at(end + 30000, overtime, NULL, 0, 0);
 }
 
-/* The machine's time passes and the world's does not. */
-static void
-stuck(int sig)
-{
-	bad("stuck", "takes more than 300 s of the machine's time");
-}
-
-/* Nothing of one world is left in the next, if that is in the same process. */
-__attribute__((no_sanitize("address")))
-static void
-reset(void)
-{
-#ifdef INPROCESS
-	static char *bounds[][2] = { { __start_cpbss, __stop_cpbss }, { __start_wbss, __stop_wbss } };
-	size_t n = (size_t)(__stop_cpdata - __start_cpdata), i;
-	volatile char *s, *data = __start_cpdata;
-
-	if (!saved && (saved = malloc(n)))
-		for (i = 0; i < n; i++)
-			saved[i] = data[i];
-	for (i = 0; i < n; i++)
-		data[i] = saved[i];
-	for (i = 0; i < 2; i++)
-		for (s = bounds[i][0]; s < bounds[i][1]; s++)
-			*s = 0;
-#endif
-}
-
 static void
 world(uint64_t seed)
 {
@@ -12260,7 +12232,6 @@ world(uint64_t seed)
 	unsigned p;
 	int i;
 
-	reset();
 	theseed = seed;
 	chance = scramble(seed + 1);
 	entropy = scramble(seed + 77777);
@@ -12283,9 +12254,6 @@ world(uint64_t seed)
 	total->worlds++;
 	if (verbose)
 		tellworld();
-#ifndef FUZZ                            /* libFuzzer has a limit of its own */
-	setitimer(ITIMER_PROF, &(struct itimerval){ .it_value = { 300, 0 } }, NULL);
-#endif
 	if (!setjmp(ending)) {
 		client_proxy(1, argv);
 		bad("exit", "returns");
@@ -12302,25 +12270,44 @@ world(uint64_t seed)
 		w_free(blocks.next + 1);
 }
 
+#ifdef FUZZ
+/* Nothing of one world is left in the next, which is in the same process. */
+__attribute__((no_sanitize("address")))
 static void
-prepare(void)
+reset(void)
 {
-	total = mmap(NULL, sizeof(*total), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	signal(SIGPROF, stuck);
+	static char *bounds[][2] = { { __start_cpbss, __stop_cpbss }, { __start_wbss, __stop_wbss } };
+	size_t n = (size_t)(__stop_cpdata - __start_cpdata), i;
+	volatile char *s, *data = __start_cpdata;
+
+	if (!saved && (saved = malloc(n)))
+		for (i = 0; i < n; i++)
+			saved[i] = data[i];
+	for (i = 0; i < n; i++)
+		data[i] = saved[i];
+	for (i = 0; i < 2; i++)
+		for (s = bounds[i][0]; s < bounds[i][1]; s++)
+			*s = 0;
 }
 
-#ifdef FUZZ
 int
 LLVMFuzzerTestOneInput(const unsigned char *data, size_t size)
 {
-	if (!total)
-		prepare();
+	total = total ? total : calloc(1, sizeof(*total));
 	fuzzbytes = data;
 	nfuzzbytes = size;
+	reset();
 	world(fnv(0, data, size));
 	return 0;
 }
 #else
+
+/* The machine's time passes and the world's does not. */
+static void
+stuck(int sig)
+{
+	bad("stuck", "takes more than 300 s of the machine's time");
+}
 
 /* Run one world, in a process of its own: 1 if it is bad. */
 static int
@@ -12330,6 +12317,8 @@ isbad(uint64_t seed)
 	int status;
 
 	if (pid == 0) {
+		signal(SIGPROF, stuck);
+		setitimer(ITIMER_PROF, &(struct itimerval){ .it_value = { 300, 0 } }, NULL);
 		world(seed);
 		exit(0);
 	}
@@ -12355,7 +12344,7 @@ main(int argc, char **argv)
 	seed = strtoull(argv[2], NULL, 10);
 	step = strtoull(argv[3], NULL, 10);
 	verbose = seconds == 0;
-	prepare();
+	total = mmap(NULL, sizeof(*total), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	do {
 		if (isbad(seed))
 			return 1;
@@ -12435,7 +12424,7 @@ unreached() {
 
 # The same world with libFuzzer's bytes in place of the random numbers.
 fuzz() {
-	build_world fuzz clang "-O1 -DFUZZ -DINPROCESS -fsanitize=fuzzer,address,undefined" || exit
+	build_world fuzz clang "-O1 -DFUZZ -fsanitize=fuzzer,address,undefined" || exit
 	for i in 0 1 2; do
 		mkdir -p "$world.corpus.$i"
 		(cd "$world.corpus.$i" && "$world.$i" -max_total_time=$((($1 + 2) / 3)) -max_len=4096 \
