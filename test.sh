@@ -7400,6 +7400,15 @@ struct stanza {
 	long long end;          /* where it ends, in bytes of the connection */
 };
 
+/* A part of one direction of a stream. */
+enum { IHEADER, IHANDSHAKE, ISTANZA, IOTHER, IEND };
+struct part {
+	int what, step;
+	struct stanza s;
+	const char *why;
+	long long said, end;    /* its last byte, as it was made, and on the wire */
+};
+
 /* One direction of a stream. */
 struct seen {
 	XML_Parser p;
@@ -7413,6 +7422,8 @@ struct seen {
 	size_t ndecl;
 	size_t fed;
 	size_t owed;            /* bytes of white space that have to follow a large tag */
+	struct part *q;
+	size_t n, cap;
 };
 static struct seen sin_, sout;
 
@@ -8196,15 +8207,6 @@ mayhavemoved(const struct req *q)
 
 /* ---- the model: what must come of what was read ---- */
 
-enum { IHEADER, IHANDSHAKE, ISTANZA, IOTHER, IEND };
-struct input {
-	int what, step;
-	struct stanza s;
-	const char *why;
-	long long end;          /* byte of the connection */
-	long long said;         /* byte of what the server says */
-};
-
 /* AFWD: passed on; ARES: to a resource; AERR: an error of ours; APLAIN: presence. */
 enum { AFWD, ARES, AERR, APLAIN };
 struct alt {
@@ -8235,10 +8237,9 @@ static const struct {
 	{ "remote-server-timeout", "wait" }, { "bad-request", "modify" }
 };
 
-static struct input *iq;
-/* How many inputs there are, have had their effect, have arrived, were read, and were
- * taken in by the program's parser. */
-static size_t niq, iqcap, ihead, iarr, inread, iread;
+/* How many inputs have had their effect, have arrived, were read, and were taken in by
+ * the program's parser. */
+static size_t ihead, iarr, inread, iread;
 
 static int
 isask(const struct stanza *s)
@@ -8448,7 +8449,7 @@ forclient(struct expect *e, const struct stanza *s, const char *self)
 
 /* What must come of input i, and may. With no alternative: nothing. */
 static void
-predict(struct input *i, struct expect *e)
+predict(struct part *i, struct expect *e)
 {
 	const struct stanza *s = &i->s;
 	struct stanza led = *s;
@@ -8729,8 +8730,7 @@ forgetmodel(void)
 		};
 	charge = NULL;
 	sticks = NULL;
-	iq = NULL;
-	niq = iqcap = ihead = iarr = iread = inread = 0;
+	ihead = iarr = iread = inread = 0;
 	nasks = nsince = nmoved = 0;
 	nin = nmaybe = nopenlo = nopenhi = nmistaken = 0;
 	shares = hashandicaps = 0;
@@ -8943,7 +8943,7 @@ bounce(struct req *q, struct res *r)
 
 /* Input i has been handled, with output o by alternative a, or with none. */
 static void
-took(struct input *i, struct expect *e, const struct alt *a, const struct stanza *o)
+took(struct part *i, struct expect *e, const struct alt *a, const struct stanza *o)
 {
 	const struct stanza *s = &i->s;
 	struct ping *p;
@@ -9027,7 +9027,7 @@ isalt(const struct alt *a, const struct stanza *o)
 static int
 skip(void)
 {
-	struct input *i = iq + ihead;
+	struct part *i = sin_.q + ihead;
 	struct expect e;
 
 	if (ihead >= iread || i->what == IHEADER || i->what == IEND)
@@ -9128,10 +9128,10 @@ isping(struct stanza *o)
 static int
 shown(const struct res *r)
 {
-	size_t i;
+	const struct part *i;
 
-	for (i = ihead; i < inread; i++)
-		if (iq[i].what == ISTANZA && eq(iq[i].s.kind, "presence") && resourceof(iq[i].s.from) == r)
+	for (i = sin_.q + ihead; i < sin_.q + inread; i++)
+		if (i->what == ISTANZA && eq(i->s.kind, "presence") && resourceof(i->s.from) == r)
 			return 1;
 	return 0;
 }
@@ -9309,7 +9309,7 @@ ispresenceask(struct stanza *o)
 static void
 check(struct stanza *o)
 {
-	struct input *i = iq + ihead;
+	struct part *i = sin_.q + ihead;
 	struct expect e = { .n = 0 };
 	int a = 0, retried;
 	size_t k;
@@ -9353,11 +9353,6 @@ check(struct stanza *o)
 
 enum { NADDR = 4 };
 enum { SERVES, REFUSES, SILENCE, NOROUTE };
-struct written {
-	int what;               /* of the stream's events, as in struct input */
-	struct stanza s;
-	long long end, wend;    /* its last byte, as it was made, and on the wire */
-};
 static struct {
 	int open, fd, connecting, connected, error, addr, dead, tls, badpin, blocked;
 	long long since, connectedat;
@@ -9368,8 +9363,7 @@ static struct {
 	/* what the program makes, and how much the TLS server has made of its records */
 	char *made;
 	size_t nmade, madecap, plain;
-	struct written *oq;     /* how many there are, were served, are written */
-	size_t noq, oqcap, ohead, owritten;
+	size_t ohead, owritten; /* so many parts were served, are written */
 	/* from the server: what it says, before it is encrypted; bytes sent, arrived,
 	 * read by the program */
 	char *app;
@@ -9421,7 +9415,7 @@ static const char certhex[] =
     "a80195669983d55d29c29938281826cefee55986168998ff209ed031df38";
 static unsigned char cert[sizeof(certhex) / 2];
 
-static void serve(struct written *), servergreets(void), handle(int);
+static void serve(struct part *), servergreets(void), handle(int);
 
 /* 1 if both sides still have the connection. */
 static int
@@ -9519,7 +9513,7 @@ arrive(void *p, long arg)
 	if (fault(SPLIT, 700))
 		n = 1 + rnd(n > 4000 && often(800) ? 4000 : n > 60 && often(500) ? 60 : (unsigned)n);
 	c.came += n;
-	for (; iarr < niq && iq[iarr].end <= c.came; iarr++)
+	for (; iarr < sin_.n && sin_.q[iarr].end <= c.came; iarr++)
 		;
 	if (c.came < c.sent)
 		arrives(vt + (c.rrate ? n * 1000 / c.rrate : on[SPLIT] && !healed ? rnd(3) : 0));
@@ -9550,8 +9544,8 @@ drain(void *p, long arg)
 	}
 	c.wgone += n;
 	c.takesat = c.takesat < 0 ? vt : c.takesat;
-	for (; c.ohead < c.noq && c.oq[c.ohead].wend <= c.wgone && linked(); c.ohead++)
-		serve(c.oq + c.ohead);
+	for (; c.ohead < sout.n && sout.q[c.ohead].end <= c.wgone && linked(); c.ohead++)
+		serve(sout.q + c.ohead);
 	if (inflight() > 0)
 		drains(vt + (c.wrate ? n * 1000 / c.wrate : 0));
 	else if (c.wshut && !c.fin)
@@ -9573,13 +9567,15 @@ sendraw(const void *s, size_t n)
 static void
 iswritten(size_t n, const void *b, size_t k)
 {
+	struct part *o;
 	struct req *q;
 
 	if (n > c.nmade || memcmp(c.made + n - k, b, k))
 		bad("written", "writes other bytes than it has made");
-	for (; c.owritten < c.noq && c.oq[c.owritten].end <= (long long)n; c.owritten++) {
-		c.oq[c.owritten].wend = c.tls ? c.wtotal : c.oq[c.owritten].end;
-		goodbye |= c.oq[c.owritten].what == IEND;
+	while (c.owritten < sout.n && sout.q[c.owritten].said <= (long long)n) {
+		o = sout.q + c.owritten++;
+		o->end = c.tls ? c.wtotal : o->said;
+		goodbye |= o->what == IEND;
 	}
 	for (q = openlist.prev; q != &openlist && q->written == UNWRITTEN; q = q->prev)
 		if (q->outend <= (long long)n)
@@ -9628,10 +9624,10 @@ speak(void)
 		br_ssl_engine_flush(&sc.eng, 0);
 		done += n;
 		pump();
-		for (i = niq; i > 0 && iq[i - 1].end < 0; i--)
+		for (i = sin_.n; i > 0 && sin_.q[i - 1].end == FOREVER; i--)
 			;
-		for (; i < niq && iq[i].said <= (long long)(sin_.fed - c.napp + done); i++)
-			iq[i].end = c.sent;
+		for (; i < sin_.n && sin_.q[i].said <= (long long)(sin_.fed - c.napp + done); i++)
+			sin_.q[i].end = c.sent;
 	}
 	c.napp = 0;
 }
@@ -9657,22 +9653,21 @@ position(const struct seen *d)
 	return XML_GetCurrentByteIndex(d->p) + XML_GetCurrentByteCount(d->p);
 }
 
-/* What the server says has a next part, which ends with that byte of it. */
-static struct input *
-newinput(int what, long long said)
+/* There is a next part, which ends with that byte. */
+static struct part *
+newpart(struct seen *d, int what, long long said)
 {
-	struct input *i;
+	long long end = d == &sout || c.tls ? FOREVER : said;
 
-	iq = room(iq, niq, 1, &iqcap, sizeof(*iq));
-	i = iq + niq++;
-	*i = (struct input){ .what = what, .said = said, .end = c.tls ? -1 : said };
-	return i;
+	d->q = room(d->q, d->n, 1, &d->cap, sizeof(*d->q));
+	d->q[d->n] = (struct part){ .what = what, .said = said, .end = end };
+	return d->q + d->n++;
 }
 
 static void
 end_in(const char *why)
 {
-	newinput(IEND, (long long)sin_.fed)->why = why ? copy(why) : "the server closes the stream";
+	newpart(&sin_, IEND, (long long)sin_.fed)->why = why ? copy(why) : "the server closes the stream";
 	/* the program may see it before its last byte: so what was sent with it counts */
 	c.badfrom = c.sent;
 }
@@ -9684,7 +9679,7 @@ opened_in(const char **a, int ok)
 		stop(&sin_, "a header that is none");
 		return;
 	}
-	newinput(IHEADER, position(&sin_));
+	newpart(&sin_, IHEADER, position(&sin_));
 	if (sin_.ndecl > 8)
 		c.costlyfrom = c.sent;  /* more than it has to bear */
 }
@@ -9698,15 +9693,16 @@ isroutable(const struct stanza *s)
 static void
 got_in(struct stanza *s)
 {
-	struct input *i;
+	struct part *i;
 
 	if (eq(s->kind, "stream:error") || (!c.shaken && isroutable(s))) {
 		stop(&sin_, s->cond);
-		iq[niq - 1].said = s->end;
-		iq[niq - 1].end = c.tls ? -1 : s->end;
+		i = sin_.q + sin_.n - 1;
+		i->said = s->end;
+		i->end = c.tls ? FOREVER : s->end;
 		return;
 	}
-	i = newinput(IOTHER, s->end);
+	i = newpart(&sin_, IOTHER, s->end);
 	i->s = *s;
 	if (c.shaken && isroutable(s) && !s->nons)
 		i->what = ISTANZA;
@@ -9714,14 +9710,6 @@ got_in(struct stanza *s)
 		i->what = IHANDSHAKE;
 		c.shaken = 1;
 	}
-}
-
-static struct written *
-newwritten(int what)
-{
-	c.oq = room(c.oq, c.noq, 1, &c.oqcap, sizeof(*c.oq));
-	c.oq[c.noq] = (struct written){ .what = what, .end = position(&sout), .wend = FOREVER };
-	return c.oq + c.noq++;
 }
 
 /* If a signal is to come at such a moment, it does. */
@@ -9738,7 +9726,7 @@ opened_out(const char **a, int ok)
 {
 	if (!ok || !eq(attribute(a, "to"), domain))
 		bad("xml", "the stream that it opens is not one to %s", domain);
-	newwritten(IHEADER);
+	newpart(&sout, IHEADER, position(&sout));
 	signals();
 }
 
@@ -9785,7 +9773,7 @@ end_out(const char *why)
 		bad("xml", "what it writes is wrong: %s", why);
 	c.ended = 1;
 	c.endedat = vt;
-	newwritten(IEND);
+	newpart(&sout, IEND, position(&sout));
 	note("proxy: closes the stream%s", r ? fmt(" (%s)", r) : "");
 	if (!r)
 		bad("close", "closes the stream for no reason");
@@ -9805,7 +9793,7 @@ checkhandshake(const struct stanza *s)
 	h = fnv(fnv(h, &none, sizeof(none)), hexof(digest, 20, "%02x", ""), 40);
 	if (s->pay != fnv(h, "\2", 1))
 		bad("handshake", "the handshake is wrong");
-	if (ihead >= iread || iq[ihead].what != IHEADER)
+	if (ihead >= iread || sin_.q[ihead].what != IHEADER)
 		bad("handshake", "a handshake comes before a header");
 	ihead++;
 }
@@ -9822,7 +9810,7 @@ got_out(struct stanza *s)
 		note("proxy: stream error %s", s->cond);
 	} else if (eq(s->kind, "handshake")) {
 		checkhandshake(s);
-		newwritten(IHANDSHAKE);
+		newpart(&sout, IHANDSHAKE, s->end);
 	} else if (s->nons || !isroutable(s)) {
 		bad("xml", "writes an element %s", s->kind);
 	} else {
@@ -9831,7 +9819,7 @@ got_out(struct stanza *s)
 		note("proxy: %s", describe(s));
 		/* it looks again at twice what it had, which was the tag less a byte at most */
 		sout.owed = s->tag <= 2050 ? 0 : s->tag - 2;
-		newwritten(ISTANZA)->s = *s;
+		newpart(&sout, ISTANZA, s->end)->s = *s;
 		madeend = s->end;
 		check(s);
 	}
@@ -9913,11 +9901,11 @@ probeisover(void)
 static void
 taken(void)
 {
-	struct input *i = iq + iread;
+	struct part *i = sin_.q + iread;
 	struct ping *p;
 
 	peek();
-	if (iread >= niq) {
+	if (iread >= sin_.n) {
 		if (!sin_.stopping)
 			bad("parse", "finds more in what it reads than there is");
 		return;
@@ -9950,8 +9938,8 @@ handled(void)
 	peek();
 	while (skip())
 		;
-	if (ihead < iread && iq[ihead].what != IEND)
-		bad("effect", "has read %s, and nothing has come of it", describe(&iq[ihead].s));
+	if (ihead < iread && sin_.q[ihead].what != IEND)
+		bad("effect", "has read %s, and nothing has come of it", describe(&sin_.q[ihead].s));
 }
 
 static void XMLCALL
@@ -10209,7 +10197,7 @@ some(long long most, size_t n)
 
 /* What is being read may be more than expat has memory for. */
 static void
-weigh(const struct input *i)
+weigh(const struct part *i)
 {
 	if (i->s.tag > PARSERHARD / 28 && c.costlyfrom < 0)
 		c.costlyfrom = c.took - 1;
@@ -10239,16 +10227,16 @@ w_read(int fd, void *dst, size_t n)
 	countall("bytes in", n);
 	lastread = jammed ? lastread : vt;
 	progress++;
-	for (; inread < niq && iq[inread].end >= 0 && iq[inread].end <= c.took; inread++) {
-		if (iq[inread].what == IHANDSHAKE) {
+	for (; inread < sin_.n && sin_.q[inread].end <= c.took; inread++) {
+		if (sin_.q[inread].what == IHANDSHAKE) {
 			c.hsread = 1;
 			c.hsreadat = vt;
 		}
-		weigh(iq + inread);
+		weigh(sin_.q + inread);
 	}
 	/* a part of it may be too much already */
-	if (inread > 0 && inread < niq && iq[inread - 1].end < c.took)
-		weigh(iq + inread);
+	if (inread > 0 && inread < sin_.n && sin_.q[inread - 1].end < c.took)
+		weigh(sin_.q + inread);
 	if (c.came < c.sent)
 		arrives(vt + c.latency);
 	return (ssize_t)n;
@@ -10726,10 +10714,10 @@ quiesce(void)
 		q->drained = vt;
 	if (c.ended || c.blind)
 		return;
-	if (inread > iread && iq[iread].what != IEND)
-		bad("effect", "has read %s and not looked at it", describe(&iq[iread].s));
-	if (ihead < inread && iq[ihead].what == IEND && !c.wfail)
-		bad("effect", "has read %s and goes on", iq[ihead].why);
+	if (inread > iread && sin_.q[iread].what != IEND)
+		bad("effect", "has read %s and not looked at it", describe(&sin_.q[iread].s));
+	if (ihead < inread && sin_.q[ihead].what == IEND && !c.wfail)
+		bad("effect", "has read %s and goes on", sin_.q[ihead].why);
 	judgerequests();
 	for (r = resources; r; r = r->next) {
 		t = MAX(MAX(slowback, r->readat), MAX(r->lifehi, r->pinged));
@@ -11479,7 +11467,7 @@ servetarget(const struct stanza *s)
 }
 
 static void
-serve(struct written *o)
+serve(struct part *o)
 {
 	const struct stanza *s = &o->s;
 	struct reply r = { NULL, NULL, NULL, s->id, s->to, s->from, NULL };
