@@ -7420,7 +7420,8 @@ struct seen {
 	int brackets;           /* ] in a row were written last */
 	struct { const char *name, *value; } decl[16]; /* of prefixes, in the header */
 	size_t ndecl;
-	size_t fed;
+	char *text;             /* all of it, so many bytes */
+	size_t fed, spoken, textcap; /* spoken: of the server's, so many have gone out */
 	size_t owed;            /* bytes of white space that have to follow a large tag */
 	struct part *q;
 	size_t n, cap;
@@ -7645,6 +7646,8 @@ seenopen(struct seen *d, int isout, void (*opened)(const char **, int),
 static void
 seenfeed(struct seen *d, const char *s, size_t n)
 {
+	d->text = room(d->text, d->fed, n, &d->textcap, 1);
+	memcpy(d->text + d->fed, s, n);
 	d->fed += n;
 	if (XML_Parse(d->p, s, (int)n, 0) != XML_STATUS_OK)
 		stop(d, XML_ErrorString(XML_GetErrorCode(d->p)));
@@ -9360,14 +9363,9 @@ static struct {
 	long long wtotal, wgone, wcap, wlow, wstall;
 	unsigned wrate, rrate, latency;
 	int wpending, wshut, rpending, rst, fin, wfail;
-	/* what the program makes, and how much the TLS server has made of its records */
-	char *made;
-	size_t nmade, madecap, plain;
+	size_t plain;           /* so much the TLS server has made of the program's records */
 	size_t ohead, owritten; /* so many parts were served, are written */
-	/* from the server: what it says, before it is encrypted; bytes sent, arrived,
-	 * read by the program */
-	char *app;
-	size_t napp, appcap;
+	/* from the server: bytes sent, arrived, read by the program */
 	unsigned char *raw;
 	size_t rawcap;
 	long long sent, came, took, rcap, rstall;
@@ -9456,7 +9454,6 @@ cut(void *why, long reset)
 	if (!linked())
 		return;
 	note("network: %s", (const char *)why);
-	c.napp = 0;
 	c.fin = !reset;
 	c.rst = (int)reset;
 	if (reset && rnd(2))
@@ -9570,7 +9567,7 @@ iswritten(size_t n, const void *b, size_t k)
 	struct part *o;
 	struct req *q;
 
-	if (n > c.nmade || memcmp(c.made + n - k, b, k))
+	if (n > sout.fed || memcmp(sout.text + n - k, b, k))
 		bad("written", "writes other bytes than it has made");
 	while (c.owritten < sout.n && sout.q[c.owritten].said <= (long long)n) {
 		o = sout.q + c.owritten++;
@@ -9607,43 +9604,37 @@ pump(void)
 static void
 speak(void)
 {
-	size_t i, done = 0, n;
+	size_t i, n;
 	unsigned char *b;
 
 	if (!linked())
-		c.napp = 0;
-	if (!c.tls && c.napp > 0)
-		sendraw(c.app, c.napp);
-	while (c.tls && done < c.napp) {
+		sin_.spoken = sin_.fed;
+	if (!c.tls && sin_.spoken < sin_.fed)
+		sendraw(sin_.text + sin_.spoken, sin_.fed - sin_.spoken);
+	while (c.tls && sin_.spoken < sin_.fed) {
 		pump();
 		if (!(b = br_ssl_engine_sendapp_buf(&sc.eng, &n)))
 			break;
-		n = MIN(n, c.napp - done);
-		memcpy(b, c.app + done, n);
+		n = MIN(n, sin_.fed - sin_.spoken);
+		memcpy(b, sin_.text + sin_.spoken, n);
 		br_ssl_engine_sendapp_ack(&sc.eng, n);
 		br_ssl_engine_flush(&sc.eng, 0);
-		done += n;
+		sin_.spoken += n;
 		pump();
 		for (i = sin_.n; i > 0 && sin_.q[i - 1].end == FOREVER; i--)
 			;
-		for (; i < sin_.n && sin_.q[i].said <= (long long)(sin_.fed - c.napp + done); i++)
+		for (; i < sin_.n && sin_.q[i].said <= (long long)sin_.spoken; i++)
 			sin_.q[i].end = c.sent;
 	}
-	c.napp = 0;
+	sin_.spoken = sin_.fed;
 }
 
 /* The server says that: it goes out with the next speak(). */
 static void
 says(const char *s)
 {
-	size_t n = strlen(s);
-
-	if (!linked() || sin_.stopping)
-		return;
-	c.app = room(c.app, c.napp, n, &c.appcap, 1);
-	memcpy(c.app + c.napp, s, n);
-	c.napp += n;
-	seenfeed(&sin_, s, n);
+	if (linked() && !sin_.stopping)
+		seenfeed(&sin_, s, strlen(s));
 }
 
 /* Where what expat is at ends. */
@@ -9861,9 +9852,6 @@ peek(void)
 	if (!c.open || was >= made)
 		return;         /* it has thrown away what was for another connection */
 	n = (size_t)(made - was);
-	c.made = room(c.made, c.nmade, n, &c.madecap, 1);
-	memcpy(c.made + c.nmade, s + len - n, n);
-	c.nmade += n;
 	seenfeed(&sout, s + len - n, n);
 	checkwhite(&sout);
 }
