@@ -7413,7 +7413,7 @@ struct part {
 struct seen {
 	XML_Parser p;
 	void (*opened)(const char **, int), (*got)(struct stanza *), (*end)(const char *);
-	int depth, open, isout, stopping;
+	int depth, open, stopping;
 	struct stanza s;
 	int inerror, inshow;
 	uint64_t h;             /* of the content so far */
@@ -7603,7 +7603,7 @@ ontext(void *data, const char *t, int n)
 	if (d->depth < 2) {
 		d->owed -= MIN(d->owed, (size_t)n);
 		for (i = 0; i < n; i++)
-			if (!strchr(" \t\r\n", t[i]) && d->isout)
+			if (!strchr(" \t\r\n", t[i]))
 				stop(d, "text between stanzas");
 		return;
 	}
@@ -7628,12 +7628,12 @@ onother(void *data, const char *s, int n)
 }
 
 static void
-seenopen(struct seen *d, int isout, void (*opened)(const char **, int),
-         void (*got)(struct stanza *), void (*end)(const char *))
+seenopen(struct seen *d, void (*opened)(const char **, int), void (*got)(struct stanza *),
+         void (*end)(const char *))
 {
 	if (d->p)
 		XML_ParserFree(d->p);
-	*d = (struct seen){ XML_ParserCreate("UTF-8"), opened, got, end, .isout = isout };
+	*d = (struct seen){ XML_ParserCreate("UTF-8"), opened, got, end };
 	XML_SetHashSalt(d->p, 1);
 	if (XML_SetReparseDeferralEnabled)
 		XML_SetReparseDeferralEnabled(d->p, XML_FALSE);
@@ -9828,8 +9828,8 @@ connectdone(void *p, long how)
 		return;
 	c.connected = 1;
 	lastread = vt;
-	seenopen(&sin_, 0, opened_in, got_in, end_in);
-	seenopen(&sout, 1, opened_out, got_out, end_out);
+	seenopen(&sin_, opened_in, got_in, end_in);
+	seenopen(&sout, opened_out, got_out, end_out);
 	servergreets();
 }
 
