@@ -8681,7 +8681,9 @@ checkchoice(const char *stays, int get, struct res *r)
 	int fair, sure = !on[PARTPROBE] && !on[NOPROBE] && !on[LATEPROBE];
 	struct res *x;
 
-	fair = isfair();        /* also if it is tried, as who else was chosen is remembered */
+	/* also if it is tried, as who else was chosen is remembered; who has it at second hand
+	 * is not */
+	fair = get > -2 && isfair();
 	if (checkhandicap(r, get))
 		return;
 	if (choice == STANDBY) {
@@ -8692,7 +8694,7 @@ checkchoice(const char *stays, int get, struct res *r)
 		chargejoined = r->joined;
 	} else if (stays) {
 		checkstick(stays, r, fair, sure);
-	} else if (choice == LEASTBUSY && nmaybe == 0 && nmistaken == 0 && fair && get > -2) {
+	} else if (choice == LEASTBUSY && nmaybe == 0 && nmistaken == 0 && fair) {
 		for (x = resources; x; x = x->next)
 			if (known(x) == 1 && x->risky < r->open)
 				bad("leastbusy", "the request goes to %s with %d open ones, %s has %d",
@@ -9162,21 +9164,17 @@ isretry(struct stanza *o)
 	k->vague |= n > 1;
 	k->mistaken |= n > 1;
 	q = best;
-	if (!k->vague && q->bounced && r == q->res && r->left < q->given)
-		bad("retry", "a get of %s is handed on to %s, which has bounced it", f, r->name);
+	if (!k->vague && r == q->res && r->left < q->given && (q->bounced ||
+	    (q->st != QFAILING && known(r) == 1 && r->wellat < r->pinged)))
+		bad("retry", "a get of %s is handed on to %s, which has it, or bounced it", f, r->name);
 	for (x = resources; choice != STANDBY && !k->vague && !r->doubtful && x; x = x->next)
 		if (x != q->res && known(x) == 1 && !handicapped(x) && !shown(x) &&
 		    (r->pings > x->pings || (r->drains && !shown(r))))
 			bad("retry", "a get of %s is handed on to %s, which is silent or drains; %s is well", f,
 			    r->name, x->name);
-	if (!k->vague && r == q->res && q->st != QFAILING && !q->bounced && known(r) == 1 &&
-	    r->left < q->given && r->wellat < r->pinged)
-		bad("retry", "a get of %s is handed on to %s, which has it", f, r->name);
 	if (q->bounced && !known(r))
 		bad("choice", "a request goes to %s, which has left", r->name);
-	if (!q->bounced && choice != STANDBY)
-		checkhandicap(r, -2);   /* and it is not remembered */
-	else if (!q->bounced)
+	if (!q->bounced)
 		checkchoice(NULL, -2, r);
 	isgiven(r);
 	endreq(q, QENDED);
