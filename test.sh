@@ -8057,14 +8057,14 @@ plain(const struct req *q)
 	return !q->islong && !q->key->vague && !q->lost;
 }
 
-/* Requests that are not plain may have timed out unseen. */
+/* Requests that were due by time t may have timed out, or those that are not plain, unseen. */
 static void
-due(void)
+doubtdue(long long t, int all)
 {
 	struct req *q;
 
-	for (q = openlist.next; answertime && q != &openlist && vt + 100 >= deadline(q); q = q->next)
-		if (!plain(q))
+	for (q = openlist.next; answertime && q != &openlist && deadline(q) <= t; q = q->next)
+		if (all || !plain(q))
 			doubt(q);
 }
 
@@ -8883,7 +8883,6 @@ static void
 dueisback(const struct ping *p)
 {
 	struct res *r;
-	struct req *q;
 
 	dueback = vt;
 	duepause = turnedat;
@@ -8902,8 +8901,7 @@ dueisback(const struct ping *p)
 	for (r = resources; r; r = r->next)
 		if (r->readat < 0 && p->from > r->pingedat)
 			r->readat = vt;
-	for (q = openlist.next; answertime && q != &openlist && deadline(q) <= judgedby + slack(100); q = q->next)
-		doubt(q);
+	doubtdue(judgedby + slack(100), 1);
 }
 
 /* An error has come from r that may be a server's: that is a reason to probe, at times. */
@@ -9319,7 +9317,7 @@ check(struct stanza *o)
 		bad("from", "writes a stanza from %s", shorten(o->from));
 	if (!o->to || !*o->to)
 		bad("from", "writes a stanza to nobody");
-	due();
+	doubtdue(vt + 100, 0);
 	if (ihead < iread) {
 		predict(i, &e);
 		a = i->step;
