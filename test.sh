@@ -9102,19 +9102,17 @@ isping(struct stanza *o)
 		bad("stall", "pings %s, which has left", r->name);
 	if (stall == 0)
 		bad("stall", "pings %s, which it should not", r->name);
-	if (vt - r->life < least || (r->pinged > lastheld && vt - r->pinged < least))
-		bad("stall", "pings %s %lld ms after it was heard of, %lld after the last ping", r->name,
-		    vt - r->life, vt - r->pinged);
-	if (r->pings > 0 && !r->doubtful && (r->readat < 0 || vt - r->readat < least))
-		bad("stall", "pings %s again %lld ms after the server surely had the last ping", r->name,
-		    r->readat < 0 ? 0 : vt - r->readat);
+	if (r->pinged > lastheld && vt - r->pinged < least)
+		bad("stall", "pings %s %lld ms after the last ping", r->name, vt - r->pinged);
+	if (r->pings > 0 && !r->doubtful && r->readat < 0)
+		bad("stall", "pings %s again, and the server may not have the last ping", r->name);
 	if (idle(r))
 		bad("stall", "pings %s, which has no request", r->name);
 	if (slowsure >= 0 && vt - slowsure < least)
 		bad("stall", "pings %s %lld ms after a slow ping to itself", r->name, vt - slowsure);
 	if (judgedby < (r->pings > 0 && !r->doubtful ? r->readat : r->life) + least)
-		bad("judgedby", "pings %s, but what it may have said by %lld was not waited for", r->name,
-		    vt - judgedby);
+		bad("judgedby", "pings %s %lld ms after it was heard of, but of what it may have said only "
+		    "what came %lld ms ago was waited for", r->name, vt - r->life, vt - judgedby);
 	r->pings++;
 	r->passed = 0;
 	r->changes = njoins + nleft;
