@@ -9758,7 +9758,8 @@ end_out(const char *why)
 		bad("xml", "what it writes is wrong: %s", why);
 	c.ended = 1;
 	c.endedat = vt;
-	newpart(&sout, IEND, position(&sout));
+	if (newpart(&sout, IEND, position(&sout))->said < (long long)sout.fed)
+		bad("ended", "writes more with the end of its stream");
 	note("proxy: closes the stream%s", r ? fmt(" (%s)", r) : "");
 	if (!r)
 		bad("close", "closes the stream for no reason");
@@ -9788,8 +9789,8 @@ got_out(struct stanza *s)
 {
 	size_t len = headbytes(s->kind, s->type, s->id, s->from ? s->from : "", s->to ? s->to : "") + s->rest;
 
-	if (c.ended || (c.saiderror && isroutable(s)))
-		bad("ended", "writes %s after the end of its stream", s->kind);
+	if (c.saiderror && isroutable(s))
+		bad("ended", "writes %s after an error of its stream", s->kind);
 	if (eq(s->kind, "stream:error")) {
 		c.saiderror = 1;
 		note("proxy: stream error %s", s->cond);
@@ -9846,6 +9847,8 @@ peek(void)
 	if (!c.open || was >= made)
 		return;         /* it has thrown away what was for another connection */
 	n = (size_t)(made - was);
+	if (c.ended)
+		bad("ended", "writes %zu bytes after the end of its stream", n);
 	seenfeed(&sout, s + len - n, n);
 	checkwhite(&sout);
 }
