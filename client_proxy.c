@@ -1215,12 +1215,10 @@ checkresources(long long t, long long by)
 
 	due.check = NEVER;
 	for (w = resources; w < end; w++) {
-		if (w->unread && w->steptime < t) {
+		if (w->unread ? w->steptime < t : now - t > stall * 1000LL) {
 			w->unread = 0;
 			w->steptime = now;
 		}
-		if (now - t > stall * 1000LL)
-			w->steptime = now;
 		well += w->pings + issilent(w, by) < 2;
 	}
 	for (w = resources; w < end; w++) {
