@@ -4432,7 +4432,7 @@ with_kick_old_copies_take_the_address_from_each_other() {
 ejabberd_accepts_both_copies() {
 	need ejabberdctl ejabberd
 	ejabberd
-	proxy patience=1 refresh=2
+	proxy patience=3 refresh=4
 	workers a
 	first=$log
 	proxy
