@@ -764,8 +764,10 @@ pingself(void)
 	char id[40];
 
 	snprintf(id, sizeof(id), "%s%lld", due.id, now);
-	due.nout += putping(id, domain);
-	due.last = now;
+	if (putping(id, domain)) {
+		due.nout++;
+		due.last = now;
+	}
 	due.next = AFTER(patience); /* if it is lost, or slow */
 }
 
