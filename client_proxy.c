@@ -76,7 +76,7 @@ enum {
 /* One stanza must fit with what else has to go out, and so must the header of
  * our stream before it: until TLS is up, that waits while we read. */
 typedef char outsize_is_too_small[OUTSIZE >= MAXSTANZA + 2 * OWNROOM ? 1 : -1];
-typedef char requestsize_is_too_small[REQUESTSIZE >= 4 ? 1 : -1];
+typedef char requestsize_is_too_small[REQUESTSIZE > 0 ? 1 : -1];
 typedef char maxresources_is_too_small[MAXRESOURCES > 0 ? 1 : -1];
 typedef char maxrequests_is_too_small[MAXREQUESTS > 0 ? 1 : -1];
 /* so must ours: both addresses, a resource, and as much white space */
@@ -100,7 +100,8 @@ typedef struct {
 	const char *ns;
 } Node;
 
-enum { WAITING, RESOLVING, CONNECTING, OPENING, ONLINE, CLOSING }; /* the connection */
+/* The states of the connection. */
+enum { WAITING, RESOLVING, CONNECTING, OPENING, ONLINE, CLOSING };
 
 /* Why requests are refused, how it is said (RFC 6120 8.3.3), how often. */
 enum { NOBODY, UNKNOWN, LONGADDRESS, LARGE, BUSY, GONE, LATE, ILLEGAL };
@@ -161,8 +162,8 @@ static struct stick {
 
 /* Requests that were handed out and have no answer yet. Each slot that was ever
  * used is in the bucket of its key and in one list: that of free ones; of open
- * requests, the oldest first; or of those to be answered with an error. An empty list
- * is its head alone, which is never due. */
+ * requests, the oldest first; or of those that have failed. An empty list is just its
+ * head; that of open requests is never due. */
 enum { FREE, OPEN, FAILED };
 typedef struct request Request;
 static struct request {
@@ -208,7 +209,7 @@ static int unanswered;          /* nobody has answered the last probe that count
 /* how the ids of our pings to ourselves begin on this connection; when the next may go
  * out for what is due; when somebody may have been silent for too long; when the last
  * of them that counts was sent, and when it was back; when the very last was sent, and
- * how many are out; whether it was said that some went elsewhere */
+ * how many have not come back; whether it was said that some went elsewhere */
 static struct {
 	char id[16];
 	long long next, check, sent, back, last;
@@ -275,7 +276,7 @@ static long long backoff = FIRSTPAUSE;
 static long long onlinetime = LLONG_MAX; /* when this connection went online */
 static unsigned long nrounds;   /* through all addresses since a server was there */
 static int wake[2];             /* signal handlers write, the loop reads */
-static volatile sig_atomic_t state, quitting, reporting; /* they also read the state */
+static volatile sig_atomic_t state, quitting, reporting; /* they read the first, set the others */
 
 /* ---- log and clock ---- */
 
@@ -607,7 +608,7 @@ put(Buffer *b, const char *s, size_t n)
 {
 	if (n > b->size - b->len) {
 		b->lost = 1;
-		return;
+		n = 0;
 	}
 	memcpy(b->s + b->len, s, n);
 	b->len += n;
@@ -1113,8 +1114,8 @@ removeresource(Resource *w)
 		ask.next = now;
 	toomany = 0;
 	for (r = requests; r < requests + nused; r++) {
-		/* it is not answered, though one with its id may have been: if w is back
-		 * by then its answer passes */
+		/* it is not answered, though one with its id may have been: forget that, or
+		 * else the oldest key there, so that its answer passes if w is back by then */
 		if (r->asker && (!w || r->asker == w)) {
 			*findanswered(r->key) = 0;
 			move(r, FREE);
@@ -1442,13 +1443,14 @@ handleping(const char *id)
 	}
 	sent = strtoll(id + strlen(due.id), NULL, 10);
 	due.next = now + 100; /* so that this is not all we do */
-	/* they come back in the order in which they went out */
-	if (--due.nout > 0 && sent == due.last) {
-		if (!due.shared)
-			say("shared: %s: another connection gets some of what is for it", domain);
+	/* they come back in the order in which they went out: once the last is back, those
+	 * that are missing are lost */
+	if (--due.nout > 0 && sent == due.last && !due.shared) {
+		say("shared: %s: another connection gets some of what is for it", domain);
 		due.shared = 1;
-		due.nout = 0;
 	}
+	if (sent == due.last)
+		due.nout = 0;
 	/* a server that stood still may answer before it reads what others have sent:
 	 * what counts is the ping before, which was back when this was sent */
 	if (sent > due.back) {
@@ -1797,8 +1799,8 @@ handleelement(void)
 /* ---- parsing ---- */
 
 /* What expat allocates is counted: it keeps each name it has seen, and every user
- * can send us new ones. Above the hard limit there is no more. The size stands in
- * front, in the first of two words, which keep what follows aligned. */
+ * can send us new ones. Above the hard limit there is no more. The size is in the
+ * first of two words in front of each block, which keep it aligned. */
 static void *
 resize(void *p, size_t size)
 {
@@ -2447,8 +2449,8 @@ run(void)
 		now = milliseconds();
 		if (now >= linetime)
 			sayunsaid();
-		/* a signal, which has also written to the pipe; what it holds beyond that
-		 * only wakes us once more */
+		/* a signal has interrupted poll(): it has also written to the pipe. What one
+		 * read leaves there only wakes us again. */
 		if (n < 0 || (p[0].revents && read(wake[0], c, sizeof(c)) < 0))
 			continue;
 		if (reporting)

@@ -2094,7 +2094,7 @@ the_longest_times_work() {
 # "This is what happens at each limit; those in capitals can be changed in config.h, and a
 # size that cannot work does not compile."
 sizes_that_cannot_work() {
-	for c in MAXRESOURCES=0 MAXREQUESTS=0 INSIZE=0 MAXSTANZA=4095 MAXSTANZA=-1 OUTSIZE=540671 REQUESTSIZE=3 \
+	for c in MAXRESOURCES=0 MAXREQUESTS=0 INSIZE=0 MAXSTANZA=4095 MAXSTANZA=-1 OUTSIZE=540671 REQUESTSIZE=0 \
 	    PARSERHARD=1048575; do
 		echo "$c:"
 		configure "$c" && return 1
@@ -4432,8 +4432,8 @@ with_kick_old_copies_take_the_address_from_each_other() {
 
 # "ejabberd and jabberd2 accept both and spread stanzas over them, so that answers may
 # come to the wrong one: run only one copy there."
-# "A ping of the component to itself has gone elsewhere: another copy is connected, or a
-# connection that was cut counts as one, see A second copy."
+# "A ping of the component to itself has gone elsewhere: another copy is connected, or the
+# server still counts a connection that was cut, see A second copy."
 ejabberd_accepts_both_copies() {
 	need ejabberdctl ejabberd
 	ejabberd
@@ -4449,7 +4449,7 @@ ejabberd_accepts_both_copies() {
 }
 
 # "A ping of the component to itself has gone elsewhere: ..."
-# "Logged once, until the connection is lost."
+# "Logged once per connection."
 a_ping_that_goes_elsewhere_is_logged_once() {
 	scripted patience=1 stall=1
 	goes_to a hung set
@@ -6112,9 +6112,11 @@ last_ask() {
 	    sed -n "\$s/.* id='\(.*\)'/\1/p"
 }
 
+# A ping to ourselves.
+ping="<iq type='get' id='due[0-9a-f]*' from='proxy.localhost' to='proxy.localhost'>"
+
 # When something is due, as that a probe is read or has had its time, a ping goes out,
 # which is back after all that has come.
-ping="<iq type='get' id='due[0-9a-f]*' from='proxy.localhost' to='proxy.localhost'>"
 is_due() {
 	hear srv "$ping"
 	tell srv "$heard"
@@ -6477,6 +6479,7 @@ def jam(port, n, answers=0):
                      for i in range(int(answers))))
     while got["get"] < int(answers):
         got.update(stanza[0][1].get("type") for stanza in peer.read())
+    # a second answer that says that a is not there could be handed on to b
     peer.say("<presence from='service@localhost/b' to='proxy.localhost'/>")
     peer.say("".join("<iq type='%s' from='service@localhost/a' id='a%d' to='proxy.localhost/v@h/r'>"
                      "<error>%s<recipient-unavailable xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq>"
