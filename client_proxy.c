@@ -1443,14 +1443,12 @@ handleping(const char *id)
 	}
 	sent = strtoll(id + strlen(due.id), NULL, 10);
 	due.next = now + 100; /* so that this is not all we do */
-	/* they come back in the order in which they went out: once the last is back, those
+	/* they come back in the order in which they went out: when the last is back, those
 	 * that are missing are lost */
 	if (--due.nout > 0 && sent == due.last && !due.shared) {
 		say("shared: %s: another connection gets some of what is for it", domain);
 		due.shared = 1;
 	}
-	if (sent == due.last)
-		due.nout = 0;
 	/* a server that stood still may answer before it reads what others have sent:
 	 * what counts is the ping before, which was back when this was sent */
 	if (sent > due.back) {
