@@ -655,11 +655,13 @@ static void
 putattr(Buffer *b, const char *name, const char *value)
 {
 	const char *s, *special = "&<'\t\n\r", *quote = "='";
+	size_t n;
 	long more = 0;
 
 	if (!value)
 		return;
-	for (s = strchr(value, '\'') ? value : ""; *s; s++)
+	n = strcspn(value, special);
+	for (s = value; value[n] && *s; s++)
 		more += (*s == '\'') - (*s == '"');
 	if (more > 0) {
 		special = "&<\"\t\n\r";
@@ -668,7 +670,10 @@ putattr(Buffer *b, const char *name, const char *value)
 	put(b, " ", 1);
 	put(b, name, strlen(name));
 	put(b, quote, 2);
-	putescaped(b, value, strlen(value), special);
+	if (value[n])
+		putescaped(b, value, strlen(value), special);
+	else
+		put(b, value, n);
 	put(b, quote + 1, 1);
 }
 
@@ -765,10 +770,11 @@ pingself(void)
 	char id[40];
 
 	snprintf(id, sizeof(id), "%s%lld", due.id, now);
-	if (putping(id, domain)) {
-		due.nout++;
-		due.last = now;
-	}
+	/* one that went out just now has the same id, and does as well */
+	if (due.last == now || !putping(id, domain))
+		return;
+	due.nout++;
+	due.last = now;
 	due.next = AFTER(patience); /* if it is lost, or slow */
 }
 
@@ -1914,7 +1920,7 @@ reset(void)
 
 	for (r = requests; r < requests + nused; r++)
 		move(r, FREE);
-	ask.extra = due.next = 0;
+	ask.extra = due.next = due.last = 0;
 	due.nout = due.shared = 0;
 	makeid(due.id, "due");
 	shedding = ask.granted = unanswered = second = depth = suspended = 0;
@@ -2457,8 +2463,11 @@ run(void)
 			hangup("signal");
 		if (state == CONNECTING && p[1].revents)
 			finishconnect();
-		if (suspended)
+		if (suspended) {
+			/* before what is read has taken all the room again */
+			chores();
 			parse();
+		}
 		if ((p[1].events & POLLIN) && !ending && mayread() &&
 		    ((p[1].revents & ~POLLOUT) || tlshas(TLSUNREAD)))
 			receive();
@@ -2532,7 +2541,7 @@ checkconfig(void)
 	check(isours(target), "target", "is at our own domain");
 	check(!*secret, "secret", "is empty");
 	check(!*host, "host", "is empty");
-	check(!*port, "port", "is empty");
+	check(!*port || strtol(port, NULL, 10) > 65535, "port", "is empty or over 65535");
 	check(!readpins(), "tlspin", "is not SHA-256 fingerprints, eight at most");
 	check(!isutf8(prefix) || strlen(prefix) > PARTMAX,
 	      "prefix", "cannot start a resource");

@@ -2064,7 +2064,7 @@ configurations_that_cannot_work() {
 	    target='"Service@localhost"' target='""' domain='""' domain='"a/b"' \
 	    domain='"a b"' domain='"a@b"' domain='"A.localhost"' secret='""' \
 	    domain='"proxy.localhost."' target='"service@localhost."' refresh=4294967295 \
-	    keepalive=2592001 host='""' port='""' backoffmax=0 choice=4 refresh=10 \
+	    keepalive=2592001 host='""' port='""' port='"65536"' backoffmax=0 choice=4 refresh=10 \
 	    choice=-1 stall=2592001 retry=10 sticktime=2592001 answertime=2592001 patience=0 \
 	    askmin=0 askmax=59 askmax=2592001 prefix="\"$(printf '\377')\"" \
 	    domain="\"proxy$(printf '\177')\"" target="\"service@$(printf '\377')\"" \
@@ -3711,23 +3711,24 @@ a_server_that_waits_for_us_to_read() {
 # One that reads, however slowly, is not.
 # "A server that reads nothing for twice keepalive is left."
 a_server_that_reads_slowly_stays() {
-	{
-		printf %s "<stream:stream id='1' xmlns='jabber:component:accept' xmlns:stream='http://etherx.jabber.org/streams'>" \
-		    "<handshake/><presence from='service@localhost/a' to='proxy.localhost'/>"
-		large 15900000 "iq type='set' id='1' from='u@h/r' to='proxy.localhost'" "<q>" "</q>"
-	} >"$dir/all"
-	cat >"$dir/slow" <<-\E
-	cat all &
-	while head -c 150000 >part && [ -s part ]; do
-		cat part >>srv.out
-		sleep 0.1
-	done
-	E
-	background sh -c "cd '$dir' && exec socat TCP-LISTEN:$cport,bind=127.0.0.1,reuseaddr,rcvbuf=65536 'SYSTEM:sh slow'"
-	await listening_only "$cport"
+	large 15900000 "iq type='set' id='1' from='u@h/r' to='proxy.localhost'" "<q>" "</q>" >"$dir/large"
+	reads_slowly 150000 "$dir/large"
 	proxy keepalive=4 MAXSTANZA=16000000 OUTSIZE=16016384
 	# what it is owed is not cut off
 	written "</iq>"
+}
+
+# What is due has its room, however much there is to be read.
+# "It is also the pause between pings of the component to itself that do not come back."
+what_is_due_finds_room() {
+	awk -v x="$(bytes 7000 x)" 'BEGIN {
+		for (i = 1; i <= 1500; i++)
+			printf "<iq type=\"set\" id=\"%d\" from=\"u@h/r\" to=\"proxy.localhost\"><q>%s</q></iq>", i, x
+	}' >"$dir/many"
+	reads_slowly 100000 "$dir/many"
+	proxy patience=1 stall=1 MAXSTANZA=8192 OUTSIZE=30000
+	written "id='1400'"
+	[ "$(grep -o "<iq type='get' id='due" "$dir/srv.out" | wc -l)" -ge 4 ]
 }
 
 # What it says is no sign of life then.
@@ -6110,6 +6111,25 @@ each_gets_a_set() {
 last_ask() {
 	grep -o "<presence type='\(subscribe\|probe\)' id='[^']*'" "$dir/srv.out" |
 	    sed -n "\$s/.* id='\(.*\)'/\1/p"
+}
+
+# A scripted server that says what is in this file, and reads so many bytes ten times a
+# second.
+reads_slowly() {
+	{
+		printf %s "<stream:stream id='1' xmlns='jabber:component:accept' xmlns:stream='http://etherx.jabber.org/streams'>" \
+		    "<handshake/><presence from='service@localhost/a' to='proxy.localhost'/>"
+		cat "$2"
+	} >"$dir/all"
+	cat >"$dir/slow" <<-E
+	cat all &
+	while head -c $1 >part && [ -s part ]; do
+		cat part >>srv.out
+		sleep 0.1
+	done
+	E
+	background sh -c "cd '$dir' && exec socat TCP-LISTEN:$cport,bind=127.0.0.1,reuseaddr,rcvbuf=65536 'SYSTEM:sh slow'"
+	await listening_only "$cport"
 }
 
 # A ping to ourselves.
