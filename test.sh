@@ -2828,6 +2828,8 @@ two_who_share_a_place() {
 
 # "Silence of the server after which client_proxy sends a ping through it to itself; after
 # as much again it reconnects."
+# "the server is silent means that a ping of the component to itself has not come back
+# within keepalive: the server hangs, or another connection has got it, see A second copy."
 liveness() {
 	scripted keepalive=3
 	for back in get result; do
