@@ -770,7 +770,8 @@ pingself(void)
 	char id[40];
 
 	snprintf(id, sizeof(id), "%s%lld", due.id, now);
-	/* one that went out just now has the same id, and does as well */
+	/* one of this millisecond would have the same id, and serves as well; without
+	 * room there is no ping to wait for */
 	if (due.last == now || !putping(id, domain))
 		return;
 	due.nout++;
@@ -2464,7 +2465,7 @@ run(void)
 		if (state == CONNECTING && p[1].revents)
 			finishconnect();
 		if (suspended) {
-			/* before what is read has taken all the room again */
+			/* only while online; what is read would take all the room again */
 			chores();
 			parse();
 		}

@@ -2828,8 +2828,9 @@ two_who_share_a_place() {
 
 # "Silence of the server after which client_proxy sends a ping through it to itself; after
 # as much again it reconnects."
-# "the server is silent means that a ping of the component to itself has not come back
-# within keepalive: the server hangs, or another connection has got it, see A second copy."
+# "the server is silent means that nothing has come within keepalive of a ping of the
+# component to itself, or that the server has read nothing for twice as long: it hangs,
+# cannot be reached, or another connection has got the ping, see A second copy."
 liveness() {
 	scripted keepalive=3
 	for back in get result; do
@@ -3720,9 +3721,9 @@ a_server_that_reads_slowly_stays() {
 	written "</iq>"
 }
 
-# What is due has its room, however much there is to be read.
+# Pings have their room, however much there is to be read.
 # "It is also the pause between pings of the component to itself that do not come back."
-what_is_due_finds_room() {
+pings_find_room() {
 	awk -v x="$(bytes 7000 x)" 'BEGIN {
 		for (i = 1; i <= 1500; i++)
 			printf "<iq type=\"set\" id=\"%d\" from=\"u@h/r\" to=\"proxy.localhost\"><q>%s</q></iq>", i, x
@@ -6115,8 +6116,8 @@ last_ask() {
 	    sed -n "\$s/.* id='\(.*\)'/\1/p"
 }
 
-# A scripted server that says what is in this file, and reads so many bytes ten times a
-# second.
+# A scripted server that reads at most so many bytes ten times a second, and says what is
+# in this file.
 reads_slowly() {
 	{
 		printf %s "<stream:stream id='1' xmlns='jabber:component:accept' xmlns:stream='http://etherx.jabber.org/streams'>" \
