@@ -2424,11 +2424,30 @@ report(void)
 		    choice == STANDBY && w == choose("", 0, NULL) ? ", in charge" : "");
 }
 
+/* How long, in ms, poll() may wait: until something is to be done though nothing has
+ * come. */
+static int
+waittime(void)
+{
+	long long next = nunsaid > 0 ? MIN(deadline, linetime) : deadline;
+
+	/* to poll() on Linux a socket is full when two thirds of its buffer are, but it
+	 * takes more; and a server may read nothing until we do */
+	if (!mayread())
+		next = MIN(next, now + WRITETIME);
+	if (state == ONLINE && hasroom())
+		next = MIN(MIN(next, sweeptime < NEVER ? NEVER : ask.next), pingtime());
+	/* nothing else will wake us for these */
+	if (state >= OPENING && mayread() && (suspended || tlshas(TLSUNREAD) ||
+	    (hasroom() && lists[FAILED].next != lists + FAILED)))
+		next = now;
+	return (int)MIN(MAX(next - now, 0), INT_MAX);
+}
+
 static void
 run(void)
 {
 	struct pollfd p[2] = { { .fd = wake[0], .events = POLLIN } };
-	long long next;
 	int n;
 	char c[64];
 
@@ -2439,18 +2458,7 @@ run(void)
 		              (!*tlspin || tlshas(TLSUNREAD | BR_SSL_RECVREC)) ? POLLIN : 0;
 		if (state == CONNECTING || (!*tlspin && out.len > 0) || tlshas(BR_SSL_SENDREC))
 			p[1].events |= POLLOUT;
-		next = nunsaid > 0 ? MIN(deadline, linetime) : deadline;
-		/* to poll() on Linux a socket is full when two thirds of its buffer are,
-		 * but it takes more; and a server may read nothing until we do */
-		if (!mayread())
-			next = MIN(next, now + WRITETIME);
-		if (state == ONLINE && hasroom())
-			next = MIN(MIN(next, sweeptime < NEVER ? NEVER : ask.next), pingtime());
-		/* nothing else will wake us for these */
-		if (state >= OPENING && mayread() && (suspended || tlshas(TLSUNREAD) ||
-		    (hasroom() && lists[FAILED].next != lists + FAILED)))
-			next = now;
-		n = poll(p, 2, (int)MIN(MAX(next - now, 0), INT_MAX));
+		n = poll(p, 2, waittime());
 		now = milliseconds();
 		if (now >= linetime)
 			sayunsaid();
