@@ -276,7 +276,8 @@ static long long backoff = FIRSTPAUSE;
 static long long onlinetime = LLONG_MAX; /* when this connection went online */
 static unsigned long nrounds;   /* through all addresses since a server was there */
 static int wake[2];             /* signal handlers write, the loop reads */
-static volatile sig_atomic_t state, quitting, reporting; /* they read the first, set the others */
+/* signal handlers read the first and set the others */
+static volatile sig_atomic_t state, quitting, reporting;
 
 /* ---- log and clock ---- */
 
@@ -2473,10 +2474,12 @@ run(void)
 		if (state == CONNECTING && p[1].revents)
 			finishconnect();
 		if (suspended) {
-			/* only while online; what is read would take all the room again */
+			/* we are online, or there would be room; what is due goes first, or
+			 * what is read would take all of it again */
 			chores();
 			parse();
 		}
+		/* parse() may have filled the out buffer, or have ended the stream */
 		if ((p[1].events & POLLIN) && !ending && mayread() &&
 		    ((p[1].revents & ~POLLOUT) || tlshas(TLSUNREAD)))
 			receive();

@@ -12390,7 +12390,8 @@ simulate() {
 # Seeds that found faults of the program, or slips that were planted in it.
 failed_once() {
 	for seed in 3 7 15 19 21 27 42 51 52 65 69 76 88 93 97 99 110 138 144 153 200 282 360 417 \
-	    1000012 6000020 6000250 6000524 935035302 3883002126; do
+	    1000012 6000020 6000250 6000524 935035302 3883002126 3992050388 3993004707 \
+	    3994002170; do
 		simulate world cc -O1 0 $seed >"$TESTDIR/failed" 2>&1 || {
 			cat "$TESTDIR/failed"
 			return 1
